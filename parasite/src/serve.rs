@@ -1,0 +1,403 @@
+//! The serve loop and the parked threads' loop: frames in, programs of system calls run, frames out.
+use crate::arch::{copy, fill, leave, syscall6};
+use core::mem::size_of;
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
+use wire::*;
+
+const SYS_CLOSE: u64 = 3;
+const SYS_SENDTO: u64 = 44;
+const SYS_RECVFROM: u64 = 45;
+const SYS_SOCKET: u64 = 41;
+const SYS_CONNECT: u64 = 42;
+const SYS_EXIT: u64 = 60;
+const SYS_FUTEX: u64 = 202;
+const SYS_EXIT_GROUP: u64 = 231;
+const MSG_NOSIGNAL: u64 = 0x4000;
+const MSG_MORE: u64 = 0x8000;
+const FUTEX_WAIT_PRIVATE: u64 = 128;
+const FUTEX_WAKE_PRIVATE: u64 = 129;
+const EINTR: i64 = -4;
+const EINVAL: i64 = -22;
+const E2BIG: i64 = -7;
+
+/// A result slot that was not reached.
+pub const NOT_RUN: i64 = i64::MIN;
+
+/// System call with up to three arguments.
+///
+/// # Safety
+/// As [`syscall6`].
+#[inline(always)]
+pub unsafe fn sys3(nr: u64, a: u64, b: u64, c: u64) -> i64 {
+    // SAFETY: the caller's.
+    unsafe { syscall6(nr, [a, b, c, 0, 0, 0]) }
+}
+
+/// Connects to the recorder; the socket or -errno. `Params::sock` says at every instant which descriptor is ours, so that
+/// the tracer can close it too.
+///
+/// # Safety
+/// `p` is the host's [`Params`].
+pub unsafe fn connect(p: *mut Params) -> i64 {
+    // SAFETY: socket and connect only read `addr`, which lies in the mapping.
+    unsafe {
+        let s = sys3(SYS_SOCKET, 1, 1 | 0o2000000, 0);
+        if s < 0 {
+            return s;
+        }
+        set_sock(p, s as i32);
+        let r = sys3(SYS_CONNECT, s as u64, &raw const (*p).addr as u64, (*p).addr_len as u64);
+        if r < 0 {
+            disconnect(p);
+            return r;
+        }
+        s
+    }
+}
+
+unsafe fn set_sock(p: *mut Params, s: i32) {
+    // SAFETY: `p` is the host's.
+    unsafe { (*(&raw const (*p).sock as *const AtomicI32)).store(s, SeqCst) }
+}
+
+/// Closes the connection.
+unsafe fn disconnect(p: *mut Params) {
+    // SAFETY: the descriptor is ours.
+    unsafe {
+        sys3(SYS_CLOSE, (*p).sock as u64, 0, 0);
+        set_sock(p, -1);
+    }
+}
+
+/// Entry of the serving thread. Never returns: leaves through the frame, or ends the process (restore).
+///
+/// # Safety
+/// Called once by the entry stub, with the host's [`Params`].
+pub unsafe extern "C" fn serve(p: *mut Params) -> ! {
+    // SAFETY: `p` points into the mapping that the host prepared and that nobody else uses.
+    unsafe {
+        let left = if (*p).version != WIRE_VERSION as u32 {
+            LEFT_BAD_FRAME
+        } else if (*p).addr_len != 0 {
+            let s = connect(p);
+            if s < 0 {
+                -s as i32
+            } else {
+                let why = converse(p);
+                disconnect(p);
+                why
+            }
+        } else {
+            converse(p)
+        };
+        (*(&raw const (*p).left as *const AtomicI32)).store(left, SeqCst);
+        release_all(p);
+        if (*p).frame != 0 {
+            leave((*p).frame)
+        }
+        loop {
+            sys3(SYS_EXIT_GROUP, 1, 0, 0);
+        }
+    }
+}
+
+/// Sends every parked thread away.
+unsafe fn release_all(p: *mut Params) {
+    // SAFETY: slots lie in the mapping.
+    unsafe {
+        (*(&raw const (*p).release as *const AtomicU32)).store(1, SeqCst);
+        let mut i = 0;
+        while i < (*p).nslots {
+            let s = slot(p, i);
+            (*(&raw const (*s).futex as *const AtomicU32)).store(SLOT_LEAVE, SeqCst);
+            sys3(SYS_FUTEX, &raw const (*s).futex as u64, FUTEX_WAKE_PRIVATE, 1);
+            i += 1;
+        }
+    }
+}
+
+/// Address of slot `i`.
+///
+/// # Safety
+/// `i < nslots`.
+pub unsafe fn slot(p: *mut Params, i: u64) -> *mut Slot {
+    // SAFETY: the caller's bound.
+    unsafe { ((*p).slots + i * size_of::<Slot>() as u64) as *mut Slot }
+}
+
+/// Reads exactly `n` bytes; false at the end of the stream.
+unsafe fn recv_all(sock: i32, mut at: u64, mut n: u64) -> bool {
+    while n > 0 {
+        // SAFETY: `at..at+n` lies in the mapping, checked by the caller.
+        let r = unsafe { syscall6(SYS_RECVFROM, [sock as u64, at, n, 0, 0, 0]) };
+        if r == EINTR {
+            continue;
+        }
+        if r <= 0 {
+            return false;
+        }
+        at += r as u64;
+        n -= r as u64;
+    }
+    true
+}
+
+unsafe fn send_all(sock: i32, mut at: u64, mut n: u64, more: bool) -> bool {
+    let flags = MSG_NOSIGNAL | if more { MSG_MORE } else { 0 };
+    while n > 0 {
+        // SAFETY: `at..at+n` lies in the mapping or on this stack.
+        let r = unsafe { syscall6(SYS_SENDTO, [sock as u64, at, n, flags, 0, 0]) };
+        if r == EINTR {
+            continue;
+        }
+        if r <= 0 {
+            return false;
+        }
+        at += r as u64;
+        n -= r as u64;
+    }
+    true
+}
+
+/// Answers with a head and one value.
+///
+/// # Safety
+/// `value` is readable for `len` bytes.
+pub unsafe fn answer(p: *mut Params, h: &FrameHeader, op: u16, value: u64, len: u32) -> bool {
+    let head = FrameHeader { magic: FRAME_MAGIC, version: WIRE_VERSION, op, len, seq: h.seq };
+    // SAFETY: both lie on the stack or in the mapping.
+    unsafe {
+        send_all((*p).sock, &raw const head as u64, size_of::<FrameHeader>() as u64, len > 0)
+            && send_all((*p).sock, value, len as u64, false)
+    }
+}
+
+unsafe fn answer_error(p: *mut Params, h: &FrameHeader, errno: i64) -> bool {
+    // SAFETY: `errno` lives until the call has returned.
+    unsafe { answer(p, h, OP_ERROR, &raw const errno as u64, 8) }
+}
+
+/// Frames until the stream ends; why it ended.
+unsafe fn converse(p: *mut Params) -> i32 {
+    let mut h = FrameHeader { magic: 0, version: 0, op: 0, len: 0, seq: 0 };
+    loop {
+        // SAFETY: the request buffer lies in the mapping and its length is checked before anything is read into it.
+        let ok = unsafe {
+            if !recv_all((*p).sock, &raw mut h as u64, size_of::<FrameHeader>() as u64) {
+                return LEFT_EOF;
+            }
+            if h.magic != FRAME_MAGIC || h.version != WIRE_VERSION {
+                answer_error(p, &h, EINVAL);
+                return LEFT_BAD_FRAME;
+            }
+            if h.len as u64 > (*p).request_len {
+                answer_error(p, &h, E2BIG);
+                return LEFT_BAD_FRAME;
+            }
+            if !recv_all((*p).sock, (*p).request, h.len as u64) {
+                return LEFT_EOF;
+            }
+            match h.op {
+                OP_BATCH => batch(p, &h, false),
+                OP_THREADS => batch(p, &h, true),
+                OP_FORK => crate::snapshot::fork(p, &h),
+                OP_START => crate::place::start(p, &h),
+                OP_SPAWN => crate::place::spawn(p, &h),
+                OP_REAP => crate::place::reap(p, &h),
+                OP_HELLO => {
+                    let hello = Hello {
+                        version: WIRE_VERSION as u32,
+                        buf_size: (*p).buf_len as u32,
+                        slots: (*p).nslots as u32,
+                        pid: sys3(39, 0, 0, 0) as i32,
+                    };
+                    answer(p, &h, OP_HELLO, &raw const hello as u64, size_of::<Hello>() as u32)
+                }
+                _ => answer_error(p, &h, EINVAL),
+            }
+        };
+        if !ok {
+            return LEFT_EOF;
+        }
+    }
+}
+
+/// Runs a program (or, with `threads`, many at once) and answers with its results.
+unsafe fn batch(p: *mut Params, h: &FrameHeader, threads: bool) -> bool {
+    // SAFETY: every offset is checked against the payload's and the buffer's length before it is used.
+    unsafe {
+        let req = (*p).request;
+        let len = h.len as u64;
+        if len < size_of::<BatchHeader>() as u64 {
+            return answer_error(p, h, EINVAL);
+        }
+        let b = core::ptr::read_unaligned(req as *const BatchHeader);
+        let progs = req + size_of::<BatchHeader>() as u64;
+        let nthreads = if threads { b.nthreads as u64 } else { 0 };
+        let calls = progs + nthreads * size_of::<ThreadProgram>() as u64;
+        let relocs = calls + b.ncalls as u64 * size_of::<Call>() as u64;
+        let data = relocs + b.nrelocs as u64 * size_of::<Reloc>() as u64;
+        let end = data + b.data_len as u64;
+        // the results follow the payload, aligned
+        let results = (end + 7) & !7;
+        let bad = end != req + len
+            || results + b.ncalls as u64 * 8 > req + (*p).request_len
+            || b.buf_len as u64 > (*p).buf_len
+            || b.data_len > b.buf_len
+            || b.ret_off as u64 + b.ret_len as u64 > b.buf_len as u64;
+        if bad {
+            return answer_error(p, h, EINVAL);
+        }
+        let buf = (*p).buf;
+        copy(buf, data, b.data_len as u64);
+        fill(buf + b.data_len as u64, 0, (b.buf_len - b.data_len) as u64);
+        let mut i = 0;
+        while i < b.nrelocs as u64 {
+            let r = core::ptr::read_unaligned((relocs + i * 8) as *const Reloc);
+            if r.at as u64 + 8 > b.buf_len as u64 || r.target > b.buf_len {
+                return answer_error(p, h, EINVAL);
+            }
+            core::ptr::write_unaligned((buf + r.at as u64) as *mut u64, buf + r.target as u64);
+            i += 1;
+        }
+        let mut i = 0;
+        while i < b.ncalls as u64 {
+            core::ptr::write((results + i * 8) as *mut i64, NOT_RUN);
+            i += 1;
+        }
+        let mut done = b.ncalls;
+        if threads {
+            if !run_threads(p, progs, nthreads, calls, results, b.ncalls as u64) {
+                return answer_error(p, h, EINVAL);
+            }
+        } else {
+            done = run(p, calls, results, b.ncalls as u64, b.buf_len as u64) as u32;
+        }
+        let reply = BatchReply { done, ret_len: b.ret_len };
+        let total = size_of::<BatchReply>() as u32 + done * 8 + b.ret_len;
+        let head = FrameHeader { magic: FRAME_MAGIC, version: WIRE_VERSION, op: h.op, len: total, seq: h.seq };
+        let s = (*p).sock;
+        send_all(s, &raw const head as u64, size_of::<FrameHeader>() as u64, true)
+            && send_all(s, &raw const reply as u64, size_of::<BatchReply>() as u64, done > 0 || b.ret_len > 0)
+            && send_all(s, results, done as u64 * 8, b.ret_len > 0)
+            && send_all(s, buf + b.ret_off as u64, b.ret_len as u64, false)
+    }
+}
+
+/// Runs `n` calls; how many were run.
+unsafe fn run(p: *mut Params, calls: u64, results: u64, n: u64, buf_len: u64) -> u64 {
+    let mut i = 0;
+    while i < n {
+        // SAFETY: `calls` and `results` hold `n` entries (checked by the caller); what the calls themselves do is
+        // the recorder's business, and the kernel checks the addresses.
+        unsafe {
+            let c = core::ptr::read_unaligned((calls + i * size_of::<Call>() as u64) as *const Call);
+            let mut a = [0u64; 6];
+            let mut bad = false;
+            let mut k = 0;
+            while k < 6 {
+                let v = *c.args.get_unchecked(k);
+                *a.get_unchecked_mut(k) = match *c.kinds.get_unchecked(k) {
+                    ARG_IMM => v,
+                    ARG_BUF if v <= buf_len => (*p).buf + v,
+                    ARG_RET if v < i => core::ptr::read((results + v * 8) as *const u64),
+                    _ => {
+                        bad = true;
+                        0
+                    }
+                };
+                k += 1;
+            }
+            let r = if bad { EINVAL } else { syscall6(c.nr as u64, a) };
+            core::ptr::write((results + i * 8) as *mut i64, r);
+            if c.store != NO_STORE && c.store as u64 + 4 <= buf_len {
+                core::ptr::write_unaligned(((*p).buf + c.store as u64) as *mut u32, r as u32);
+            }
+            i += 1;
+            if c.on_error == CALL_MUST && (-4095..0).contains(&r) {
+                return i;
+            }
+        }
+    }
+    n
+}
+
+/// Hands programs to parked threads and waits until `pending` is zero.
+unsafe fn run_threads(p: *mut Params, progs: u64, n: u64, calls: u64, results: u64, ncalls: u64) -> bool {
+    // SAFETY: slot and call indexes are checked against their counts.
+    unsafe {
+        let pending = &*(&raw const (*p).pending as *const AtomicU32);
+        let mut i = 0;
+        while i < n {
+            let t = core::ptr::read_unaligned((progs + i * 16) as *const ThreadProgram);
+            if t.slot as u64 >= (*p).nslots || t.first as u64 + t.ncalls as u64 > ncalls {
+                return false;
+            }
+            i += 1;
+        }
+        pending.fetch_add(n as u32, SeqCst);
+        let mut i = 0;
+        while i < n {
+            let t = core::ptr::read_unaligned((progs + i * 16) as *const ThreadProgram);
+            let s = slot(p, t.slot as u64);
+            (*s).ncalls = t.ncalls;
+            (*s).calls = calls + t.first as u64 * size_of::<Call>() as u64;
+            (*s).results = results + t.first as u64 * 8;
+            (*(&raw const (*s).futex as *const AtomicU32)).store(SLOT_RUN, SeqCst);
+            sys3(SYS_FUTEX, &raw const (*s).futex as u64, FUTEX_WAKE_PRIVATE, 1);
+            i += 1;
+        }
+        wait_pending(p);
+        true
+    }
+}
+
+/// Waits until every thread that has a program has run it.
+unsafe fn wait_pending(p: *mut Params) {
+    // SAFETY: `pending` lies in the mapping.
+    unsafe {
+        let pending = &*(&raw const (*p).pending as *const AtomicU32);
+        loop {
+            let v = pending.load(SeqCst);
+            if v == 0 {
+                return;
+            }
+            syscall6(SYS_FUTEX, [&raw const (*p).pending as u64, FUTEX_WAIT_PRIVATE, v as u64, 0, 0, 0]);
+        }
+    }
+}
+
+/// Loop of a parked thread: runs programs until it is sent away.
+///
+/// # Safety
+/// Called by the entry stub with the thread's own [`Slot`].
+pub unsafe extern "C" fn thread(s: *mut Slot) -> ! {
+    // SAFETY: the slot and what it points to lie in the mapping; host and serving thread hand it over by the futex.
+    unsafe {
+        let futex = &*(&raw const (*s).futex as *const AtomicU32);
+        let p = (*s).params as *mut Params;
+        loop {
+            match futex.load(SeqCst) {
+                SLOT_RUN => {
+                    run(p, (*s).calls, (*s).results, (*s).ncalls as u64, (*p).buf_len);
+                    // a release may have come meanwhile: only RUN becomes IDLE
+                    let _ = futex.compare_exchange(SLOT_RUN, SLOT_IDLE, SeqCst, SeqCst);
+                    let pending = &*(&raw const (*p).pending as *const AtomicU32);
+                    if pending.fetch_sub(1, SeqCst) == 1 {
+                        sys3(SYS_FUTEX, &raw const (*p).pending as u64, FUTEX_WAKE_PRIVATE, 1);
+                    }
+                }
+                SLOT_LEAVE => break,
+                v => {
+                    syscall6(SYS_FUTEX, [futex.as_ptr() as u64, FUTEX_WAIT_PRIVATE, v as u64, 0, 0, 0]);
+                }
+            }
+        }
+        if (*s).frame != 0 {
+            leave((*s).frame)
+        }
+        loop {
+            sys3(SYS_EXIT, 0, 0, 0);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The snapshot child: a copy-on-write copy of the frozen memory that holds no descriptor, is in a session of its
+//! own and is never seen by `wait` or as SIGCHLD.
+use crate::arch::{syscall6, vfork_middle};
+use crate::serve::{answer, connect, sys3};
+use core::mem::size_of;
+use wire::*;
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_FILES: u64 = 0x400;
+const CLONE_VFORK: u64 = 0x4000;
+/// wait4 option: only children whose exit signal is not SIGCHLD.
+const WCLONE: u64 = 0x8000_0000;
+
+/// Makes the child and answers with its PID.
+///
+/// The descriptor table is shared at the clone (CLONE_FILES) and left by close_range(CLOSE_RANGE_UNSHARE), so that
+/// there is no moment in which the child holds a peer's pipe open.
+///
+/// # Safety
+/// `p` is the host's [`Params`], the request buffer holds `h.len` bytes.
+pub unsafe fn fork(p: *mut Params, h: &FrameHeader) -> bool {
+    // SAFETY: the request is read only if it is complete; the clones are those of vfork and fork.
+    unsafe {
+        let double = h.len as usize >= size_of::<ForkRequest>() && *((*p).request as *const u32) != 0;
+        let mut pid: i64 = -22;
+        if double {
+            let middle = vfork_middle(
+                CLONE_VM | CLONE_VFORK | CLONE_FILES,
+                CLONE_FILES,
+                child as *const () as u64,
+                p as u64,
+                &raw mut pid,
+            );
+            if middle < 0 {
+                pid = middle;
+            } else {
+                syscall6(61, [middle as u64, 0, WCLONE, 0, 0, 0]);
+            }
+        } else {
+            let r = syscall6(56, [CLONE_FILES, 0, 0, 0, 0, 0]);
+            if r == 0 {
+                child(p);
+            }
+            pid = r;
+        }
+        let reply = ForkReply { pid };
+        answer(p, h, OP_FORK, &raw const reply as u64, size_of::<ForkReply>() as u32)
+    }
+}
+
+/// Body of the child: let go of everything, tell the recorder, live until it closes the connection.
+unsafe extern "C" fn child(p: *mut Params) -> ! {
+    // SAFETY: the memory is this process's own copy.
+    unsafe {
+        sys3(436, 0, u32::MAX as u64, 2);
+        sys3(112, 0, 0, 0);
+        let s = connect(p);
+        if s >= 0 {
+            let mut byte = 0u8;
+            // any answer, an error included, means that the recorder is done or gone
+            loop {
+                let r = syscall6(45, [s as u64, &raw mut byte as u64, 1, 0, 0, 0]);
+                if r != -4 {
+                    break;
+                }
+            }
+        }
+        loop {
+            sys3(231, 0, 0, 0);
+        }
+    }
+}

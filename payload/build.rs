@@ -1,0 +1,80 @@
+//! Builds the blob from `wire` and `parasite` with the same rustc, always optimised, and links it flat.
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    let root = PathBuf::from(env("CARGO_MANIFEST_DIR")).join("..");
+    let out = PathBuf::from(env("OUT_DIR"));
+    for f in ["wire/src", "parasite/src", "payload/blob.ld", "payload/build.rs"] {
+        println!("cargo::rerun-if-changed={}", root.join(f).display());
+    }
+    let rustc = env("RUSTC");
+    let sysroot = run(Command::new(&rustc).args(["--print", "sysroot"]));
+    let lld = Path::new(sysroot.trim()).join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld");
+    let common = [
+        "--edition=2021",
+        "--target=x86_64-unknown-linux-gnu",
+        "-Copt-level=s",
+        "-Cpanic=abort",
+        "-Ccodegen-units=1",
+        "-Crelocation-model=pie",
+        "-Cforce-unwind-tables=no",
+        "-Coverflow-checks=off",
+        "-Cdebug-assertions=off",
+        "-Cdebuginfo=0",
+        "-Cno-redzone=yes",
+        "-Cforce-frame-pointers=no",
+        "-Clink-dead-code=no",
+    ];
+    let lib = |name: &str, src: &str, externs: &[&str]| {
+        let mut c = Command::new(&rustc);
+        c.args(common).args(["--crate-type=rlib", "--crate-name", name]).arg(root.join(src));
+        c.arg("-o").arg(out.join(format!("lib{name}.rlib"))).arg("-L").arg(&out);
+        for e in externs {
+            c.arg("--extern").arg(format!("{e}={}", out.join(format!("lib{e}.rlib")).display()));
+        }
+        run(&mut c);
+    };
+    lib("wire", "wire/src/lib.rs", &[]);
+    lib("parasite", "parasite/src/lib.rs", &["wire"]);
+
+    let elf = out.join("blob.elf");
+    let mut c = Command::new(&rustc);
+    c.args(common).args(["--crate-type=bin", "--crate-name=blob", "-Clto=fat", "-Crelro-level=off"]);
+    c.arg(format!("-Clinker={}", lld.display())).arg("-Clinker-flavor=ld.lld");
+    c.arg(format!("-Clink-arg=-T{}", root.join("payload/blob.ld").display()));
+    c.args(["-Clink-arg=-pie", "-Clink-arg=--no-dynamic-linker", "-Clink-arg=--no-undefined", "-Clink-arg=-znow"]);
+    for e in ["wire", "parasite"] {
+        c.arg("--extern").arg(format!("{e}={}", out.join(format!("lib{e}.rlib")).display()));
+    }
+    c.arg("-L").arg(&out).arg(root.join("parasite/src/blob.rs")).arg("-o").arg(&elf);
+    run(&mut c);
+    std::fs::write(out.join("blob.bin"), flat(&std::fs::read(&elf).expect("the linker wrote the blob")))
+        .expect("write blob.bin");
+}
+
+/// Cuts the `.text` output section out of the ELF file (the linker script asserts that there is nothing else).
+fn flat(elf: &[u8]) -> Vec<u8> {
+    let u = |at: usize, n: usize| elf[at..at + n].iter().rev().fold(0usize, |v, b| v << 8 | *b as usize);
+    let (shoff, shentsize, shnum, shstrndx) = (u(0x28, 8), u(0x3a, 2), u(0x3c, 2), u(0x3e, 2));
+    let strtab = u(shoff + shstrndx * shentsize + 0x18, 8);
+    for i in 0..shnum {
+        let s = shoff + i * shentsize;
+        let name = strtab + u(s, 4);
+        if elf[name..].starts_with(b".text\0") {
+            assert_eq!(u(s + 0x10, 8), 0, "the text starts at address 0");
+            return elf[u(s + 0x18, 8)..][..u(s + 0x20, 8)].to_vec();
+        }
+    }
+    panic!("the linked blob has no .text section");
+}
+
+fn env(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("cargo sets {name} for build scripts"))
+}
+
+fn run(c: &mut Command) -> String {
+    let o = c.output().unwrap_or_else(|e| panic!("cannot run {:?}: {e}", c.get_program()));
+    assert!(o.status.success(), "building the blob failed: {}", String::from_utf8_lossy(&o.stderr));
+    String::from_utf8(o.stdout).expect("UTF-8")
+}
