@@ -1,0 +1,213 @@
+//! The recorder's end of the conversation with a blob: frames of [`wire`] over a unix stream socket.
+use crate::program::{Program, Reply};
+use crate::{fault, Error, Result};
+use nix::sys::socket::{
+    accept4, bind, connect, getsockopt, listen, socket, sockopt::PeerCredentials, AddressFamily, Backlog, SockFlag,
+    SockType, UnixAddr,
+};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use wire::{FRAME_MAGIC, MAX_PAYLOAD, WIRE_VERSION};
+
+/// Longest wait for a blob or a snapshot child to connect: both do so without waiting for anything.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where blobs connect: an abstract unix socket with a random name.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+    addr: Vec<u8>,
+}
+
+impl Listener {
+    /// Binds a fresh one.
+    pub fn new() -> Result<Listener> {
+        let err = |doing: &str, e: nix::Error| Error::Call {
+            doing: doing.into(),
+            pid: std::process::id() as i32,
+            source: e.into(),
+        };
+        let mut name = *b"dormouse-................";
+        let mut rnd = [0u8; 16];
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut f| f.read_exact(&mut rnd))
+            .map_err(|source| Error::File { path: "/dev/urandom".into(), source })?;
+        for (i, b) in rnd.iter().enumerate() {
+            name[9 + i] = b'a' + (b & 15);
+        }
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(|e| err("socket", e))?;
+        let a = UnixAddr::new_abstract(&name).map_err(|e| err("socket address", e))?;
+        bind(fd.as_raw_fd(), &a).map_err(|e| err("bind", e))?;
+        listen(&fd, Backlog::new(16).map_err(|e| err("listen", e))?).map_err(|e| err("listen", e))?;
+        // struct sockaddr_un: family 1, then a NUL and the name
+        let mut addr = vec![1, 0, 0];
+        addr.extend_from_slice(&name);
+        Ok(Listener { fd, addr })
+    }
+
+    /// The `sockaddr_un` as bytes, for [`wire::Params`].
+    pub fn addr(&self) -> &[u8] {
+        &self.addr
+    }
+
+    /// Accepts the next connection of process `want` (0: of any) of user `uid`; whoever else connects is turned away. Gives the peer's PID as
+    /// seen from here.
+    pub fn accept(&self, want: i32, uid: u32) -> Result<(UnixStream, i32)> {
+        let end = std::time::Instant::now() + CONNECT_LIMIT;
+        loop {
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            let mut p = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: `p` is one valid pollfd.
+            let r = unsafe { libc::poll(&mut p, 1, left.as_millis() as i32) };
+            if r == 0 {
+                return Err(Error::Peer {
+                    peer: "parasite",
+                    what: format!("did not connect within {} s", CONNECT_LIMIT.as_secs()),
+                });
+            }
+            if r < 0 {
+                continue;
+            }
+            let fd = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(|e| Error::Call {
+                doing: "accept".into(),
+                pid: want,
+                source: e.into(),
+            })?;
+            // SAFETY: accept4 just made it and nobody else owns it.
+            let s = unsafe { UnixStream::from_raw_fd(fd) };
+            let cred = getsockopt(&s, PeerCredentials).map_err(|e| Error::Call {
+                doing: "SO_PEERCRED".into(),
+                pid: want,
+                source: e.into(),
+            })?;
+            if cred.uid() == uid && (want == 0 || cred.pid() == want) {
+                return Ok((s, cred.pid()));
+            }
+        }
+    }
+}
+
+/// Connects to an abstract address (tests).
+pub fn connect_abstract(name: &[u8]) -> nix::Result<OwnedFd> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+    Ok(fd)
+}
+
+/// A conversation with one blob.
+#[derive(Debug)]
+pub struct Channel {
+    sock: UnixStream,
+    pid: i32,
+    seq: u32,
+}
+
+impl Channel {
+    /// Over a connected socket, with process `pid` (for messages).
+    pub fn new(sock: UnixStream, pid: i32) -> Channel {
+        fault::target(pid);
+        Channel { sock, pid, seq: 0 }
+    }
+
+    /// The process on the other end.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &UnixStream {
+        &self.sock
+    }
+
+    /// Sends a frame whose answer is not waited for.
+    pub fn send(&mut self, op: u16, payload: &[u8]) -> Result<()> {
+        fault::point("wire").map_err(|e| self.io("sending a frame", e))?;
+        if payload.len() > MAX_PAYLOAD as usize {
+            return Err(Error::Peer {
+                peer: "parasite",
+                what: format!("a request of {} bytes is too large", payload.len()),
+            });
+        }
+        self.seq += 1;
+        let mut v = Vec::with_capacity(16 + payload.len());
+        v.extend_from_slice(&FRAME_MAGIC.to_le_bytes());
+        v.extend_from_slice(&WIRE_VERSION.to_le_bytes());
+        v.extend_from_slice(&op.to_le_bytes());
+        v.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+        v.extend_from_slice(&self.seq.to_le_bytes());
+        v.extend_from_slice(payload);
+        self.sock.write_all(&v).map_err(|e| self.io("sending a frame", e))
+    }
+
+    /// Sends a request and reads its answer.
+    pub fn ask(&mut self, op: u16, payload: &[u8]) -> Result<Vec<u8>> {
+        self.send(op, payload)?;
+        self.answer(op)
+    }
+
+    /// Reads the answer to the latest request.
+    pub fn answer(&mut self, op: u16) -> Result<Vec<u8>> {
+        let mut h = [0u8; 16];
+        self.sock.read_exact(&mut h).map_err(|e| self.io("reading an answer", e))?;
+        let word = |i: usize| u32::from_le_bytes([h[i], h[i + 1], h[i + 2], h[i + 3]]);
+        let (got_op, len) = (u16::from_le_bytes([h[6], h[7]]), word(8));
+        if word(0) != FRAME_MAGIC || word(12) != self.seq || len > 2 * MAX_PAYLOAD {
+            return Err(Error::Peer { peer: "parasite", what: "its answer is not a frame of ours".into() });
+        }
+        let mut v = vec![0; len as usize];
+        self.sock.read_exact(&mut v).map_err(|e| self.io("reading an answer", e))?;
+        if got_op != op {
+            let errno =
+                if v.len() == 8 { i64::from_le_bytes([v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]]) } else { 0 };
+            return Err(Error::Peer {
+                peer: "parasite",
+                what: format!("did not understand request {op} (error {errno})"),
+            });
+        }
+        Ok(v)
+    }
+
+    /// Runs a program; its calls' failures are in the reply.
+    pub fn run(&mut self, p: &Program) -> Result<Reply> {
+        let op = if p.for_threads() { wire::OP_THREADS } else { wire::OP_BATCH };
+        let v = self.ask(op, &p.encode())?;
+        let bad = || Error::Peer { peer: "parasite", what: "its answer is too short".into() };
+        let word = |i: usize| v.get(i..i + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).ok_or_else(bad);
+        let (done, ret) = (word(0)? as usize, word(4)? as usize);
+        if v.len() != 8 + done * 8 + ret {
+            return Err(bad());
+        }
+        let results =
+            v[8..8 + done * 8].chunks_exact(8).map(|c| i64::from_le_bytes(c.try_into().unwrap_or_default())).collect();
+        Ok(Reply { results, bytes: v[8 + done * 8..].to_vec(), ret_off: p.ret_off() })
+    }
+
+    /// Runs a program all of whose must-calls have to succeed; the first failure is the error, with the call's name.
+    pub fn run_all(&mut self, p: &Program) -> Result<Reply> {
+        let r = self.run(p)?;
+        if r.results.len() < p.len()
+            || r.results.last().is_some_and(|x| (-4095..0).contains(x) && p.must(r.results.len() - 1))
+        {
+            let i = r.results.len().saturating_sub(1);
+            let e = r.results.last().copied().unwrap_or(0);
+            return Err(Error::Inside {
+                call: p.name(i),
+                pid: self.pid,
+                source: std::io::Error::from_raw_os_error(-e as i32),
+            });
+        }
+        Ok(r)
+    }
+
+    fn io(&self, what: &str, e: std::io::Error) -> Error {
+        match e.kind() {
+            std::io::ErrorKind::UnexpectedEof
+            | std::io::ErrorKind::BrokenPipe
+            | std::io::ErrorKind::ConnectionReset => Error::Died { doing: what.into(), pid: self.pid },
+            _ => Error::Peer { peer: "parasite", what: format!("{what}: {e}") },
+        }
+    }
+}

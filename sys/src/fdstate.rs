@@ -1,0 +1,35 @@
+//! What an open file tells of itself only when asked through a descriptor.
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+fn int_ioctl(fd: &impl AsFd, request: libc::c_ulong) -> io::Result<i32> {
+    let mut n = 0i32;
+    // SAFETY: the callers' requests write one int.
+    if unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &mut n) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(n)
+}
+
+/// Bytes that can be read (FIONREAD, ioctl_tty(2), pipe(7)).
+pub fn readable(fd: &impl AsFd) -> io::Result<i32> {
+    int_ioctl(fd, libc::FIONREAD)
+}
+
+/// Bytes of buffer that what was sent and is not yet read takes (SIOCOUTQ, unix(7)).
+pub fn unsent(fd: &impl AsFd) -> io::Result<i32> {
+    int_ioctl(fd, libc::TIOCOUTQ)
+}
+
+/// Time left and interval of a timerfd, nanoseconds (timerfd_gettime(2)). Of a periodic timer whose ticks were not read, the
+/// time to the next one: fdinfo shows 0 for it.
+pub fn timerfd(fd: &impl AsFd) -> io::Result<(u64, u64)> {
+    // SAFETY: itimerspec is plain data for which all zeros is valid.
+    let mut t: libc::itimerspec = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one itimerspec.
+    if unsafe { libc::timerfd_gettime(fd.as_fd().as_raw_fd(), &mut t) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let ns = |t: libc::timespec| t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64;
+    Ok((ns(t.it_value), ns(t.it_interval)))
+}

@@ -1,0 +1,26 @@
+//! The host crate whose business is unsafe: ptrace, remote memory, procfs bytes, injection, spawning.
+//! Everything that it offers is safe to call; each unsafe block says why that call holds.
+
+pub mod channel;
+pub mod error;
+pub mod fault;
+pub mod fdstate;
+pub mod inject;
+pub mod kcmp;
+pub mod mem;
+pub mod nest;
+pub mod pidfd;
+pub mod probe;
+pub mod procfs;
+pub mod program;
+pub mod restart;
+pub mod sched;
+pub mod sigframe;
+pub mod sockdiag;
+pub mod sockopt;
+pub mod spawn;
+pub mod syscalls;
+pub mod tracer;
+pub mod tty;
+
+pub use error::{Error, Result};

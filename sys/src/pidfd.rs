@@ -1,0 +1,62 @@
+//! Handles of processes, and copies of their descriptors (pidfd_open(2), pidfd_getfd(2)).
+use crate::{Error, Result};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// A handle of a process: stays with it whatever becomes of its PID.
+#[derive(Debug)]
+pub struct PidFd {
+    pid: i32,
+    fd: OwnedFd,
+}
+
+impl PidFd {
+    /// Opens a handle.
+    pub fn open(pid: i32) -> Result<PidFd> {
+        // SAFETY: pidfd_open takes two integers and touches no memory.
+        let r = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if r < 0 {
+            return Err(Error::call("pidfd_open", pid, std::io::Error::last_os_error()));
+        }
+        // SAFETY: the descriptor was just made and nobody else owns it.
+        Ok(PidFd { pid, fd: unsafe { OwnedFd::from_raw_fd(r as i32) } })
+    }
+
+    /// A copy of descriptor `n` of the process; shares its open file description. Wants ptrace rights.
+    pub fn get(&self, n: i32) -> Result<OwnedFd> {
+        // SAFETY: pidfd_getfd takes three integers and touches no memory.
+        let r = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.fd.as_raw_fd(), n, 0) };
+        if r < 0 {
+            return Err(Error::call(
+                format!("pidfd_getfd of descriptor {n}"),
+                self.pid,
+                std::io::Error::last_os_error(),
+            ));
+        }
+        // SAFETY: the descriptor was just made and nobody else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(r as i32) })
+    }
+
+    /// Sends a signal to exactly this process.
+    pub fn kill(&self, sig: i32) -> Result<()> {
+        // SAFETY: pidfd_send_signal without siginfo takes integers and a null pointer.
+        let r =
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), sig, std::ptr::null::<u8>(), 0) };
+        if r < 0 {
+            return Err(Error::call("pidfd_send_signal", self.pid, std::io::Error::last_os_error()));
+        }
+        Ok(())
+    }
+
+    /// Waits until the process has ended; false if it still lives after `ms` milliseconds (-1: without limit).
+    pub fn wait_end(&self, ms: i32) -> bool {
+        let mut p = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: `p` is one valid pollfd.
+        unsafe { libc::poll(&mut p, 1, ms) == 1 }
+    }
+}
+
+impl AsRawFd for PidFd {
+    fn as_raw_fd(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+}

@@ -1,0 +1,118 @@
+//! Interrupted system calls: what a thread stopped by us must find again (signal(7), KERNEL facts in ARCHITECTURE.md).
+//!
+//! At a stop the kernel has put one of its restart codes, or EINTR, into rax, and rip is just behind the `syscall`
+//! instruction. The one table for thaw, emergency exit and restore is here.
+use crate::sigframe::Regs;
+
+const EINTR: i64 = -4;
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+/// Length of the `syscall` instruction.
+const SYSCALL_LEN: u64 = 2;
+
+/// Calls that answer EINTR to a mere stop instead of restarting, with the argument that holds a relative time-out (its
+/// whole time starts again) or None. A call on a socket has its time-out, if any, in the socket (SO_RCVTIMEO, SO_SNDTIMEO).
+pub const EINTR_CALLS: &[(i64, Option<usize>)] = &[
+    (libc::SYS_epoll_wait, Some(3)),
+    (libc::SYS_epoll_pwait, Some(3)),
+    (libc::SYS_epoll_pwait2, Some(3)),
+    (libc::SYS_semop, None),
+    (libc::SYS_semtimedop, Some(3)),
+    (libc::SYS_rt_sigtimedwait, Some(2)),
+    (libc::SYS_io_getevents, Some(4)),
+    (333, Some(4)), // io_pgetevents
+    (libc::SYS_read, None),
+    (libc::SYS_readv, None),
+    (libc::SYS_write, None),
+    (libc::SYS_writev, None),
+    (libc::SYS_accept, None),
+    (libc::SYS_accept4, None),
+    (libc::SYS_recvfrom, None),
+    (libc::SYS_recvmsg, None),
+    (libc::SYS_recvmmsg, None),
+    (libc::SYS_sendto, None),
+    (libc::SYS_sendmsg, None),
+    (libc::SYS_sendmmsg, None),
+    (libc::SYS_sendfile, None),
+    (libc::SYS_splice, None),
+    (libc::SYS_preadv2, None),
+    (libc::SYS_pwritev2, None),
+];
+
+/// Whether the registers are those of a call that our stop ended with EINTR.
+pub fn is_our_eintr(r: &Regs) -> bool {
+    r.rax as i64 == EINTR && EINTR_CALLS.iter().any(|(nr, _)| *nr == r.orig_rax as i64)
+}
+
+fn again(r: &Regs) -> Regs {
+    Regs { rax: r.orig_rax, rip: r.rip.wrapping_sub(SYSCALL_LEN), orig_rax: u64::MAX, ..*r }
+}
+
+/// Registers with which a thawed thread goes on: unchanged where the kernel restarts the call itself (which is
+/// exact), issued again where it would fail with EINTR because of us. `signal`: an unblocked signal of its own is pending, so
+/// that EINTR is the program's.
+pub fn for_thaw(r: &Regs, signal: bool) -> Regs {
+    if !signal && is_our_eintr(r) {
+        return again(r);
+    }
+    *r
+}
+
+/// Registers with which a thread goes on that does not come from the kernel's own stop: after rt_sigreturn or in a new
+/// process. Every interrupted call is issued again; one whose time left only the old process's restart block knew starts
+/// its whole time again.
+pub fn for_new(r: &Regs, signal: bool) -> Regs {
+    if (r.orig_rax as i64) < 0 {
+        return *r;
+    }
+    match r.rax as i64 {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => again(r),
+        ERESTART_RESTARTBLOCK => again(r),
+        _ if !signal && is_our_eintr(r) => again(r),
+        _ => Regs { orig_rax: u64::MAX, ..*r },
+    }
+}
+
+/// The call whose whole time-out starts again in a new process, if that is what [`for_new`] makes of it.
+pub fn whole_time_again(r: &Regs) -> Option<i64> {
+    let nr = r.orig_rax as i64;
+    let relative = |nr: i64| EINTR_CALLS.iter().any(|(n, t)| *n == nr && t.is_some());
+    (nr >= 0 && (r.rax as i64 == ERESTART_RESTARTBLOCK || is_our_eintr(r) && relative(nr))).then_some(nr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(nr: i64, rax: i64) -> Regs {
+        Regs { orig_rax: nr as u64, rax: rax as u64, rip: 0x1002, ..Regs::default() }
+    }
+
+    #[test]
+    fn a_thaw_leaves_what_the_kernel_restarts() {
+        for code in [-512, -513, -514, -516] {
+            assert_eq!(for_thaw(&at(libc::SYS_futex, code), false), at(libc::SYS_futex, code));
+        }
+    }
+
+    #[test]
+    fn our_eintr_is_repaired_and_the_programs_own_is_not() {
+        let r = at(libc::SYS_epoll_wait, -4);
+        let n = for_thaw(&r, false);
+        assert_eq!((n.rip, n.rax, n.orig_rax), (0x1000, libc::SYS_epoll_wait as u64, u64::MAX));
+        assert_eq!(for_thaw(&r, true), r);
+        let pause = at(libc::SYS_pause, -4);
+        assert_eq!(for_thaw(&pause, false), pause);
+    }
+
+    #[test]
+    fn a_new_process_issues_every_interrupted_call_again() {
+        for code in [-512, -513, -514, -516] {
+            assert_eq!(for_new(&at(libc::SYS_nanosleep, code), false).rip, 0x1000, "{code}");
+        }
+        let running = Regs { orig_rax: u64::MAX, rax: -512i64 as u64, rip: 0x1002, ..Regs::default() };
+        assert_eq!(for_new(&running, false), running);
+    }
+}

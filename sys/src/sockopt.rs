@@ -1,0 +1,91 @@
+//! Raw socket options and addresses (getsockopt(2), getsockname(2)), peeking, and fresh sockets to compare with.
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// An option's value as the kernel gives it, at most `max` bytes.
+pub fn get(fd: &impl AsFd, level: i32, name: i32, max: usize) -> io::Result<Vec<u8>> {
+    let mut b = vec![0u8; max];
+    let mut len = max as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes.
+    let r = unsafe { libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, b.as_mut_ptr().cast(), &mut len) };
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    b.truncate(len as usize);
+    Ok(b)
+}
+
+/// An option that is an int.
+pub fn get_int(fd: &impl AsFd, level: i32, name: i32) -> io::Result<i32> {
+    let b = get(fd, level, name, 4)?;
+    Ok(b.try_into().map_or(0, i32::from_ne_bytes))
+}
+
+/// Sets an option.
+pub fn set(fd: &impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel reads `value.len()` bytes.
+    let r = unsafe {
+        libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), value.len() as libc::socklen_t)
+    };
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The socket's own address (`peer` false) or its peer's, as a sockaddr's bytes.
+pub fn address(fd: &impl AsFd, peer: bool) -> io::Result<Vec<u8>> {
+    let mut b = vec![0u8; 128];
+    let mut len = b.len() as libc::socklen_t;
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `len` bytes.
+    let r = unsafe {
+        if peer {
+            libc::getpeername(fd, b.as_mut_ptr().cast(), &mut len)
+        } else {
+            libc::getsockname(fd, b.as_mut_ptr().cast(), &mut len)
+        }
+    };
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    b.truncate(len as usize);
+    Ok(b)
+}
+
+/// A new socket.
+pub fn fresh(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: socket takes integers.
+    let r = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(r) })
+}
+
+/// One message without taking it out (MSG_PEEK | MSG_DONTWAIT): bytes, sender's sockaddr, whether ancillary data came with it.
+/// With SO_PEEK_OFF set, each call sees the next.
+pub fn peek(fd: &impl AsFd, max: usize) -> io::Result<(Vec<u8>, Vec<u8>, bool)> {
+    let mut data = vec![0u8; max];
+    let mut from = vec![0u8; 128];
+    let mut control = [0u8; 512];
+    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    // SAFETY: msghdr is plain data for which all zeros is valid.
+    let mut m: libc::msghdr = unsafe { std::mem::zeroed() };
+    m.msg_name = from.as_mut_ptr().cast();
+    m.msg_namelen = from.len() as libc::socklen_t;
+    m.msg_iov = &mut iov;
+    m.msg_iovlen = 1;
+    m.msg_control = control.as_mut_ptr().cast();
+    m.msg_controllen = control.len();
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: every pointer in `m` is to a live buffer of the length beside it.
+    let n = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut m, flags) };
+    if n < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    data.truncate(n as usize);
+    from.truncate(m.msg_namelen as usize);
+    Ok((data, from, m.msg_controllen > 0))
+}

@@ -1,0 +1,233 @@
+//! Getting in so that the tracer may die at any instant: every system call made for us in the target is entered by one
+//! SETREGS into a chain whose end is `rt_sigreturn` on a complete frame, and so is the blob.
+use super::raw;
+use super::tasks::Tasks;
+use super::{EntryPlan, Visit};
+use crate::inject::{Layout, HOME, MAPPING_NAME};
+use crate::mem::RemoteMem;
+use crate::sigframe::{self, Regs};
+use crate::{procfs, Error, Result};
+use std::io;
+
+/// All signals; the kernel keeps SIGKILL and SIGSTOP out by itself.
+const ALL_SIGNALS: u64 = u64::MAX;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+
+/// Registers that make a system call at `syscall; ret`, with the stack at a frame.
+fn call_regs(base: &Regs, gadget: u64, frame: u64, nr: i64, a: [u64; 6]) -> Regs {
+    Regs {
+        rax: nr as u64,
+        orig_rax: u64::MAX,
+        rdi: a[0],
+        rsi: a[1],
+        rdx: a[2],
+        r10: a[3],
+        r8: a[4],
+        r9: a[5],
+        rip: gadget,
+        rsp: frame,
+        eflags: base.eflags & !0x500, // no trap flag, direction up
+        ..*base
+    }
+}
+
+/// Makes one system call in a stopped thread. If the tracer dies meanwhile, the call completes and the thread goes on
+/// where it was.
+pub fn remote_call(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u64; 6]) -> Result<i64> {
+    let base = match tasks.all.get(&tid) {
+        Some(t) => t.regs,
+        None => return Err(Error::Died { doing: crate::syscalls::name(nr), pid: tasks.pid }),
+    };
+    raw::set_regs(tid, &call_regs(&base, plan.syscall_ret, plan.scratch, nr, a))?;
+    if let Some(t) = tasks.all.get_mut(&tid) {
+        t.entered = true;
+        t.calling = true;
+    }
+    let r = led_through(tasks, tid);
+    if let Some(t) = tasks.all.get_mut(&tid) {
+        t.calling = false;
+    }
+    r
+}
+
+/// To the call's entry, then to its exit; other stops (a SIGCONT's) in between are passed over.
+fn led_through(tasks: &mut Tasks, tid: i32) -> Result<i64> {
+    raw::set_sigmask(tid, ALL_SIGNALS)?;
+    let mut seen = 0;
+    while seen < 2 {
+        if let Some(t) = tasks.all.get_mut(&tid) {
+            t.stopped = false;
+        }
+        raw::to_syscall(tid)?;
+        tasks.wait_stop(tid)?;
+        seen += tasks.all.get(&tid).is_some_and(|t| t.at_syscall) as u32;
+    }
+    Ok(raw::regs(tid)?.rax as i64)
+}
+
+fn must(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u64; 6]) -> Result<u64> {
+    let r = remote_call(tasks, tid, plan, nr, a)?;
+    if (-4095..0).contains(&r) {
+        return Err(Error::Inside {
+            call: crate::syscalls::name(nr),
+            pid: tasks.pid,
+            source: io::Error::from_raw_os_error(-r as i32),
+        });
+    }
+    Ok(r as u64)
+}
+
+/// Writes the frame (and the mapping's name) into the scratch place.
+pub fn prepare_scratch(tasks: &Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan) -> Result<()> {
+    let mut f = tasks.emergency_frame(tid, plan.scratch, plan.sigreturn);
+    let name_at = f.len();
+    f.extend_from_slice(MAPPING_NAME.as_bytes());
+    f.push(0);
+    if f.len() as u64 > plan.scratch_len {
+        return Err(Error::Unfit {
+            what: format!("the signal frame of {} bytes does not fit the unused part of the stack", name_at),
+        });
+    }
+    mem.write(plan.scratch, &f)
+}
+
+/// Offset of the name behind the frame.
+fn name_offset(tasks: &Tasks, tid: i32) -> u64 {
+    tasks.all.get(&tid).map_or(0, |t| sigframe::size(t.xstate.len()) as u64)
+}
+
+/// Maps the blob, fills everything in, and sends the serving thread and all others (to run `plan.visit`) into it.
+pub fn enter(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan, before: &[i32]) -> Result<Layout> {
+    let others: Vec<i32> = match plan.visit {
+        Visit::None => Vec::new(),
+        Visit::All => tasks.all.iter().filter(|(t, k)| **t != tid && k.stopped).map(|(t, _)| *t).collect(),
+    };
+    let frame = tasks.all.values().map(|t| sigframe::size(t.xstate.len())).max().unwrap_or(0);
+    let l = Layout::new(others.len() as u64, frame as u64);
+    prepare_scratch(tasks, mem, tid, plan)?;
+    for (start, len) in &plan.stale {
+        must(tasks, tid, plan, libc::SYS_munmap, [*start, *len, 0, 0, 0, 0])?;
+    }
+    let map = [HOME, l.len, 5, 0x4022, u64::MAX, 0]; // PROT_READ|PROT_EXEC, PRIVATE|ANONYMOUS|NORESERVE
+    let l = l.at(must(tasks, tid, plan, libc::SYS_mmap, map)?);
+    let r = in_mapping(tasks, mem, tid, plan, &l, &others);
+    if r.is_err() {
+        let _ = leave_mapping(tasks, mem, tid, plan, &l, before);
+    }
+    r.map(|()| l)
+}
+
+fn in_mapping(
+    tasks: &mut Tasks,
+    mem: &RemoteMem,
+    tid: i32,
+    plan: &EntryPlan,
+    l: &Layout,
+    others: &[i32],
+) -> Result<()> {
+    let name = plan.scratch + name_offset(tasks, tid);
+    // a kernel without CONFIG_ANON_VMA_NAME refuses the name: then the blob's first bytes tell whose it is
+    remote_call(tasks, tid, plan, libc::SYS_prctl, [PR_SET_VMA, 0, l.base, l.len, name, 0])?;
+    must(tasks, tid, plan, libc::SYS_mprotect, [l.base + l.code, l.len - l.code, 3, 0, 0, 0])?;
+    mem.write(l.base, payload::BLOB)?;
+    mem.write(l.params(), &l.params_bytes(&plan.addr, -1, true, others.len() as u32))?;
+    mem.write(l.frame(0), &tasks.emergency_frame(tid, l.frame(0), l.sigreturn()))?;
+    prepare_visits(tasks, mem, l, plan, others)?;
+    send_in(tasks, tid, l.serve_entry(), l.params(), l.stack())?;
+    for (i, t) in others.iter().enumerate() {
+        send_in(tasks, *t, l.thread_entry(), l.slot(i as u64), l.thread_stack(i as u64))?;
+    }
+    Ok(())
+}
+
+/// Slots, programs and frames of the visited threads: results and buffers are where [`super::visit_place`] says.
+fn prepare_visits(tasks: &Tasks, mem: &RemoteMem, l: &Layout, plan: &EntryPlan, others: &[i32]) -> Result<()> {
+    if others.is_empty() {
+        return Ok(());
+    }
+    let ncalls = (plan.visit_calls.len() / size_of::<wire::Call>()) as u64;
+    let (mut slots, mut calls, mut frames) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, t) in others.iter().enumerate() {
+        let i = i as u64;
+        let at = super::visit_place(l, others.len() as u64, ncalls, i);
+        if at.buf + super::VISIT_BUF > l.buffer() + crate::inject::BUFFER || at.results + ncalls * 8 > l.buffer() {
+            return Err(Error::Unfit { what: format!("{} threads are more than one visit can hold", others.len()) });
+        }
+        slots.extend_from_slice(&l.slot_bytes(i, wire::SLOT_RUN, ncalls as u32, at.calls, at.results, true));
+        let mut c = plan.visit_calls.clone();
+        for call in c.chunks_exact_mut(size_of::<wire::Call>()) {
+            for k in 0..6 {
+                if call[8 + k] == wire::ARG_BUF {
+                    let a = 16 + k * 8;
+                    let off = u64::from_le_bytes(call[a..a + 8].try_into().unwrap_or_default());
+                    call[a..a + 8].copy_from_slice(&(at.buf - l.buffer() + off).to_le_bytes());
+                }
+            }
+        }
+        calls.extend_from_slice(&c);
+        let mut f = tasks.emergency_frame(*t, l.frame(i + 1), l.sigreturn());
+        f.resize(l.frame_size as usize, 0);
+        frames.extend_from_slice(&f);
+    }
+    mem.write(l.slot(0), &slots)?;
+    mem.write(super::visit_place(l, others.len() as u64, ncalls, 0).calls, &calls)?;
+    mem.write(l.frame(1), &frames)
+}
+
+/// One SETREGS into the blob, then all signals blocked, then off.
+fn send_in(tasks: &mut Tasks, tid: i32, entry: u64, arg: u64, stack: u64) -> Result<()> {
+    let Some(t) = tasks.all.get_mut(&tid) else { return Ok(()) };
+    let r =
+        Regs { rip: entry, rdi: arg, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: t.regs.eflags & !0x500, ..t.regs };
+    raw::set_regs(tid, &r)?;
+    t.entered = true;
+    t.sent = true;
+    raw::set_sigmask(tid, ALL_SIGNALS)?;
+    tasks.resume(tid)
+}
+
+/// Takes the mapping away again: everyone but `tid` is cured first, then `tid` unmaps it from outside.
+///
+/// Where the recorder is gone, the blob has seen that too, and its threads may have left through their frames before they
+/// could be stopped: those run their own program again and are only stopped in it; the blob closes its connection before
+/// it lets anybody go. `before`: the target's descriptors at the freeze.
+pub fn leave_mapping(
+    tasks: &mut Tasks,
+    mem: &RemoteMem,
+    tid: i32,
+    plan: &EntryPlan,
+    l: &Layout,
+    before: &[i32],
+) -> Result<()> {
+    let entered: Vec<i32> = tasks.all.iter().filter(|(_, t)| t.entered).map(|(t, _)| *t).collect();
+    tasks.bring_to_stop(&entered)?;
+    let mut left = false;
+    for t in &entered {
+        let sent = tasks.all.get(t).is_some_and(|t| t.sent);
+        if sent && !l.contains(raw::regs(*t)?.rip) {
+            tasks.left_by_itself(*t)?;
+            left = true;
+        }
+    }
+    for t in entered.iter().filter(|t| **t != tid) {
+        tasks.cure(*t)?;
+    }
+    prepare_scratch(tasks, mem, tid, plan)?;
+    // while nobody has left, nothing but the blob has run: whatever is open now and was not before is its connection
+    if !left {
+        let now = procfs::fd::numbers(tasks.pid).unwrap_or_default();
+        for fd in now.iter().filter(|fd| !before.contains(fd)) {
+            remote_call(tasks, tid, plan, libc::SYS_close, [*fd as u64, 0, 0, 0, 0, 0])?;
+        }
+    }
+    must(tasks, tid, plan, libc::SYS_munmap, [l.base, l.len, 0, 0, 0, 0])?;
+    // from the exit of that call to a stop from which the kernel restarts the interrupted call, then its own state
+    tasks.bring_to_stop(&[tid])?;
+    tasks.cure(tid)?;
+    clear_scratch(tasks, mem, tid, plan)
+}
+
+/// The frame's bytes are not left behind.
+fn clear_scratch(tasks: &Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan) -> Result<()> {
+    mem.write(plan.scratch, &vec![0; name_offset(tasks, tid) as usize + MAPPING_NAME.len() + 1])
+}

@@ -1,0 +1,287 @@
+//! The tracer process as its recorder sees it.
+use super::{raw::Rseq, EntryPlan};
+use crate::inject::Layout;
+use crate::sigframe::Regs;
+use crate::{Error, Result};
+use serde::{de::DeserializeOwned, Deserialize, Serialize};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+/// What becomes of the target when it is let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum After {
+    /// It runs on.
+    Run,
+    /// It is killed, without running another instruction.
+    Kill,
+    /// It is stopped (SIGSTOP), without running another instruction.
+    Stop,
+}
+
+/// A thread's state for a new process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadState {
+    /// TID here.
+    pub tid: i32,
+    /// Registers.
+    pub regs: Regs,
+    /// Signal mask, bit n-1 for signal n.
+    pub sigmask: u64,
+    /// Extended state in the standard format.
+    #[serde(with = "serde_bytes")]
+    pub xstate: Vec<u8>,
+    /// rseq registration.
+    pub rseq: Rseq,
+    /// An unblocked signal of its own was pending.
+    pub signal: bool,
+}
+
+/// All threads are stopped.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Frozen {
+    /// TIDs, ascending; visited threads have their slots in this order, without the serving one.
+    pub tids: Vec<i32>,
+    /// Threads that have ended but still stand in the list (a leader that called pthread_exit).
+    pub ended: Vec<i32>,
+}
+
+/// The blob is in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Entered {
+    /// Where.
+    pub layout: Layout,
+    /// The visited threads, by slot.
+    pub visited: Vec<i32>,
+    /// The serving thread.
+    pub server: i32,
+}
+
+/// What the tracer saw while everything stood still.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// All threads.
+    pub threads: Vec<ThreadState>,
+    /// Signals pending for the process: raw siginfo.
+    pub shared_pending: Vec<serde_bytes::ByteBuf>,
+    /// Signals pending for each thread: (TID, raw siginfo).
+    pub thread_pending: Vec<(i32, Vec<serde_bytes::ByteBuf>)>,
+}
+
+/// What a restored process does before its threads go on: the last traces of the restore go.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct LastCalls {
+    /// Address of a `syscall` instruction that is the process's own.
+    pub syscall: u64,
+    /// Descriptor to close: the blob's socket.
+    pub close: i32,
+    /// Address and bytes of the blob.
+    pub unmap: (u64, u64),
+}
+
+/// Requests to the tracer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Ask {
+    /// Seize and stop all threads of a process.
+    Freeze(i32),
+    /// Bring the blob in.
+    Enter(EntryPlan),
+    /// Hand over what was read.
+    Collect,
+    /// Take the blob out and let go.
+    Release(After),
+    /// Seize a process of ours that is to be restored, its threads parked in the blob.
+    Adopt(i32, bool),
+    /// Give its threads these states, make the last calls.
+    Wake { threads: Vec<ThreadState>, left: Vec<i32>, last: LastCalls },
+    /// Let go of the woken process; with `stop` it stays stopped (SIGSTOP), without running an instruction.
+    LetGo { stop: bool },
+}
+
+/// Answers of the tracer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Tell {
+    Frozen(Frozen),
+    Entered(Box<Entered>),
+    Snapshot(Box<Snapshot>),
+    Released { pause_ns: u64 },
+    Adopted(Vec<i32>),
+    Woken,
+    Failed(Failure),
+}
+
+/// An [`Error`] on its way between processes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Failure {
+    Call(String, i32, i32),
+    Died(String, i32),
+    Stuck(i32, u64, String),
+    Other(String),
+    Inside(String, i32, i32),
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        match e {
+            Error::Call { doing, pid, source } => Failure::Call(doing, pid, source.raw_os_error().unwrap_or(0)),
+            Error::Died { doing, pid } => Failure::Died(doing, pid),
+            Error::Stuck { tid, seconds, state } => Failure::Stuck(tid, seconds, state),
+            Error::Inside { call, pid, source } => Failure::Inside(call, pid, source.raw_os_error().unwrap_or(0)),
+            e => Failure::Other(e.to_string()),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(f: Failure) -> Error {
+        let io = std::io::Error::from_raw_os_error;
+        match f {
+            Failure::Call(doing, pid, e) => Error::Call { doing, pid, source: io(e) },
+            Failure::Died(doing, pid) => Error::Died { doing, pid },
+            Failure::Stuck(tid, seconds, state) => Error::Stuck { tid, seconds, state },
+            Failure::Inside(call, pid, e) => Error::Inside { call, pid, source: io(e) },
+            Failure::Other(what) => Error::Unfit { what },
+        }
+    }
+}
+
+pub(super) fn write_msg<T: Serialize>(s: &mut UnixStream, m: &T) -> Result<()> {
+    let b = rmp_serde::to_vec(m).map_err(|e| Error::Peer { peer: "tracer", what: e.to_string() })?;
+    let send = |s: &mut UnixStream| -> std::io::Result<()> {
+        s.write_all(&(b.len() as u64).to_le_bytes())?;
+        s.write_all(&b)
+    };
+    send(s).map_err(|e| Error::Peer { peer: "tracer", what: e.to_string() })
+}
+
+/// Largest message: the states of tens of thousands of threads.
+const MAX_MSG: u64 = 1 << 30;
+
+/// None at the end of the stream.
+pub(super) fn read_msg<T: DeserializeOwned>(s: &mut UnixStream) -> Result<Option<T>> {
+    let bad = |e: String| Error::Peer { peer: "tracer", what: e };
+    let mut n = [0; 8];
+    match s.read_exact(&mut n) {
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        r => r.map_err(|e| bad(e.to_string()))?,
+    }
+    let n = u64::from_le_bytes(n);
+    if n > MAX_MSG {
+        return Err(bad(format!("a message of {n} bytes")));
+    }
+    let mut b = vec![0; n as usize];
+    s.read_exact(&mut b).map_err(|e| bad(e.to_string()))?;
+    rmp_serde::from_slice(&b).map(Some).map_err(|e| bad(e.to_string()))
+}
+
+/// A tracer process. Dropping it makes it cure and release its target and end.
+#[derive(Debug)]
+pub struct Tracer {
+    sock: Option<UnixStream>,
+    pid: i32,
+}
+
+impl Tracer {
+    /// Starts one. The calling process must be single-threaded.
+    pub fn start() -> Result<Tracer> {
+        let (a, b) = UnixStream::pair().map_err(|e| Error::call("socketpair", std::process::id() as i32, e))?;
+        // SAFETY: the child only runs the tracer's own code, on its own copy of everything, and never returns.
+        match unsafe { nix::unistd::fork() } {
+            Err(e) => Err(Error::Call {
+                doing: "fork of the tracer".into(),
+                pid: std::process::id() as i32,
+                source: e.into(),
+            }),
+            Ok(nix::unistd::ForkResult::Child) => {
+                drop(a);
+                super::server::run(b)
+            }
+            Ok(nix::unistd::ForkResult::Parent { child }) => Ok(Tracer { sock: Some(a), pid: child.as_raw() }),
+        }
+    }
+
+    fn ask(&mut self, a: Ask) -> Result<Tell> {
+        let gone = || Error::Peer { peer: "tracer", what: "it ended".into() };
+        let sock = self.sock.as_mut().ok_or_else(gone)?;
+        write_msg(sock, &a)?;
+        match read_msg(sock)? {
+            Some(Tell::Failed(f)) => Err(f.into()),
+            Some(t) => Ok(t),
+            None => Err(gone()),
+        }
+    }
+
+    /// Stops all threads of a process.
+    pub fn freeze(&mut self, pid: i32) -> Result<Frozen> {
+        match self.ask(Ask::Freeze(pid))? {
+            Tell::Frozen(f) => Ok(f),
+            t => Err(odd(&t)),
+        }
+    }
+
+    /// Brings the blob in; it will connect to the plan's address.
+    pub fn enter(&mut self, plan: EntryPlan) -> Result<Entered> {
+        match self.ask(Ask::Enter(plan))? {
+            Tell::Entered(e) => Ok(*e),
+            t => Err(odd(&t)),
+        }
+    }
+
+    /// What was read of the frozen threads; may also be asked for after the release.
+    pub fn collect(&mut self) -> Result<Snapshot> {
+        match self.ask(Ask::Collect)? {
+            Tell::Snapshot(s) => Ok(*s),
+            t => Err(odd(&t)),
+        }
+    }
+
+    /// Takes the blob out and lets the target go; the pause from first stop to last release.
+    pub fn release(&mut self, after: After) -> Result<std::time::Duration> {
+        match self.ask(Ask::Release(after))? {
+            Tell::Released { pause_ns } => Ok(std::time::Duration::from_nanos(pause_ns)),
+            t => Err(odd(&t)),
+        }
+    }
+
+    /// Seizes a process that is being restored, without stopping it. If the tracer or the caller dies before
+    /// [`Tracer::wake`] has been asked for, so does that process. `all`: every thread will be given its state by
+    /// [`Tracer::wake`]; else only the leader.
+    pub fn adopt(&mut self, pid: i32, all: bool) -> Result<Vec<i32>> {
+        match self.ask(Ask::Adopt(pid, all))? {
+            Tell::Adopted(t) => Ok(t),
+            t => Err(odd(&t)),
+        }
+    }
+
+    /// Wakes the restored threads: each gets its state, the leader makes the last calls. `left`: threads that have been
+    /// sent through their frames and get nothing here. They are let go by [`Tracer::let_go`], before which the process
+    /// still ends with the caller.
+    pub fn wake(&mut self, threads: Vec<ThreadState>, left: Vec<i32>, last: LastCalls) -> Result<()> {
+        match self.ask(Ask::Wake { threads, left, last })? {
+            Tell::Woken => Ok(()),
+            t => Err(odd(&t)),
+        }
+    }
+
+    /// Lets go of the woken process; with `stop` it stays stopped (SIGSTOP) and has not run an instruction.
+    pub fn let_go(&mut self, stop: bool) -> Result<()> {
+        match self.ask(Ask::LetGo { stop })? {
+            Tell::Released { .. } => Ok(()),
+            t => Err(odd(&t)),
+        }
+    }
+}
+
+fn odd(t: &Tell) -> Error {
+    let kind = format!("{t:?}");
+    Error::Peer {
+        peer: "tracer",
+        what: format!("an answer out of turn: {}", kind.split(['(', ' ']).next().unwrap_or_default()),
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        self.sock = None;
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.pid), None);
+    }
+}

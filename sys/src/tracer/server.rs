@@ -1,0 +1,334 @@
+//! The tracer process's main loop.
+use super::proto::{read_msg, write_msg, After, Ask, Entered, Frozen, LastCalls, Snapshot, Tell, ThreadState};
+use super::tasks::Tasks;
+use super::{enter, raw, EntryPlan};
+use crate::inject::Layout;
+use crate::mem::RemoteMem;
+use crate::sigframe::Regs;
+use crate::{fault, procfs, Error, Result};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+/// Runs the tracer on its socket; never returns.
+pub(super) fn run(sock: UnixStream) -> ! {
+    // its own session: Ctrl-C and hang-ups of the recorder's terminal are not for it
+    let _ = nix::unistd::setsid();
+    let _ = nix::sys::prctl::set_name(c"dormouse-tracer");
+    close_others(sock.as_raw_fd());
+    reset_signals();
+    let code = match Server::new(sock).serve() {
+        Ok(()) => 0,
+        Err(_) => 1,
+    };
+    // SAFETY: ends this process at once; exit handlers belong to the recorder.
+    unsafe { libc::_exit(code) }
+}
+
+/// No descriptor of the recorder's stays open here: locks, pipes and sockets must end with it.
+fn close_others(keep: i32) {
+    let close = |a: u32, b: u32| {
+        // SAFETY: this process uses none of the descriptors that it closes.
+        unsafe { libc::syscall(libc::SYS_close_range, a, b, 0) };
+    };
+    if keep > 0 {
+        close(0, keep as u32 - 1);
+    }
+    close(keep as u32 + 1, u32::MAX);
+}
+
+/// SIGCHLD blocked (it is read from a signalfd), everything that a terminal or kill(1) sends by habit ignored.
+fn reset_signals() {
+    use nix::sys::signal::{signal, sigprocmask, SigHandler, SigSet, SigmaskHow, Signal};
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None);
+    for s in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE, Signal::SIGTSTP] {
+        // SAFETY: no handler, only the disposition "ignore".
+        let _ = unsafe { signal(s, SigHandler::SigIgn) };
+    }
+    // SAFETY: the default disposition, so that ended threads can be waited for.
+    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+}
+
+struct Inside {
+    plan: EntryPlan,
+    layout: Layout,
+    server: i32,
+}
+
+struct Server {
+    sock: UnixStream,
+    tasks: Option<Tasks>,
+    mem: Option<RemoteMem>,
+    inside: Option<Inside>,
+    first_stop: Instant,
+    snapshot: Option<Snapshot>,
+    /// Descriptors of the target at the freeze.
+    fds: Vec<i32>,
+}
+
+impl Server {
+    fn new(sock: UnixStream) -> Server {
+        Server {
+            sock,
+            tasks: None,
+            mem: None,
+            inside: None,
+            first_stop: Instant::now(),
+            snapshot: None,
+            fds: Vec::new(),
+        }
+    }
+
+    /// Requests until the recorder is gone; then the target is cured.
+    fn serve(&mut self) -> Result<()> {
+        loop {
+            let asked = self.wait_request().and_then(|()| read_msg::<Ask>(&mut self.sock));
+            let Ok(Some(ask)) = asked else { break };
+            let answer = self.answer(ask).unwrap_or_else(|e| {
+                let _ = self.cure_all();
+                Tell::Failed(e.into())
+            });
+            if write_msg(&mut self.sock, &answer).is_err() {
+                break;
+            }
+        }
+        self.cure_all()
+    }
+
+    /// Waits for a request while handling what happens to the threads.
+    fn wait_request(&mut self) -> Result<()> {
+        use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+        use std::os::fd::AsFd;
+        let Some(tasks) = self.tasks.as_mut() else { return Ok(()) };
+        loop {
+            let ready = {
+                let mut p = [
+                    PollFd::new(self.sock.as_fd(), PollFlags::POLLIN),
+                    PollFd::new(tasks.sigfd().as_fd(), PollFlags::POLLIN),
+                ];
+                let _ = poll(&mut p, PollTimeout::NONE);
+                p[0].any().unwrap_or(true)
+            };
+            while let Ok(Some(_)) = tasks.sigfd().read_signal() {}
+            // a death shows at the next request
+            let _ = tasks.pump();
+            if ready {
+                return Ok(());
+            }
+        }
+    }
+
+    fn answer(&mut self, a: Ask) -> Result<Tell> {
+        match a {
+            Ask::Freeze(pid) => self.freeze(pid),
+            Ask::Enter(plan) => self.enter(plan),
+            Ask::Collect => match self.tasks.as_ref().map(snapshot).or(self.snapshot.take()) {
+                Some(s) => Ok(Tell::Snapshot(Box::new(s))),
+                None => Err(Error::Unfit { what: "nothing is frozen".into() }),
+            },
+            Ask::Release(after) => self.release(after),
+            Ask::Adopt(pid, all) => self.adopt(pid, all),
+            Ask::Wake { threads, left, last } => self.wake(&threads, &left, last),
+            Ask::LetGo { stop } => self.let_go(stop),
+        }
+    }
+
+    fn freeze(&mut self, pid: i32) -> Result<Tell> {
+        fault::target(pid);
+        // before the first stop: an open file that stays with the address space
+        self.mem = Some(RemoteMem::open(pid)?);
+        self.first_stop = Instant::now();
+        let tasks = self.tasks.insert(Tasks::new(pid)?);
+        tasks.freeze()?;
+        tasks.read_state()?;
+        self.fds = procfs::fd::numbers(pid).map_err(|e| Error::Unfit { what: e.to_string() })?;
+        let tids: Vec<i32> = tasks.all.keys().copied().collect();
+        Ok(Tell::Frozen(Frozen { tids, ended: Vec::new() }))
+    }
+
+    fn enter(&mut self, plan: EntryPlan) -> Result<Tell> {
+        let (Some(tasks), Some(mem)) = (self.tasks.as_mut(), self.mem.as_ref()) else {
+            return Err(Error::Unfit { what: "nothing is frozen".into() });
+        };
+        let pid = tasks.pid;
+        let server = if tasks.all.contains_key(&pid) { pid } else { tasks.all.keys().next().copied().unwrap_or(pid) };
+        let clash =
+            tasks.all.values().find(|t| (plan.scratch..plan.scratch + plan.scratch_len + 256).contains(&t.regs.rsp));
+        if clash.is_some() {
+            return Err(Error::Unfit {
+                what: "the whole stack mapping is in use: there is no room for a signal frame below it".into(),
+            });
+        }
+        let leaving = |rip: u64| plan.stale.iter().any(|s| (s.0..s.0 + s.1).contains(&rip));
+        if tasks.all.values().any(|t| leaving(t.regs.rip)) {
+            let what = "a thread is just leaving an earlier checkpoint that was broken off".into();
+            return Err(Error::Unfit { what });
+        }
+        let layout = enter::enter(tasks, mem, server, &plan, &self.fds)?;
+        tasks.hold = false;
+        let visited = tasks.all.iter().filter(|(t, k)| **t != server && k.entered).map(|(t, _)| *t).collect();
+        self.inside = Some(Inside { plan, layout, server });
+        Ok(Tell::Entered(Box::new(Entered { layout, visited, server })))
+    }
+
+    /// Takes the blob out, if it is in.
+    fn leave(&mut self) -> Result<()> {
+        if let (Some(t), Some(mem), Some(i)) = (self.tasks.as_mut(), self.mem.as_ref(), self.inside.take()) {
+            t.hold = true;
+            enter::leave_mapping(t, mem, i.server, &i.plan, &i.layout, &self.fds)?;
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, after: After) -> Result<Tell> {
+        let pid = self.tasks.as_ref().map_or(0, |t| t.pid);
+        if after == After::Kill {
+            kill(pid, libc::SIGKILL)?;
+            if let Some(t) = self.tasks.as_mut() {
+                t.all.clear();
+            }
+            raw::reap_killed();
+            self.tasks = None;
+            self.inside = None;
+        } else {
+            self.leave()?;
+            if after == After::Stop {
+                // pending before the release: taken before the next instruction of the program
+                kill(pid, libc::SIGSTOP)?;
+            }
+            if let Some(mut t) = self.tasks.take() {
+                self.snapshot = Some(t.release()?);
+            }
+        }
+        let pause_ns = self.first_stop.elapsed().as_nanos() as u64;
+        Ok(Tell::Released { pause_ns })
+    }
+
+    /// Whatever was begun is undone.
+    fn cure_all(&mut self) -> Result<()> {
+        let r = self.leave();
+        if let Some(mut t) = self.tasks.take() {
+            if t.adopted {
+                // dropping it kills the process
+                return r;
+            }
+            return r.and(t.release().map(drop));
+        }
+        r
+    }
+
+    /// Seizes without stopping: from here on the process ends with this tracer, until it is woken.
+    fn adopt(&mut self, pid: i32, all: bool) -> Result<Tell> {
+        fault::target(pid);
+        let tasks = self.tasks.insert(Tasks::new(pid)?);
+        tasks.adopted = true;
+        tasks.seize_or_die(all)?;
+        Ok(Tell::Adopted(tasks.all.keys().copied().collect()))
+    }
+
+    /// Everything but letting go: if whoever restores is gone by then, so is the process.
+    fn wake(&mut self, threads: &[ThreadState], left: &[i32], last: LastCalls) -> Result<Tell> {
+        let Some(tasks) = self.tasks.as_mut() else { return Err(Error::Unfit { what: "nothing is adopted".into() }) };
+        match wake_all(tasks, threads, left, last) {
+            // a thread that already runs has ended the process: as good as if the leader had run too
+            Err(Error::Died { .. }) if !left.is_empty() => tasks.all.clear(),
+            r => r?,
+        }
+        Ok(Tell::Woken)
+    }
+
+    fn let_go(&mut self, stop: bool) -> Result<Tell> {
+        let Some(mut tasks) = self.tasks.take() else { return Err(Error::Unfit { what: "nothing is adopted".into() }) };
+        let tids: Vec<i32> = std::mem::take(&mut tasks.all).into_keys().collect();
+        if stop && !tids.is_empty() {
+            kill(tasks.pid, libc::SIGSTOP)?;
+        }
+        for tid in tids {
+            match raw::detach(tid, 0) {
+                Err(Error::Died { .. }) => {}
+                r => r?,
+            }
+        }
+        Ok(Tell::Released { pause_ns: 0 })
+    }
+}
+
+fn kill(pid: i32, sig: i32) -> Result<()> {
+    // SAFETY: kill takes two integers.
+    if unsafe { libc::kill(pid, sig) } < 0 {
+        return Err(Error::call("kill", pid, std::io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+/// Gives every thread its state, but for those that leave by themselves (`left`); the leader makes the last calls, by an
+/// instruction that stays.
+fn wake_all(tasks: &mut Tasks, threads: &[ThreadState], left: &[i32], last: LastCalls) -> Result<()> {
+    let pid = tasks.pid;
+    tasks.stop_all()?;
+    super::leave::wait_out(tasks, left, last.unmap)?;
+    let xstate = raw::xstate(pid)?.len();
+    for t in threads.iter().filter(|t| t.tid != pid) {
+        set_state(t, xstate)?;
+    }
+    let leader = threads.iter().find(|t| t.tid == pid);
+    let leader = leader.ok_or_else(|| Error::Unfit { what: "the image has no leader thread".into() })?;
+    last_call(tasks, last.syscall, libc::SYS_close, [last.close as u64, 0])?;
+    last_call(tasks, last.syscall, libc::SYS_munmap, [last.unmap.0, last.unmap.1])?;
+    set_state(leader, xstate)?;
+    Ok(())
+}
+
+/// A system call of the stopped leader, led from entry to exit.
+fn last_call(tasks: &mut Tasks, syscall: u64, nr: i64, a: [u64; 2]) -> Result<()> {
+    let pid = tasks.pid;
+    let r = Regs { rax: nr as u64, orig_rax: u64::MAX, rdi: a[0], rsi: a[1], rip: syscall, ..raw::regs(pid)? };
+    raw::set_regs(pid, &r)?;
+    let mut seen = 0;
+    while seen < 2 {
+        if let Some(t) = tasks.all.get_mut(&pid) {
+            t.stopped = false;
+            t.at_syscall = false;
+        }
+        raw::to_syscall(pid)?;
+        tasks.wait_stop(pid)?;
+        seen += tasks.all.get(&pid).is_some_and(|t| t.at_syscall) as u32;
+    }
+    let done = raw::regs(pid)?.rax as i64;
+    if done != 0 {
+        let source = std::io::Error::from_raw_os_error(-done as i32);
+        return Err(Error::Inside { call: crate::syscalls::name(nr), pid, source });
+    }
+    Ok(())
+}
+
+/// `xstate`: bytes of extended state on this machine; the kernel takes no other number. What an image has beyond that is
+/// in its initial state, or it would have been refused.
+fn set_state(t: &ThreadState, xstate: usize) -> Result<()> {
+    if t.xstate.len() == xstate {
+        raw::set_xstate(t.tid, &t.xstate)?;
+    } else {
+        let mut x = t.xstate.clone();
+        x.resize(xstate, 0);
+        raw::set_xstate(t.tid, &x)?;
+    }
+    raw::set_regs(t.tid, &t.regs)?;
+    raw::set_sigmask(t.tid, t.sigmask)
+}
+
+/// What was read of the frozen threads.
+pub(super) fn snapshot(tasks: &Tasks) -> Snapshot {
+    let bufs = |v: &[Vec<u8>]| v.iter().cloned().map(serde_bytes::ByteBuf::from).collect::<Vec<_>>();
+    let mut s =
+        Snapshot { threads: Vec::new(), shared_pending: bufs(&tasks.shared_pending), thread_pending: Vec::new() };
+    for (tid, t) in &tasks.all {
+        if !t.pending.is_empty() {
+            s.thread_pending.push((*tid, bufs(&t.pending)));
+        }
+        let (regs, sigmask, rseq, signal) = (t.regs, t.sigmask, t.rseq, t.signal);
+        s.threads.push(ThreadState { tid: *tid, regs, sigmask, xstate: t.xstate.clone(), rseq, signal });
+    }
+    s
+}

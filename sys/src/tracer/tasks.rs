@@ -1,0 +1,406 @@
+//! The stopped threads of one process: seizing, stopping, waiting, and letting go so that nothing of it shows.
+use super::proto::Snapshot;
+use super::raw::{self, Event};
+use crate::sigframe::{self, Regs};
+use crate::{procfs, restart, Error, Result};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Longest wait for a thread to stop. One in an uninterruptible sleep, or the parent of a vfork, does not.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Rounds of looking for newcomers before a process that makes threads all the time is given up.
+const MAX_ROUNDS: usize = 200;
+
+/// A thread under ptrace and what it must find again.
+#[derive(Debug)]
+pub struct Task {
+    /// Whether it is stopped now.
+    pub stopped: bool,
+    /// Its latest stop was at a system call's entry or exit.
+    pub at_syscall: bool,
+    /// It is being led through a system call of ours.
+    pub calling: bool,
+    /// Registers at the first stop.
+    pub regs: Regs,
+    /// Signal mask at the first stop.
+    pub sigmask: u64,
+    /// Extended state at the first stop.
+    pub xstate: Vec<u8>,
+    /// rseq registration.
+    pub rseq: raw::Rseq,
+    /// An unblocked signal of its own was pending at the first stop.
+    pub signal: bool,
+    /// Signals pending for it at the first stop: raw siginfo.
+    pub pending: Vec<Vec<u8>>,
+    /// Its registers were changed: it must be cured before it is let go.
+    pub entered: bool,
+    /// It was sent into the blob to run there.
+    pub sent: bool,
+    /// Stop signals that came while the blob ran, to be sent again.
+    pub held: Vec<i32>,
+}
+
+/// All threads of a process, seized. Dropping it cures and releases them.
+#[derive(Debug)]
+pub struct Tasks {
+    /// PID, which is the leader's TID.
+    pub pid: i32,
+    /// By TID.
+    pub all: BTreeMap<i32, Task>,
+    /// Signals pending for the process at the freeze: raw siginfo.
+    pub shared_pending: Vec<Vec<u8>>,
+    /// Whether stops are wanted now; while the blob runs they are not, and a stop (a SIGCONT's) is passed over.
+    pub hold: bool,
+    /// It is being restored: not cured but killed if it is not woken.
+    pub adopted: bool,
+    sigfd: nix::sys::signalfd::SignalFd,
+}
+
+impl Tasks {
+    /// None yet. SIGCHLD must be blocked in this process.
+    pub fn new(pid: i32) -> Result<Tasks> {
+        let mut set = nix::sys::signal::SigSet::empty();
+        set.add(nix::sys::signal::SIGCHLD);
+        use nix::sys::signalfd::{SfdFlags, SignalFd};
+        let sigfd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .map_err(|e| Error::Call { doing: "signalfd".into(), pid, source: e.into() })?;
+        Ok(Tasks { pid, all: BTreeMap::new(), shared_pending: Vec::new(), hold: true, adopted: false, sigfd })
+    }
+
+    /// Readable when a traced thread has news.
+    pub fn sigfd(&self) -> &nix::sys::signalfd::SignalFd {
+        &self.sigfd
+    }
+
+    /// Seizes and stops every thread, until no newcomer appears.
+    pub fn freeze(&mut self) -> Result<()> {
+        for _ in 0..MAX_ROUNDS {
+            let tids = procfs::tasks(self.pid)
+                .map_err(|_| Error::Died { doing: "listing its threads".into(), pid: self.pid })?;
+            let mut fresh = Vec::new();
+            for tid in tids {
+                if self.all.contains_key(&tid) {
+                    continue;
+                }
+                match raw::seize(tid) {
+                    Ok(()) => {
+                        self.all.insert(tid, Task::seized());
+                        fresh.push(tid);
+                    }
+                    Err(Error::Died { .. }) if tid != self.pid => {}
+                    // a zombie cannot be seized, nor need it be
+                    Err(_) if is_zombie(self.pid, tid) => {
+                        if tid == self.pid && procfs::stat::read(tid).map_or(true, |s| s.num_threads <= 1) {
+                            return Err(Error::Died { doing: "its freeze".into(), pid: tid });
+                        }
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            for tid in &fresh {
+                self.gone_is_fine(*tid, raw::interrupt(*tid))?;
+            }
+            for tid in fresh.iter().rev() {
+                self.wait_stop(*tid)?;
+            }
+        }
+        Err(Error::Unfit { what: format!("process {} makes threads faster than they can be stopped", self.pid) })
+    }
+
+    /// Seizes a process that is being restored, so that it ends with this tracer: its leader, or `all` its threads. It
+    /// makes no threads of its own.
+    pub fn seize_or_die(&mut self, all: bool) -> Result<()> {
+        let tids = match all {
+            true => procfs::tasks(self.pid)
+                .map_err(|_| Error::Died { doing: "listing its threads".into(), pid: self.pid })?,
+            false => vec![self.pid],
+        };
+        for tid in tids {
+            raw::seize_or_die(tid)?;
+            self.all.insert(tid, Task::seized());
+        }
+        Ok(())
+    }
+
+    /// Stops all threads that are seized.
+    pub fn stop_all(&mut self) -> Result<()> {
+        let tids: Vec<i32> = self.all.keys().copied().collect();
+        for tid in &tids {
+            raw::interrupt(*tid)?;
+        }
+        for tid in &tids {
+            self.wait_stop(*tid)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what a cure needs of every stopped thread.
+    pub fn read_state(&mut self) -> Result<()> {
+        let pid = self.all.keys().find(|t| **t == self.pid).or(self.all.keys().next()).copied().unwrap_or(self.pid);
+        let mem = crate::mem::RemoteMem::open(self.pid)?;
+        for (tid, t) in self.all.iter_mut().filter(|(_, t)| t.stopped) {
+            t.regs = raw::regs(*tid)?;
+            t.sigmask = raw::sigmask(*tid)?;
+            t.xstate = raw::xstate(*tid)?;
+            t.rseq = raw::rseq(*tid)?;
+            t.pending = raw::pending(*tid, false)?;
+            if *tid == pid {
+                self.shared_pending = raw::pending(pid, true)?;
+            }
+            if let Some(abort) = rseq_abort(&mem, &t.rseq, t.regs.rip) {
+                t.regs.rip = abort;
+            }
+            if restart::is_our_eintr(&t.regs) {
+                t.signal = has_unblocked_signal(self.pid, *tid, t.sigmask)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gone_is_fine(&mut self, tid: i32, r: Result<()>) -> Result<()> {
+        match r {
+            Err(Error::Died { .. }) if tid != self.pid => {
+                self.all.remove(&tid);
+                Ok(())
+            }
+            r => r,
+        }
+    }
+
+    /// Takes news of threads. A signal that arrives before the stop is handed on; one that arrives while the blob runs
+    /// (only SIGSTOP can) is kept for later.
+    pub fn pump(&mut self) -> Result<()> {
+        self.pump_of(-1)
+    }
+
+    /// Takes news of one thread (-1: of any).
+    fn pump_of(&mut self, of: i32) -> Result<()> {
+        while let Some((tid, e)) = raw::poll_event(of) {
+            let Some(t) = self.all.get_mut(&tid) else { continue };
+            match e {
+                Event::Gone => {
+                    self.all.remove(&tid);
+                    if tid == self.pid || self.all.is_empty() {
+                        return Err(Error::Died { doing: "its freeze".into(), pid: self.pid });
+                    }
+                }
+                Event::Signal(sig) if t.entered => {
+                    t.held.push(sig);
+                    if [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP].contains(&sig) {
+                        t.held.pop();
+                        t.stopped = true;
+                        return Err(Error::Peer { peer: "parasite", what: format!("signal {sig} inside the blob") });
+                    }
+                    if t.calling {
+                        raw::to_syscall(tid)?;
+                    } else {
+                        raw::cont(tid, 0)?;
+                    }
+                }
+                Event::Signal(sig) => raw::cont(tid, sig)?,
+                Event::Stop(_) if !self.hold && t.entered => raw::cont(tid, 0)?,
+                Event::Stop(_) | Event::Syscall => {
+                    t.stopped = true;
+                    t.at_syscall = e == Event::Syscall;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a thread is stopped.
+    pub fn wait_stop(&mut self, tid: i32) -> Result<()> {
+        let end = Instant::now() + STOP_LIMIT;
+        loop {
+            // the end of a leader is not told before those of all its threads have been taken
+            self.pump_of(if tid == self.pid { -1 } else { tid })?;
+            match self.all.get(&tid) {
+                None if tid == self.pid => return Err(Error::Died { doing: "its freeze".into(), pid: tid }),
+                None => return Ok(()),
+                Some(t) if t.stopped => return Ok(()),
+                Some(_) => {}
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let state = procfs::stat::read(tid).map_or("unknown".into(), |s| format!("{:?}", s.state));
+                return Err(Error::Stuck { tid, seconds: STOP_LIMIT.as_secs(), state });
+            }
+            self.wait_news(left);
+        }
+    }
+
+    fn wait_news(&self, limit: Duration) {
+        use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+        use std::os::fd::AsFd;
+        let mut p = [PollFd::new(self.sigfd.as_fd(), PollFlags::POLLIN)];
+        let ms = PollTimeout::try_from(limit.as_millis().clamp(1, 60_000) as i32).unwrap_or(PollTimeout::MAX);
+        let _ = poll(&mut p, ms);
+        while let Ok(Some(_)) = self.sigfd.read_signal() {}
+    }
+
+    /// Lets a stopped thread go on.
+    pub fn resume(&mut self, tid: i32) -> Result<()> {
+        if let Some(t) = self.all.get_mut(&tid) {
+            t.stopped = false;
+            raw::cont(tid, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Brings a thread to a stop from which the kernel restarts its call by itself: not the exit of a system call of ours.
+    pub fn bring_to_stop(&mut self, tids: &[i32]) -> Result<()> {
+        for tid in tids {
+            let Some(t) = self.all.get_mut(tid) else { continue };
+            raw::interrupt(*tid)?;
+            if t.stopped {
+                t.stopped = false;
+                raw::cont(*tid, 0)?;
+            }
+        }
+        // the leader, which has the lowest number, last
+        for tid in tids.iter().rev() {
+            self.wait_stop(*tid)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a stopped thread back what it had. Extended state and mask first: until the one SETREGS the thread would
+    /// leave through its frame, after it everything is already in place.
+    pub fn cure(&mut self, tid: i32) -> Result<()> {
+        let Some(t) = self.all.get_mut(&tid) else { return Ok(()) };
+        let regs = restart::for_thaw(&t.regs, t.signal);
+        if t.entered {
+            raw::set_xstate(tid, &t.xstate)?;
+            raw::set_sigmask(tid, t.sigmask)?;
+            raw::set_regs(tid, &regs)?;
+            t.entered = false;
+            t.sent = false;
+        } else if regs != t.regs {
+            raw::set_regs(tid, &regs)?;
+        }
+        Ok(())
+    }
+
+    /// A stopped thread that left code of ours by itself: what it has now is what it must find again.
+    pub fn left_by_itself(&mut self, tid: i32) -> Result<()> {
+        let pid = self.pid;
+        let Some(t) = self.all.get_mut(&tid) else { return Ok(()) };
+        t.regs = raw::regs(tid)?;
+        t.sigmask = raw::sigmask(tid)?;
+        t.xstate = raw::xstate(tid)?;
+        t.signal = restart::is_our_eintr(&t.regs) && has_unblocked_signal(pid, tid, t.sigmask)?;
+        t.entered = false;
+        t.sent = false;
+        Ok(())
+    }
+
+    /// Lets go of every thread, cured; stop signals that came meanwhile are sent again. Gives what was read of them.
+    ///
+    /// Not for an adopted process, which is not whole before it is woken: see [`Tasks::abandon`].
+    pub fn release(&mut self) -> Result<Snapshot> {
+        let tids: Vec<i32> = self.all.keys().copied().collect();
+        let entered: Vec<i32> = tids.iter().copied().filter(|t| self.all.get(t).is_some_and(|t| t.entered)).collect();
+        let mut result = self.bring_to_stop(&entered);
+        for tid in &tids {
+            result = result.and(ok_if_dead(self.cure(*tid)));
+        }
+        for tid in &tids {
+            result = result.and(ok_if_dead(raw::detach(*tid, 0)));
+        }
+        let seen = super::server::snapshot(self);
+        for (tid, t) in std::mem::take(&mut self.all) {
+            for sig in t.held {
+                // SAFETY: tgkill takes three integers.
+                unsafe { libc::syscall(libc::SYS_tgkill, self.pid, tid, sig) };
+            }
+        }
+        result.map(|()| seen)
+    }
+
+    /// Kills a process that was to be restored and is not whole.
+    pub fn abandon(&mut self) {
+        self.all.clear();
+        // SAFETY: kill takes two integers.
+        unsafe { libc::kill(self.pid, libc::SIGKILL) };
+    }
+
+    /// A frame with which a thread leaves code of ours without the tracer's help.
+    pub fn emergency_frame(&self, tid: i32, at: u64, restorer: u64) -> Vec<u8> {
+        let Some(t) = self.all.get(&tid) else { return Vec::new() };
+        sigframe::build(at, restorer, &restart::for_new(&t.regs, t.signal), t.sigmask, &t.xstate)
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        if self.all.is_empty() {
+            return;
+        }
+        if self.adopted {
+            self.abandon();
+        } else {
+            let _ = self.release();
+        }
+    }
+}
+
+impl Task {
+    /// Just seized.
+    pub(super) fn seized() -> Task {
+        Task {
+            stopped: false,
+            at_syscall: false,
+            calling: false,
+            regs: Regs::default(),
+            sigmask: 0,
+            xstate: Vec::new(),
+            rseq: raw::Rseq::default(),
+            signal: false,
+            pending: Vec::new(),
+            entered: false,
+            sent: false,
+            held: Vec::new(),
+        }
+    }
+}
+
+/// Where a thread goes on that was stopped inside a restartable sequence: at its abort handler (rseq(2)). The kernel would see
+/// to that as the thread leaves its stop, but what leaves first is the blob, which the kernel takes for having left the sequence.
+fn rseq_abort(mem: &crate::mem::RemoteMem, r: &raw::Rseq, rip: u64) -> Option<u64> {
+    if r.addr == 0 {
+        return None;
+    }
+    let word = |at: u64| {
+        let mut b = [0; 8];
+        mem.read(at, &mut b).ok().map(|()| u64::from_le_bytes(b))
+    };
+    // struct rseq: rseq_cs at 8; struct rseq_cs: start_ip at 8, post_commit_offset at 16, abort_ip at 24
+    let section = word(r.addr + 8).filter(|s| *s != 0)?;
+    let (start, len, abort) = (word(section + 8)?, word(section + 16)?, word(section + 24)?);
+    (rip.wrapping_sub(start) < len).then_some(abort)
+}
+
+fn ok_if_dead(r: Result<()>) -> Result<()> {
+    match r {
+        Err(Error::Died { .. }) => Ok(()),
+        r => r,
+    }
+}
+
+fn is_zombie(pid: i32, tid: i32) -> bool {
+    std::fs::read(format!("/proc/{pid}/task/{tid}/stat"))
+        .ok()
+        .and_then(|b| procfs::stat::parse(&b).ok())
+        .is_none_or(|s| matches!(s.state, procfs::State::Zombie | procfs::State::Dead))
+}
+
+/// Whether a signal is pending that the thread does not block (and its process does not ignore).
+fn has_unblocked_signal(pid: i32, tid: i32, mask: u64) -> Result<bool> {
+    let path = format!("/proc/{pid}/task/{tid}/status");
+    let b = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
+    let s = procfs::status::parse(&b).map_err(|e| Error::Unfit { what: e.to_string() })?;
+    Ok((s.sig_pending | s.sig_shared_pending) & !mask & !s.sig_ignored != 0)
+}
