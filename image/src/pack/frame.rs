@@ -1,0 +1,100 @@
+//! One frame: how it is made smaller, and made whole again.
+
+use std::path::Path;
+
+use super::{Compression, FRAME_LEN};
+use crate::error::{damaged, Result};
+use crate::PAGE_SIZE;
+
+/// How a frame is stored. The number is the one in the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Method {
+    /// The pages as they are.
+    Raw = 0,
+    /// An LZ4 block without a size prefix.
+    Lz4 = 1,
+    /// A Zstandard frame.
+    Zstd = 2,
+}
+
+impl Method {
+    /// The method of this number, or `None` if there is none.
+    pub fn from_number(number: u32) -> Option<Method> {
+        [Method::Raw, Method::Lz4, Method::Zstd].into_iter().find(|m| *m as u32 == number)
+    }
+}
+
+/// A frame ready to be written.
+pub(super) struct StoredFrame {
+    pub method: Method,
+    pub bytes: Vec<u8>,
+    pub pages: u32,
+    pub crc: u32,
+}
+
+/// Turns pages into stored frames; one per thread, since it keeps the compressor's tables.
+pub(super) struct Encoder {
+    compression: Compression,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+}
+
+impl Encoder {
+    pub fn new(compression: Compression) -> Encoder {
+        let zstd = match compression {
+            // Out of memory is the only way this fails; frames are then stored raw.
+            Compression::Zstd(level) => zstd::bulk::Compressor::new(level).ok(),
+            _ => None,
+        };
+        Encoder { compression, zstd }
+    }
+
+    /// Encodes `pages` (1 to 256 of them). `spare` is a buffer to use again; the one that was
+    /// not needed comes back beside the frame.
+    pub fn encode(&mut self, pages: Vec<u8>, mut spare: Vec<u8>) -> (StoredFrame, Vec<u8>) {
+        let count = (pages.len() / PAGE_SIZE) as u32;
+        let (method, bytes, spare) = match self.compress(&pages, &mut spare) {
+            // Less than a page saved is not worth decompressing for.
+            Some(method) if spare.len() + PAGE_SIZE <= pages.len() => (method, spare, pages),
+            _ => (Method::Raw, pages, spare),
+        };
+        let crc = crc32c::crc32c(&bytes);
+        (StoredFrame { method, bytes, pages: count, crc }, spare)
+    }
+
+    fn compress(&mut self, pages: &[u8], out: &mut Vec<u8>) -> Option<Method> {
+        match self.compression {
+            Compression::None => None,
+            Compression::Lz4 => {
+                out.resize(lz4_flex::block::get_maximum_output_size(FRAME_LEN), 0);
+                let len = lz4_flex::block::compress_into(pages, out).ok()?;
+                out.truncate(len);
+                Some(Method::Lz4)
+            }
+            Compression::Zstd(_) => {
+                out.resize(zstd::zstd_safe::compress_bound(FRAME_LEN), 0);
+                let len = self.zstd.as_mut()?.compress_to_buffer(pages, &mut out[..]).ok()?;
+                out.truncate(len);
+                Some(Method::Zstd)
+            }
+        }
+    }
+}
+
+/// Decodes `stored` into `out`, which has exactly the frame's length.
+pub(super) fn decode(method: Method, stored: &[u8], out: &mut [u8], path: &Path) -> Result<()> {
+    let decoded = match method {
+        Method::Raw if stored.len() == out.len() => {
+            out.copy_from_slice(stored);
+            Ok(stored.len())
+        }
+        Method::Raw => Ok(stored.len()),
+        Method::Lz4 => lz4_flex::block::decompress_into(stored, out).map_err(|e| e.to_string()),
+        Method::Zstd => zstd::bulk::decompress_to_buffer(stored, out).map_err(|e| e.to_string()),
+    };
+    match decoded {
+        Ok(len) if len == out.len() => Ok(()),
+        Ok(len) => Err(damaged(path, format!("a frame has {len} bytes instead of {}", out.len()))),
+        Err(error) => Err(damaged(path, format!("a frame cannot be decompressed: {error}"))),
+    }
+}

@@ -1,0 +1,88 @@
+//! Page packs: files of pages, and nothing but pages.
+//!
+//! A pack is a header block of one page, then frames of at most 256 pages each, then the index
+//! of the frames, then a footer. With [`Compression::None`] the frames are the pages themselves,
+//! so page `p` lies at byte `4096 * (1 + p)` and the file can be mapped. `FORMAT.md` has the tables.
+
+mod frame;
+mod reader;
+mod writer;
+
+pub use frame::Method;
+pub use reader::{Frame, PackReader};
+pub use writer::{PackInfo, PackWriter};
+
+/// Length of the header block in bytes. The first frame starts here.
+pub const PACK_HEADER_LEN: usize = 4096;
+/// Offset in the header block of the pack's ID (16 bytes), after the common header.
+pub const OFFSET_ID: usize = 64;
+/// Offset of the pack's flags (u32).
+pub const OFFSET_PACK_FLAGS: usize = 80;
+/// Offset of the CRC-32C (u32) of the block's bytes before it.
+pub const OFFSET_BLOCK_CRC: usize = 4092;
+/// Flag: every frame is raw, so pages lie page-aligned and the file can be mapped.
+pub const FLAG_MAPPABLE: u32 = 1;
+
+/// Most pages in a frame (1 MiB).
+pub const FRAME_PAGES: usize = 256;
+/// Most bytes in a frame before compression.
+pub const FRAME_LEN: usize = FRAME_PAGES * crate::PAGE_SIZE;
+
+/// Length of an index entry in bytes.
+pub const ENTRY_LEN: usize = 24;
+/// Offset in an index entry of the frame's offset in the file (u64).
+pub const ENTRY_OFFSET: usize = 0;
+/// Offset of the frame's length as stored, in bytes (u32).
+pub const ENTRY_STORED: usize = 8;
+/// Offset of the frame's number of pages (u32).
+pub const ENTRY_PAGES: usize = 12;
+/// Offset of the CRC-32C (u32) of the frame's stored bytes.
+pub const ENTRY_CRC: usize = 16;
+/// Offset of the frame's [`Method`] (u32).
+pub const ENTRY_METHOD: usize = 20;
+
+/// Length of the footer in bytes.
+pub const FOOTER_LEN: usize = 80;
+/// The footer's first 8 bytes.
+pub const FOOTER_MAGIC: [u8; 8] = *b"DRMPKEND";
+/// Offset in the footer of the index's offset in the file (u64).
+pub const FOOTER_INDEX: usize = 8;
+/// Offset of the number of frames (u64).
+pub const FOOTER_FRAMES: usize = 16;
+/// Offset of the number of pages (u64).
+pub const FOOTER_PAGES: usize = 24;
+/// Offset of the index's CRC-32C (u32).
+pub const FOOTER_INDEX_CRC: usize = 32;
+/// Offset of the BLAKE3 hash (32 bytes) of every byte of the file before it.
+pub const FOOTER_HASH: usize = 40;
+/// Offset of the CRC-32C (u32) of the footer's bytes before it.
+pub const FOOTER_CRC: usize = 76;
+
+/// How the frames of a new pack are compressed. A frame that does not shrink is stored raw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all: the pack can be mapped.
+    None,
+    /// LZ4: fastest.
+    Lz4,
+    /// Zstandard at this level (negative levels are its fast ones).
+    Zstd(i32),
+}
+
+impl Default for Compression {
+    /// Zstandard at level 1: on a dump of a CPython heap (212 MB, 2 cores) it writes as fast as
+    /// LZ4 and half as many bytes (ratio 7.0 against 3.7), and decodes 2 GB/s on one core.
+    fn default() -> Compression {
+        Compression::Zstd(1)
+    }
+}
+
+/// True if `id` is the ID of a pack: 32 lower-case hex digits, and so safe in a path.
+pub fn is_id(id: &str) -> bool {
+    id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// The hex text of an ID's bytes.
+pub(crate) fn id_text(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}

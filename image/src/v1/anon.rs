@@ -1,0 +1,83 @@
+//! Pipes and the kernel's anonymous inodes.
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+/// One end of a pipe; the ends of one pipe share `ino`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pipe {
+    /// Identity within the image.
+    pub ino: u64,
+    /// Capacity in bytes, F_GETPIPE_SZ.
+    pub capacity: u32,
+    /// What is in it, with the first reading end only, in order.
+    pub content: Vec<PipePart>,
+}
+
+/// A part of what is in a pipe.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PipePart {
+    /// The bytes.
+    pub data: ByteBuf,
+    /// It is one packet (O_DIRECT); else a stretch of stream.
+    pub packet: bool,
+}
+
+/// eventfd(2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EventFd {
+    /// Counter.
+    pub count: u64,
+    /// EFD_SEMAPHORE.
+    pub semaphore: bool,
+}
+
+/// epoll(7).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Epoll {
+    /// What it watches.
+    pub targets: Vec<EpollTarget>,
+}
+
+/// An entry of an epoll set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EpollTarget {
+    /// Descriptor number under which it was added.
+    pub tfd: i32,
+    /// A descriptor that is the same open file now; differs where `tfd` was closed but the file lives on.
+    pub fd: i32,
+    /// EPOLL_ bits.
+    pub events: u32,
+    /// User data.
+    pub data: u64,
+}
+
+/// timerfd_create(2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TimerFd {
+    /// Clock.
+    pub clock: i32,
+    /// Flags of timerfd_settime.
+    pub settime_flags: u32,
+    /// Expirations not read yet.
+    pub ticks: u64,
+    /// Time left, nanoseconds; 0: disarmed.
+    pub value_ns: u64,
+    /// Interval, nanoseconds.
+    pub interval_ns: u64,
+    /// For an absolute timer of a clock that tells the date: when it goes off, nanoseconds since 1970; else 0.
+    pub date_ns: u64,
+}
+
+/// signalfd(2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SignalFd {
+    /// Signals, bit n-1 for signal n.
+    pub mask: u64,
+}

@@ -1,0 +1,75 @@
+//! An address space: its mappings and where its pages lie.
+use crate::pages::PageRun;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+/// Mapping of no file.
+pub const BACKING_ANON: u32 = 0;
+/// Private mapping of a file: only changed pages are stored.
+pub const BACKING_FILE_PRIVATE: u32 = 1;
+/// Shared mapping of a file: its content is the file's.
+pub const BACKING_FILE_SHARED: u32 = 2;
+/// Shared anonymous memory; `share` is its identity.
+pub const BACKING_SHARED_ANON: u32 = 3;
+/// The kernel's: [vdso].
+pub const BACKING_VDSO: u32 = 4;
+/// The kernel's: [vvar], [vvar_vclock].
+pub const BACKING_VVAR: u32 = 5;
+/// Private mapping of a file that no longer exists: all its pages are stored.
+pub const BACKING_FILE_GONE: u32 = 6;
+
+/// An address space.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Mappings by address.
+    pub vmas: Vec<Vma>,
+    /// Files that mappings are of.
+    pub files: Vec<MappedFile>,
+    /// Guard regions (MADV_GUARD_INSTALL): start and end.
+    pub guards: Vec<(u64, u64)>,
+    /// Stored pages, by address.
+    pub pages: Vec<PageRun>,
+    /// Symbols of the vDSO: name and offset, to recognise its layout.
+    pub vdso_symbols: Vec<(String, u64)>,
+}
+
+/// A mapping.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Vma {
+    /// First address.
+    pub start: u64,
+    /// Address behind it.
+    pub end: u64,
+    /// PROT_ bits.
+    pub prot: u32,
+    /// One of the `BACKING_` constants.
+    pub backing: u32,
+    /// Index of the file, where there is one.
+    pub file: u32,
+    /// Offset in the file (or in the shared memory), bytes.
+    pub offset: u64,
+    /// Identity of shared anonymous memory: equal for mappings of the same.
+    pub share: u64,
+    /// Two-letter flags as smaps shows them, concatenated ("rdwrmrmw...").
+    pub flags: String,
+    /// Name (PR_SET_VMA_ANON_NAME), or the kernel's in brackets.
+    pub name: ByteBuf,
+}
+
+/// A mapped file and how it is recognised.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MappedFile {
+    /// Path.
+    pub path: ByteBuf,
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// GNU build ID, hex; empty: none.
+    pub build_id: String,
+    /// Opened for writing (a shared writable mapping).
+    pub writable: bool,
+}

@@ -1,0 +1,31 @@
+//! Format 1: the frozen structs of a manifest's sections. They mirror nothing at run time: the engine translates, so
+//! that refactors there never move the format. A field may be added (with a default); none may change its meaning.
+//!
+//! Open files are generic: [`files::OpenFile`] has a kind's number and its bytes, and each kind's struct is in the file
+//! of its name. A kind that a build does not know is refused by its number.
+
+pub mod anon;
+pub mod files;
+pub mod memory;
+pub mod meta;
+pub mod objects;
+pub mod process;
+pub mod sockets;
+
+/// Section: [`meta::Meta`].
+pub const SECTION_META: u32 = 16;
+/// Section: [`process::Process`].
+pub const SECTION_PROCESS: u32 = 17;
+/// Section: `Vec<process::Thread>`.
+pub const SECTION_THREADS: u32 = 18;
+/// Section: [`memory::Memory`].
+pub const SECTION_MEMORY: u32 = 19;
+/// Section: [`files::Files`].
+pub const SECTION_FILES: u32 = 20;
+
+/// Every section that this build reads, for the refusal of unknown ones.
+pub const KNOWN: &[u32] =
+    &[crate::section::SECTION_PACKS, SECTION_META, SECTION_PROCESS, SECTION_THREADS, SECTION_MEMORY, SECTION_FILES];
+
+/// Version of each section that this build writes.
+pub const VERSION: u16 = 1;
