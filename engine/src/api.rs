@@ -1,0 +1,116 @@
+//! What callers say to the engine and what they get back.
+use std::collections::BTreeMap;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What becomes of the target after its checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum After {
+    /// It runs on.
+    #[default]
+    Run,
+    /// It is killed, still frozen, once the checkpoint is complete.
+    Kill,
+    /// It stays stopped (SIGSTOP), once the checkpoint is complete.
+    Stop,
+}
+
+/// How far an operation is; for a progress bar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Name of the phase that runs.
+    pub phase: &'static str,
+    /// Bytes done of `total`; 0 where the phase has none.
+    pub done: u64,
+    /// Bytes in all; 0 where unknown.
+    pub total: u64,
+}
+
+/// How to make a checkpoint.
+#[derive(Default)]
+pub struct CaptureOptions<'a> {
+    /// What becomes of the target.
+    pub after: After,
+    /// What the session crate wants to find again at restore (opaque to the engine): command line, options.
+    pub labels: BTreeMap<String, String>,
+    /// Told how far it is.
+    pub progress: Option<&'a dyn Fn(Progress)>,
+}
+
+/// A checkpoint that was made.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// Its number in the session.
+    pub n: u64,
+    /// Time from the first thread's stop to the last one's release, by our clock.
+    pub pause: Duration,
+    /// Time of the whole operation.
+    pub took: Duration,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Threads captured.
+    pub threads: usize,
+    /// What is not kept, each with what is lost.
+    pub reported: Vec<String>,
+}
+
+/// Which PIDs a restored program gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pids {
+    /// `Keep` where permitted and free, else `Private`.
+    #[default]
+    Auto,
+    /// The same PIDs here.
+    Keep,
+    /// The same PIDs in a new PID namespace.
+    Private,
+    /// New PIDs.
+    Fresh,
+}
+
+/// What to do with an external descriptor at restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum External {
+    /// Leave it closed.
+    Close,
+    /// Open this instead.
+    Path(PathBuf),
+}
+
+/// How to restore.
+pub struct RestoreOptions<'a> {
+    /// Name for messages: "web@3".
+    pub what: String,
+    /// Which PIDs.
+    pub pids: Pids,
+    /// What the external ends at 0, 1, 2 (and their dups) are connected to.
+    pub stdio: [RawFd; 3],
+    /// The program gets a session of its own (with the terminal at `stdio`, if that is one, as its controlling terminal) instead of
+    /// joining the caller's session and process group.
+    pub own_session: bool,
+    /// For external descriptors other than 0, 1, 2.
+    pub external: BTreeMap<i32, External>,
+    /// Close all external descriptors that `external` does not name.
+    pub external_close: bool,
+    /// Path prefixes to exchange: (old, new).
+    pub map_path: Vec<(PathBuf, PathBuf)>,
+    /// Told how far it is.
+    pub progress: Option<&'a dyn Fn(Progress)>,
+}
+
+/// A program that runs again. The caller is the parent of `child`.
+#[derive(Debug)]
+pub struct Restored {
+    /// Child of the caller to wait for: the program, or the init of its private PID namespace.
+    pub child: i32,
+    /// The program's PID as seen from the caller.
+    pub pid: i32,
+    /// Where the program's wait status (i32, as wait4 gives it) can be read once it has ended; None: `child` is the
+    /// program itself.
+    pub status: Option<OwnedFd>,
+    /// The PIDs it got.
+    pub pids: Pids,
+    /// What changed, a line each: "runs in a private PID namespace, as PID 1234 there and 5678 here", ...
+    pub notes: Vec<String>,
+}

@@ -1,0 +1,200 @@
+//! Open files of a target as the kinds in [`crate::objects`] see them: one view for each open file description, with
+//! all its descriptors.
+use super::Step;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::os::fd::AsFd;
+use sys::procfs::fd::FdStat;
+use sys::procfs::fdinfo::FdInfo;
+
+/// An open file description of the target.
+#[derive(Clone, Debug)]
+pub struct FileView {
+    /// Its descriptors: number and close-on-exec.
+    pub fds: Vec<(i32, bool)>,
+    /// Target of the link in /proc/PID/fd, without " (deleted)" where the file really is.
+    pub link: Vec<u8>,
+    /// fstat.
+    pub stat: Option<FdStat>,
+    /// fdinfo.
+    pub info: FdInfo,
+    /// For pipes and sockets: every end of it seen is the target's own.
+    pub both_ends: bool,
+    /// The link named a file that is deleted.
+    pub deleted: bool,
+    /// For sockets: what they are.
+    pub socket: Option<SocketView>,
+}
+
+/// What a socket is.
+#[derive(Clone, Debug, Default)]
+pub struct SocketView {
+    /// AF_ constant.
+    pub domain: i32,
+    /// SOCK_ constant.
+    pub kind: i32,
+    /// Protocol number.
+    pub protocol: i32,
+    /// It listens.
+    pub listening: bool,
+    /// Own address, a sockaddr.
+    pub local: Vec<u8>,
+    /// Peer's address, a sockaddr.
+    pub remote: Option<Vec<u8>>,
+    /// What sock_diag says.
+    pub diag: Option<sys::sockdiag::Found>,
+    /// For unix sockets: the peer is one of the target's own.
+    pub own_peer: bool,
+}
+
+impl FileView {
+    /// Lowest descriptor.
+    pub fn first_fd(&self) -> i32 {
+        self.fds.first().map_or(-1, |f| f.0)
+    }
+
+    /// Which standard stream it is: the first of 0, 1, 2 among its descriptors; -1: none.
+    pub fn stdio(&self) -> i32 {
+        self.fds.iter().map(|f| f.0).find(|f| (0..=2).contains(f)).unwrap_or(-1)
+    }
+
+    /// "descriptor 5 (/srv/data)".
+    pub fn describe(&self) -> String {
+        let n: Vec<String> = self.fds.iter().map(|f| f.0.to_string()).collect();
+        let s = if n.len() == 1 { "" } else { "s" };
+        format!("descriptor{s} {} ({})", n.join(", "), self.link.escape_ascii())
+    }
+
+    /// Still has a name in a file system.
+    pub fn has_name(&self) -> bool {
+        self.link.starts_with(b"/") && !self.deleted && self.stat.as_ref().is_some_and(|s| s.nlink > 0)
+    }
+
+    /// Whether it is a pipe or FIFO.
+    pub fn is_pipe(&self) -> bool {
+        self.link.starts_with(b"pipe:")
+    }
+
+    /// Whether it is a terminal: a pty's slave, a console, /dev/tty.
+    pub fn is_terminal(&self) -> bool {
+        let Some(s) = &self.stat else { return false };
+        // Documentation/admin-guide/devices.txt: 4 and 5 consoles and tty, 136 to 143 pty slaves, 229 hvc
+        let tty = matches!(s.rdev.major, 4 | 136..=143 | 204 | 229) || (s.rdev.major == 5 && s.rdev.minor != 2);
+        s.mode & libc::S_IFMT == libc::S_IFCHR && tty
+    }
+}
+
+/// All open files of a process, its descriptors grouped by what they share.
+pub(super) fn list(pid: i32) -> Step<Vec<FileView>> {
+    let fds = sys::procfs::fd::list(pid)?;
+    let mut views: Vec<FileView> = Vec::with_capacity(fds.len());
+    for f in fds {
+        let info = sys::procfs::fdinfo::read(pid, f.fd)?;
+        let stat = f.stat.ok();
+        let cloexec = info.cloexec();
+        let same = views.iter().position(|v| {
+            v.link_matches(&f.target, stat.as_ref())
+                && sys::kcmp::same_file((pid, v.first_fd()), (pid, f.fd)).unwrap_or(false)
+        });
+        if let Some(i) = same {
+            views[i].fds.push((f.fd, cloexec));
+            continue;
+        }
+        let gone = stat.as_ref().is_some_and(|s| s.nlink == 0);
+        let (link, deleted) = match f.target.strip_suffix(b" (deleted)") {
+            Some(l) if f.target.starts_with(b"/") && (gone || std::fs::symlink_metadata(path(&f.target)).is_err()) => {
+                (l.to_vec(), true)
+            }
+            _ => (f.target.clone(), gone && f.target.starts_with(b"/")),
+        };
+        views.push(FileView { fds: vec![(f.fd, cloexec)], link, stat, info, both_ends: false, deleted, socket: None });
+    }
+    look_at_sockets(pid, &mut views)?;
+    Ok(views)
+}
+
+/// Asks every socket what it is, through a copy of the descriptor.
+fn look_at_sockets(pid: i32, views: &mut [FileView]) -> Step<()> {
+    if !views.iter().any(|v| v.link.starts_with(b"socket:")) {
+        return Ok(());
+    }
+    let pidfd = sys::pidfd::PidFd::open(pid)?;
+    let mut diag = sys::sockdiag::SockDiag::open().ok();
+    for v in views.iter_mut().filter(|v| v.link.starts_with(b"socket:")) {
+        let fd = pidfd.get(v.first_fd())?;
+        let int = |name| sys::sockopt::get_int(&fd, libc::SOL_SOCKET, name).unwrap_or(0);
+        let ino = v.stat.as_ref().map_or(0, |s| s.ino);
+        v.socket = Some(SocketView {
+            domain: int(libc::SO_DOMAIN),
+            kind: int(libc::SO_TYPE),
+            protocol: int(libc::SO_PROTOCOL),
+            listening: int(libc::SO_ACCEPTCONN) != 0,
+            local: sys::sockopt::address(&fd, false).unwrap_or_default(),
+            remote: sys::sockopt::address(&fd, true).ok(),
+            diag: diag.as_mut().and_then(|d| d.find(ino as u32).ok().flatten()),
+            own_peer: false,
+        });
+    }
+    let inodes: Vec<u64> = views.iter().filter_map(|v| v.stat.as_ref().map(|s| s.ino)).collect();
+    for s in views.iter_mut().filter_map(|v| v.socket.as_mut()) {
+        s.own_peer = s.unix().and_then(|u| u.peer).is_some_and(|p| inodes.contains(&(p as u64)));
+    }
+    Ok(())
+}
+
+impl SocketView {
+    /// sock_diag's word on a unix socket.
+    pub fn unix(&self) -> Option<&sys::sockdiag::UnixSock> {
+        match &self.diag {
+            Some(sys::sockdiag::Found::Unix(u)) => Some(u),
+            _ => None,
+        }
+    }
+
+    /// sock_diag's word on an internet socket.
+    pub fn inet(&self) -> Option<&sys::sockdiag::InetSock> {
+        match &self.diag {
+            Some(sys::sockdiag::Found::Inet(_, i)) => Some(i),
+            _ => None,
+        }
+    }
+}
+
+fn path(b: &[u8]) -> &std::path::Path {
+    use std::os::unix::ffi::OsStrExt;
+    std::path::Path::new(std::ffi::OsStr::from_bytes(b))
+}
+
+impl FileView {
+    /// A cheap test before kcmp: dups have the same inode.
+    fn link_matches(&self, link: &[u8], stat: Option<&FdStat>) -> bool {
+        match (&self.stat, stat) {
+            (Some(a), Some(b)) => a.dev == b.dev && a.ino == b.ino && a.rdev == b.rdev,
+            _ => self.link == link,
+        }
+    }
+}
+
+/// Marks pipes whose both ends the target holds, and that nobody else does.
+pub(super) fn mark_ends(pid: i32, views: &mut [FileView]) {
+    let mode = |v: &FileView| v.info.flags & libc::O_ACCMODE as u32;
+    let pipes: Vec<(Vec<u8>, bool, bool)> = views
+        .iter()
+        .filter(|v| v.is_pipe())
+        .map(|v| (v.link.clone(), mode(v) != libc::O_WRONLY as u32, mode(v) != libc::O_RDONLY as u32))
+        .collect();
+    if pipes.is_empty() {
+        return;
+    }
+    let pidfd = sys::pidfd::PidFd::open(pid).ok();
+    for v in views.iter_mut().filter(|v| v.is_pipe()) {
+        let has = |read: bool| pipes.iter().any(|p| p.0 == v.link && if read { p.1 } else { p.2 });
+        // an end that nobody holds any more is no outside end either: the kernel says so to who polls
+        let alone = || {
+            let fd = pidfd.as_ref()?.get(v.first_fd()).ok()?;
+            let mut p = [PollFd::new(fd.as_fd(), PollFlags::empty())];
+            poll(&mut p, PollTimeout::ZERO).ok()?;
+            p[0].revents().map(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+        };
+        v.both_ends = (has(true) && has(false)) || alone().unwrap_or(false);
+    }
+}

@@ -1,0 +1,333 @@
+//! Phase find: who the target is, and every reason why it could not be captured or restored, at once.
+use super::files::{self, FileView};
+use super::{explain, Fault};
+use crate::{objects, Error, Kind, Reason, Result};
+use sys::procfs::maps::{Vma, VmaKind};
+use sys::procfs::smaps::{Smap, VmFlag};
+use sys::procfs::{self, ns::NsKind, stat::Stat, status::Status};
+
+/// What is known of a target before it is stopped.
+#[derive(Debug)]
+pub struct Survey {
+    /// PID here.
+    pub pid: i32,
+    /// For messages: "checkpoint web (PID 12)".
+    pub attempted: String,
+    /// /proc/PID/status.
+    pub status: Status,
+    /// /proc/PID/stat.
+    pub stat: Stat,
+    /// Open files.
+    pub files: Vec<FileView>,
+    /// Mappings with their flags.
+    pub smaps: Vec<Smap>,
+    /// Threads, and what can be asked of them from outside.
+    pub threads: std::collections::BTreeMap<i32, super::threads::Facts>,
+    /// PID namespaces of our own making around it.
+    pub private: bool,
+    /// Reasons to refuse.
+    pub reasons: Vec<Reason>,
+    /// What is not kept, each with what is lost.
+    pub reported: Vec<String>,
+}
+
+impl Survey {
+    /// Refuses if there is any reason to.
+    pub fn refuse(&self) -> Result<()> {
+        if self.reasons.is_empty() {
+            return Ok(());
+        }
+        Err(Error { kind: Kind::Refused, attempted: self.attempted.clone(), reasons: self.reasons.clone() })
+    }
+
+    /// PID in the innermost namespace.
+    pub fn inner_pid(&self) -> i32 {
+        self.status.ns_tgid.last().copied().unwrap_or(self.pid)
+    }
+}
+
+/// Looks at a process without touching it.
+pub fn survey(pid: i32, attempted: String) -> Result<Survey> {
+    let refused = |o: &str, w: &str, r: &str| Error::new(Kind::Refused, attempted.clone(), o, w, r);
+    let me = std::process::id() as i32;
+    if pid <= 0 || !procfs::pid_exists(pid) {
+        return Err(Error::new(
+            Kind::NoSuch,
+            attempted,
+            format!("PID {pid}"),
+            "there is no such process",
+            "look for it with ps or `ctl list`",
+        ));
+    }
+    if pid == 1 {
+        return Err(refused(
+            "PID 1",
+            "it is this machine's (or container's) init",
+            "checkpoint the programs that it started",
+        ));
+    }
+    if pid == me {
+        return Err(refused("this very process", "a recorder cannot freeze itself", "name another process"));
+    }
+    let gone = |e| explain(Fault::Proc(e), &attempted, "find", false);
+    let status = procfs::status::read(pid).map_err(gone)?;
+    let stat = procfs::stat::read(pid).map_err(gone)?;
+    if stat.is_kernel_thread() {
+        return Err(refused(
+            &format!("PID {pid} ({})", stat.comm.escape_ascii()),
+            "it is a kernel thread",
+            "only programs can be checkpointed",
+        ));
+    }
+    if status.tgid != pid {
+        let w = format!("it is a thread of process {}", status.tgid);
+        return Err(refused(&format!("PID {pid}"), &w, &format!("checkpoint PID {}", status.tgid)));
+    }
+    if stat.state == procfs::State::Zombie {
+        let w = "it has ended and waits for its parent to notice";
+        return Err(Error::new(Kind::TargetDied, attempted, format!("PID {pid}"), w, "nothing is left to checkpoint"));
+    }
+    let mut s = Survey {
+        pid,
+        attempted,
+        status,
+        stat,
+        files: Vec::new(),
+        smaps: Vec::new(),
+        threads: Default::default(),
+        private: false,
+        reasons: Vec::new(),
+        reported: Vec::new(),
+    };
+    s.rights();
+    // without the right to look there is nothing more to say
+    s.refuse()?;
+    let r: std::result::Result<(), Fault> = (|| {
+        s.files = files::list(pid)?;
+        files::mark_ends(pid, &mut s.files);
+        s.smaps = procfs::smaps::read(pid)?;
+        Ok(())
+    })();
+    r.map_err(|f| explain(f, &s.attempted, "find", false))?;
+    s.namespaces();
+    s.threads = super::threads::facts(pid, s.private);
+    s.process();
+    s.mappings();
+    s.open_files();
+    Ok(s)
+}
+
+impl Survey {
+    fn reason(&mut self, o: impl Into<String>, w: impl Into<String>, r: impl Into<String>) {
+        self.reasons.push(Reason::new(o, w, r));
+    }
+
+    fn rights(&mut self) {
+        let Ok(me) = procfs::status::read(std::process::id() as i32) else { return };
+        let pid = self.pid;
+        let cap_ptrace = me.cap_effective & 1 << 19 != 0;
+        let them = self.status.uid;
+        let mine = me.uid.effective;
+        if !cap_ptrace && [them.real, them.effective, them.saved].iter().any(|u| *u != mine) {
+            let w = format!("it belongs to user {} (this is user {mine})", them.real);
+            return self.reason(format!("PID {pid}"), w, format!("run as user {} or as root", them.real));
+        }
+        if self.status.tracer_pid != 0 {
+            let t = self.status.tracer_pid;
+            let name = procfs::comm(t).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
+            return self.reason(
+                format!("PID {pid}"),
+                format!("it is traced by PID {t} ({name})"),
+                "end the debugger or strace first",
+            );
+        }
+        if let Err(e) = sys::mem::RemoteMem::open(pid) {
+            self.reason(
+                format!("PID {pid}"),
+                format!("the kernel does not let this user look into it ({e})"),
+                "it is not dumpable, or Yama forbids it: run as root, or see `ctl doctor`",
+            );
+        }
+    }
+
+    fn namespaces(&mut self) {
+        let (Ok(mine), Ok(theirs)) = (procfs::ns::read(std::process::id() as i32), procfs::ns::read(self.pid)) else {
+            return;
+        };
+        let differ: Vec<NsKind> = mine.differences(&theirs);
+        // a private restore of ours: its own user, PID and mount namespaces, whose init says so
+        self.private = self.status.ns_tgid.len() == 2 && parent_is_our_init(&self.status);
+        for k in differ {
+            let ours = self.private && matches!(k, NsKind::Pid | NsKind::PidForChildren | NsKind::User | NsKind::Mnt);
+            if !ours && !matches!(k, NsKind::Cgroup) {
+                self.reason(
+                    format!("{} namespace", k.name()),
+                    "the process is in another one than this command",
+                    "run ctl inside the same container or namespace",
+                );
+            }
+        }
+    }
+
+    fn process(&mut self) {
+        let pid = self.pid;
+        for c in procfs::children(pid).unwrap_or_default() {
+            let name = procfs::comm(c).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
+            self.reason(
+                format!("child process {c} ({name})"),
+                "process trees are not captured yet",
+                "end the child, or checkpoint when it has ended",
+            );
+        }
+        if elf_class(pid) == Some(1) {
+            self.reason(
+                format!("PID {pid}"),
+                "it is a 32-bit program, and only 64-bit ones are kept",
+                "run its 64-bit build",
+            );
+        }
+        match self.status.seccomp {
+            Some(0) | None => {}
+            Some(1) => self.reason(
+                format!("PID {pid}"),
+                "it is in strict seccomp mode: the first foreign system call would kill it",
+                "start it without strict seccomp",
+            ),
+            Some(_) => self.reason(
+                format!("PID {pid}"),
+                "a seccomp filter restricts it, and the first forbidden call made inside could kill it",
+                "start it without the filter",
+            ),
+        }
+        if self.status.x86_features.iter().any(|f| f == b"shstk") {
+            self.reason(
+                format!("PID {pid}"),
+                "it uses a shadow stack (CET), which is not kept yet",
+                "start it with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK",
+            );
+        }
+        if let Ok(l) = procfs::cwd(pid) {
+            if l.deleted {
+                self.reason(
+                    format!("working directory {}", l.path.display()),
+                    "it was deleted",
+                    "make the program change its directory first",
+                );
+            }
+        }
+        if let Ok(l) = procfs::root(pid) {
+            if l.path != std::path::Path::new("/") {
+                self.reason(
+                    format!("root directory {}", l.path.display()),
+                    "a changed root (chroot) is not kept yet",
+                    "run it without chroot",
+                );
+            }
+        }
+        if let Ok(l) = procfs::exe(pid) {
+            if l.deleted {
+                self.reported.push(format!(
+                    "/proc/self/exe: {} was deleted or replaced; after a restore the link leads elsewhere",
+                    l.path.display()
+                ));
+            }
+        }
+        let limits = procfs::limits::read(pid).ok();
+        let nofile = limits.map_or(u64::MAX, |l| l[7].soft);
+        if self.files.iter().map(|f| f.fds.len() as u64).sum::<u64>() >= nofile {
+            self.reason(
+                "descriptor table",
+                format!("all {nofile} descriptors are in use and one is needed for a moment"),
+                format!("raise the limit: prlimit --pid {pid} --nofile={}", nofile + 8),
+            );
+        }
+    }
+
+    fn mappings(&mut self) {
+        let reasons: Vec<Reason> = self
+            .smaps
+            .iter()
+            .filter_map(|m| unsupported(m).map(|(w, r)| Reason::new(describe(&m.vma), w, r)))
+            .collect();
+        self.reasons.extend(reasons);
+    }
+
+    fn open_files(&mut self) {
+        let mut reasons = Vec::new();
+        for f in &self.files {
+            match objects::of(f) {
+                Some(k) => reasons.extend(k.inspect(f, self)),
+                None => reasons.push(objects::refusal(f, self)),
+            }
+        }
+        self.reasons.extend(reasons);
+    }
+}
+
+/// EI_CLASS of its executable: 1 for 32-bit, 2 for 64-bit (elf(5)).
+fn elf_class(pid: i32) -> Option<u8> {
+    let mut head = [0; 5];
+    let mut f = std::fs::File::open(format!("/proc/{pid}/exe")).ok()?;
+    std::io::Read::read_exact(&mut f, &mut head).ok()?;
+    head.starts_with(b"\x7fELF").then_some(head[4])
+}
+
+fn parent_is_our_init(s: &Status) -> bool {
+    procfs::comm(s.ppid).is_ok_and(|c| c == b"dormouse-init")
+}
+
+/// "mapping 7f00..-7f01.. (/dev/foo)".
+pub(super) fn describe(v: &Vma) -> String {
+    let name = if v.path.is_empty() { "anonymous".into() } else { v.path.escape_ascii().to_string() };
+    format!("mapping {:x}-{:x} ({name})", v.start, v.end)
+}
+
+/// Why a mapping cannot be captured, and what to do.
+fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
+    let close = "unmap it before the checkpoint";
+    match m.vma.kind() {
+        VmaKind::SysvShm { .. } => {
+            return Some(("System V shared memory is not kept yet", "detach it (shmdt), or use mmap"))
+        }
+        VmaKind::Memfd(_) => return Some(("memory of a memfd is not kept yet", close)),
+        VmaKind::AnonHugepage => return Some(("hugetlb pages are not kept yet", "run it without MAP_HUGETLB")),
+        VmaKind::AioRing => return Some(("asynchronous I/O (io_setup) is not kept yet", "end it with io_destroy")),
+        VmaKind::AnonInode(_) => {
+            return Some((
+                "it belongs to a kernel object that is not kept yet (io_uring, perf, ...)",
+                "close that object first",
+            ))
+        }
+        VmaKind::Socket => return Some(("packet rings are not kept", "close the packet socket")),
+        _ => {}
+    }
+    let f = |x| m.flags.has(x);
+    if m.vma.kind() == VmaKind::File && m.vma.perms.shared && super::memory::is_gone(&m.vma) {
+        return Some((
+            "it shares a file that was deleted or replaced, which is not kept yet",
+            "unmap it, or map it MAP_PRIVATE",
+        ));
+    }
+    if m.vma.kind() == VmaKind::File && (f(VmFlag::IO) || f(VmFlag::PFNMAP)) {
+        return Some(("it maps a device", "close the device first"));
+    }
+    if f(VmFlag::HUGETLB) {
+        return Some(("hugetlb pages are not kept yet", "run it without hugetlbfs"));
+    }
+    if f(VmFlag::UFFD_MISSING) || f(VmFlag::UFFD_WP) || f(VmFlag::UFFD_MINOR) {
+        return Some(("userfaultfd watches it, which is not kept", "unregister it first"));
+    }
+    if f(VmFlag::SEALED) {
+        return Some((
+            "it is sealed (mseal), which is not kept yet",
+            "run it without mseal (GLIBC_TUNABLES=glibc.rtld.seal=0)",
+        ));
+    }
+    if f(VmFlag::DROPPABLE) {
+        return Some(("droppable memory is not kept yet", close));
+    }
+    if m.protection_key.is_some_and(|k| k != 0) {
+        return Some(("a memory protection key is on it, which is not kept yet", "free the key first"));
+    }
+    None
+}

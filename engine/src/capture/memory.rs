@@ -1,0 +1,232 @@
+//! Mappings in the image's words, and the pages that must be stored.
+use super::{Fault, Observer, Step};
+use image::v1::memory::*;
+use image::PageSink;
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use sys::mem::RemoteMem;
+use sys::procfs::maps::{Vma, VmaKind};
+use sys::procfs::pagemap::{Categories, Pagemap, Query, Region};
+use sys::procfs::smaps::{VmFlag, VmFlags};
+use sys::program::Program;
+
+/// Bytes read in one go.
+const CHUNK: u64 = 1 << 20;
+const PAGE: u64 = image::PAGE_SIZE as u64;
+
+/// The mapped files met so far.
+#[derive(Default)]
+pub(super) struct Mapped {
+    pub files: Vec<MappedFile>,
+    by_path: HashMap<Vec<u8>, Option<u32>>,
+}
+
+impl Mapped {
+    /// Index of the file behind a mapping; None if its name leads elsewhere now.
+    fn index(&mut self, v: &Vma) -> Option<u32> {
+        if let Some(i) = self.by_path.get(&v.path) {
+            return *i;
+        }
+        let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&v.path));
+        let meta = std::fs::metadata(path).ok().filter(|m| !v.deleted && m.ino() == v.inode && m.is_file());
+        let i = meta.map(|m| {
+            self.files.push(MappedFile {
+                path: v.path.clone().into(),
+                size: m.size(),
+                mtime_ns: m.mtime() * 1_000_000_000 + m.mtime_nsec(),
+                build_id: build_id(path).unwrap_or_default(),
+                writable: false,
+            });
+            self.files.len() as u32 - 1
+        });
+        self.by_path.insert(v.path.clone(), i);
+        i
+    }
+}
+
+/// The name of a mapped file leads to another file now, or to none.
+pub(super) fn is_gone(v: &Vma) -> bool {
+    let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&v.path));
+    v.deleted || !std::fs::metadata(path).is_ok_and(|m| m.ino() == v.inode && m.is_file())
+}
+
+/// GNU build ID of an ELF file, hex, if its notes lie in the first page (as linkers put them).
+pub(crate) fn build_id(path: &std::path::Path) -> Option<String> {
+    let mut b = [0u8; 4096];
+    let f = std::fs::File::open(path).ok()?;
+    let n = f.read_at(&mut b, 0).ok()?;
+    let b = &b[..n];
+    if !b.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    // a note: name size 4, description size, type 3 (NT_GNU_BUILD_ID), "GNU\0"
+    let at = b
+        .windows(12)
+        .position(|w| w[0] == 4 && w[1..4] == [0, 0, 0] && w[4..8] != [0; 4] && w[8..12] == [3, 0, 0, 0])?;
+    if b.get(at + 12..at + 16)? != b"GNU\0" {
+        return None;
+    }
+    let len = u32::from_le_bytes(b[at + 4..at + 8].try_into().ok()?) as usize;
+    Some(b.get(at + 16..at + 16 + len)?.iter().map(|x| format!("{x:02x}")).collect())
+}
+
+/// A mapping in the image's words; None for what the kernel makes by itself or what is ours.
+pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option<image::v1::memory::Vma> {
+    let mut out = image::v1::memory::Vma {
+        start: v.start,
+        end: v.end,
+        prot: v.perms.prot() as u32,
+        backing: BACKING_ANON,
+        file: 0,
+        offset: v.offset,
+        share: 0,
+        flags: flags.iter().map(|f| String::from_utf8_lossy(&f.0).into_owned()).collect(),
+        name: Default::default(),
+    };
+    match v.kind() {
+        VmaKind::Vsyscall => return None,
+        VmaKind::AnonNamed(n) if n == sys::inject::MAPPING_NAME.as_bytes() => return None,
+        VmaKind::Vdso => out.backing = BACKING_VDSO,
+        VmaKind::Vvar | VmaKind::VvarVclock => out.backing = BACKING_VVAR,
+        VmaKind::SharedAnon => {
+            out.backing = BACKING_SHARED_ANON;
+            out.share = v.inode;
+        }
+        VmaKind::AnonShmemNamed(n) => {
+            out.backing = BACKING_SHARED_ANON;
+            out.share = v.inode;
+            out.name = n.to_vec().into();
+        }
+        VmaKind::AnonNamed(n) => out.name = n.to_vec().into(),
+        VmaKind::Anonymous | VmaKind::Heap | VmaKind::Stack | VmaKind::Special(_) => {}
+        _ => match mapped.index(v) {
+            Some(i) => {
+                out.file = i;
+                out.backing = if v.perms.shared { BACKING_FILE_SHARED } else { BACKING_FILE_PRIVATE };
+                if v.perms.shared && flags.has(VmFlag::MAY_WRITE) {
+                    mapped.files[i as usize].writable = true;
+                }
+            }
+            None => out.backing = BACKING_FILE_GONE,
+        },
+    }
+    if matches!(v.kind(), VmaKind::Vdso | VmaKind::Vvar | VmaKind::VvarVclock) {
+        out.name = v.path.clone().into();
+    }
+    Some(out)
+}
+
+/// Pages with content of their own, and guards, told apart by GUARD.
+const PRIVATE_AND_GUARDS: Query = Query {
+    all: Categories::NONE,
+    any: Categories::PRESENT.or(Categories::SWAPPED),
+    none: Categories::FILE.or(Categories::PFNZERO),
+    tell: Categories::GUARD,
+};
+
+/// Regions of a mapping whose pages must be stored; those that have GUARD are guards instead.
+pub(super) fn stored_regions(v: &image::v1::memory::Vma, map: &Pagemap) -> Step<Vec<Region>> {
+    let range = v.start..v.end;
+    Ok(match v.backing {
+        BACKING_ANON | BACKING_FILE_PRIVATE => map.regions(range, &PRIVATE_AND_GUARDS)?,
+        BACKING_FILE_GONE | BACKING_VDSO => vec![Region { start: v.start, end: v.end, categories: Default::default() }],
+        _ => Vec::new(),
+    })
+}
+
+/// Reads a region's pages into the sink. Pages of a lost file that lie behind its end cannot be read and are left out.
+pub(super) fn copy(
+    mem: &RemoteMem,
+    r: &Region,
+    holes: bool,
+    sink: &mut PageSink,
+    told: &mut dyn FnMut(u64),
+) -> Step<()> {
+    let mut at = r.start;
+    let mut buf = vec![0; CHUNK.min(r.end - r.start) as usize];
+    while at < r.end {
+        let n = CHUNK.min(r.end - at) as usize;
+        match mem.read(at, &mut buf[..n]) {
+            Ok(()) => sink.push(at, &buf[..n])?,
+            Err(e) if !holes => return Err(e.into()),
+            Err(_) => {
+                for p in (0..n).step_by(PAGE as usize) {
+                    let page = &mut buf[p..p + PAGE as usize];
+                    if mem.read(at + p as u64, page).is_ok() {
+                        sink.push(at + p as u64, page)?;
+                    }
+                }
+            }
+        }
+        told(n as u64);
+        at += n as u64;
+    }
+    Ok(())
+}
+
+/// Whether a snapshot child lacks this mapping's content.
+pub(super) fn is_unforkable(v: &Vma, flags: &VmFlags) -> bool {
+    let shared_anon = matches!(v.kind(), VmaKind::SharedAnon | VmaKind::AnonShmemNamed(_));
+    shared_anon || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
+}
+
+impl Observer<'_> {
+    /// Stores, in the freeze, the pages that a snapshot child would not have.
+    pub(super) fn unforkable(&mut self, maps: &[Vma]) -> Step<()> {
+        let pagemap = Pagemap::open(self.survey.pid)?;
+        let mut mapped = Mapped::default();
+        let mut shared = std::collections::HashSet::new();
+        for v in maps {
+            let known = self.survey.smaps.iter().find(|m| m.vma.start < v.end && v.start < m.vma.end);
+            let flags = known.map(|m| m.flags.clone()).unwrap_or_default();
+            if !is_unforkable(v, &flags) {
+                continue;
+            }
+            let Some(t) = translate(v, &flags, &mut mapped) else { continue };
+            // several mappings of the same shared memory: its pages once, of each part
+            if t.backing == BACKING_SHARED_ANON && !shared.insert((t.share, t.offset, t.end - t.start)) {
+                continue;
+            }
+            let regions = match t.backing {
+                BACKING_SHARED_ANON => self.resident(t.start, t.end)?,
+                _ => stored_regions(&t, &pagemap)?,
+            };
+            for r in regions.into_iter().filter(|r| !r.categories.has(Categories::GUARD)) {
+                copy(&self.mem, &r, false, &mut self.sink, &mut |_| {})?;
+            }
+        }
+        let runs = self.sink.take_runs();
+        self.early.extend(runs);
+        Ok(())
+    }
+}
+
+impl Observer<'_> {
+    /// Pages of shared memory that exist, whether or not this process has them mapped at the moment: mincore(2), asked inside.
+    fn resident(&mut self, start: u64, end: u64) -> Step<Vec<Region>> {
+        const PAGES: u64 = 256 << 10;
+        let mut regions: Vec<Region> = Vec::new();
+        for at in (start..end).step_by((PAGES * PAGE) as usize) {
+            let len = (end - at).min(PAGES * PAGE);
+            let mut p = Program::new();
+            let o = p.out((len / PAGE) as usize);
+            p.call(libc::SYS_mincore, &[at.into(), len.into(), o.arg()]);
+            let r = self.channel.run_all(&p)?;
+            for (i, _) in r.bytes(o).iter().enumerate().filter(|(_, b)| **b & 1 != 0) {
+                let a = at + i as u64 * PAGE;
+                match regions.last_mut().filter(|l| l.end == a) {
+                    Some(l) => l.end += PAGE,
+                    None => regions.push(Region { start: a, end: a + PAGE, categories: Default::default() }),
+                }
+            }
+        }
+        Ok(regions)
+    }
+}
+
+impl From<std::io::Error> for Fault {
+    fn from(e: std::io::Error) -> Fault {
+        Fault::Sys(sys::Error::File { path: "file".into(), source: e })
+    }
+}

@@ -1,0 +1,278 @@
+//! Capture: the recorder, as a list of phases. It knows nothing of how it got in.
+
+mod files;
+mod find;
+mod memory;
+mod observe;
+mod record;
+mod threads;
+
+pub use files::{FileView, SocketView};
+pub use find::{survey, Survey};
+pub(crate) use memory::build_id;
+pub use observe::Observer;
+
+use crate::{After, CaptureOptions, Captured, Error, Kind, Progress, Result};
+use image::store::{NewCheckpoint, Store};
+use image::{PageSink, SessionName};
+use std::time::Instant;
+use sys::channel::{Channel, Listener};
+use sys::tracer::{self, Tracer};
+
+/// The phases, with the names that errors, logs and fault tests use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The process, its threads, the way in; refuse what cannot be captured.
+    Find,
+    /// All threads stop.
+    Freeze,
+    /// What the snapshot child does not preserve.
+    Observe,
+    /// The snapshot child.
+    Fork,
+    /// The target runs again.
+    Thaw,
+    /// Maps and memory from the snapshot child.
+    Record,
+    /// The checkpoint exists whole, or not at all.
+    Publish,
+}
+
+impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Phase; 7] =
+        [Phase::Find, Phase::Freeze, Phase::Observe, Phase::Fork, Phase::Thaw, Phase::Record, Phase::Publish];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Find => "find",
+            Phase::Freeze => "freeze",
+            Phase::Observe => "observe",
+            Phase::Fork => "fork",
+            Phase::Thaw => "thaw",
+            Phase::Record => "record",
+            Phase::Publish => "publish",
+        }
+    }
+}
+
+/// Looks for everything that would make a checkpoint of a process fail, and changes nothing. Gives what would be
+/// reported as not kept.
+pub fn preflight(pid: i32) -> Result<Vec<String>> {
+    let s = survey(pid, format!("checkpoint PID {pid}"))?;
+    s.refuse()?;
+    way_in(&s, &[0; 8]).map(|_| s.reported)
+}
+
+/// Makes a checkpoint of a process. The calling process must be single-threaded.
+///
+/// Whatever fails, the target runs on as before and the store holds what it held.
+pub fn checkpoint(store: &Store, name: &SessionName, pid: i32, o: &CaptureOptions<'_>) -> Result<Captured> {
+    let began = Instant::now();
+    let mut run = Run { phase: Phase::Find, attempted: format!("checkpoint {name} (PID {pid})"), pid, o };
+    let r = run.all(store, name, began);
+    r.map_err(|e| run.explain(e))
+}
+
+/// An error of any room on its way to becoming the engine's.
+pub(crate) enum Fault {
+    /// Already ours.
+    Ours(Error),
+    /// Of the host crate.
+    Sys(sys::Error),
+    /// Of the image.
+    Image(image::ImageError),
+    /// Of a file of /proc.
+    Proc(sys::procfs::ReadError),
+}
+
+impl From<Error> for Fault {
+    fn from(e: Error) -> Fault {
+        Fault::Ours(e)
+    }
+}
+impl From<sys::Error> for Fault {
+    fn from(e: sys::Error) -> Fault {
+        Fault::Sys(e)
+    }
+}
+impl From<image::ImageError> for Fault {
+    fn from(e: image::ImageError) -> Fault {
+        Fault::Image(e)
+    }
+}
+impl From<sys::procfs::ReadError> for Fault {
+    fn from(e: sys::procfs::ReadError) -> Fault {
+        Fault::Proc(e)
+    }
+}
+
+type Step<T> = std::result::Result<T, Fault>;
+
+struct Run<'a> {
+    phase: Phase,
+    attempted: String,
+    pid: i32,
+    o: &'a CaptureOptions<'a>,
+}
+
+impl Run<'_> {
+    fn enter(&mut self, p: Phase) -> Step<()> {
+        self.phase = p;
+        if let Some(f) = self.o.progress {
+            f(Progress { phase: p.name(), done: 0, total: 0 });
+        }
+        sys::fault::point(p.name()).map_err(|e| {
+            Fault::Sys(sys::Error::Call { doing: format!("phase {}", p.name()), pid: self.pid, source: e })
+        })
+    }
+
+    fn all(&mut self, store: &Store, name: &SessionName, began: Instant) -> Step<Captured> {
+        self.enter(Phase::Find)?;
+        let mut survey = survey(self.pid, self.attempted.clone())?;
+        survey.refuse()?;
+        let listener = Listener::new()?;
+        let plan = way_in(&survey, listener.addr())?;
+        let incoming = store.begin(name)?;
+
+        self.enter(Phase::Freeze)?;
+        let mut tracer = Tracer::start()?;
+        let frozen = tracer.freeze(self.pid)?;
+        // threads that are younger than the survey
+        for tid in frozen.tids.iter().filter(|t| !survey.threads.contains_key(t)).copied().collect::<Vec<_>>() {
+            survey.threads.insert(tid, threads::fact(self.pid, tid, survey.private));
+        }
+        let entered = tracer.enter(plan)?;
+        let (sock, _) = listener.accept(self.pid, survey.status.uid.effective)?;
+        let channel = Channel::new(sock, self.pid);
+
+        self.enter(Phase::Observe)?;
+        let sink = sink(&incoming)?;
+        let mut obs = Observer::new(&survey, channel, entered, sink)?;
+        let seen = obs.everything()?;
+
+        if self.o.after != After::Run {
+            return self.while_frozen(obs, seen, tracer, incoming, began);
+        }
+        self.enter(Phase::Fork)?;
+        let Some(child) = obs.fork(&listener, seen.process.subreaper)? else {
+            // no child is to be had: copy within the freeze, and say so
+            return self.while_frozen(obs, seen, tracer, incoming, began);
+        };
+        self.enter(Phase::Thaw)?;
+        let pause = tracer.release(tracer::After::Run)?;
+        let snapshot = tracer.collect()?;
+        drop(tracer);
+
+        self.enter(Phase::Record)?;
+        let mut record = record::Recorder::new(obs, seen, &snapshot, pause);
+        record.memory(child.pid, self.o.progress)?;
+        drop(child);
+        self.enter(Phase::Publish)?;
+        record.publish(incoming, self.o, began)
+    }
+
+    /// The rest of a checkpoint whose target stays frozen until it is complete.
+    fn while_frozen(
+        &mut self,
+        obs: Observer<'_>,
+        seen: observe::Seen,
+        mut tracer: Tracer,
+        incoming: NewCheckpoint,
+        began: Instant,
+    ) -> Step<Captured> {
+        self.enter(Phase::Record)?;
+        let frozen = Instant::now();
+        let snapshot = tracer.collect()?;
+        let mut record = record::Recorder::new(obs, seen, &snapshot, std::time::Duration::ZERO);
+        record.memory(self.pid, self.o.progress)?;
+        record.note_frozen(frozen.elapsed());
+        self.enter(Phase::Publish)?;
+        // until the tracer has let go: when the conversation ends, the blob lets everyone run
+        let talk = record.talk.take();
+        let mut done = match record.publish(incoming, self.o, began) {
+            Ok(done) => done,
+            Err(e) => {
+                drop(tracer);
+                return Err(e);
+            }
+        };
+        let after = match self.o.after {
+            After::Run => tracer::After::Run,
+            After::Kill => tracer::After::Kill,
+            After::Stop => tracer::After::Stop,
+        };
+        self.enter(Phase::Thaw)?;
+        done.pause = tracer.release(after)?;
+        drop(talk);
+        Ok(done)
+    }
+
+    fn explain(&self, f: Fault) -> Error {
+        explain(f, &self.attempted, self.phase.name(), self.phase != Phase::Find)
+    }
+}
+
+/// An error of another room in the engine's words.
+pub(crate) fn explain(f: Fault, attempted: &str, phase: &str, begun: bool) -> Error {
+    let late = if begun { Kind::PutBack } else { Kind::Refused };
+    match f {
+        Fault::Ours(e) => e,
+        Fault::Image(e) => {
+            let kind = if e.is_storage() {
+                Kind::Storage
+            } else if e.is_absent() {
+                Kind::NoSuch
+            } else if e.is_image() {
+                Kind::Damaged
+            } else {
+                late
+            };
+            Error::new(kind, attempted, "storage", e.to_string(), e.advice())
+        }
+        Fault::Proc(e) if e.is_gone() => died(attempted, phase),
+        Fault::Proc(e) => Error::new(
+            late,
+            attempted,
+            format!("phase {phase}"),
+            e.to_string(),
+            "look at that file of /proc; run as the target's user",
+        ),
+        Fault::Sys(sys::Error::Died { .. }) => died(attempted, phase),
+        Fault::Sys(e @ (sys::Error::Unfit { .. } | sys::Error::Stuck { .. })) => Error::new(
+            Kind::Refused,
+            attempted,
+            format!("phase {phase}"),
+            e.to_string(),
+            "the target runs on as before; try again when it has left that state",
+        ),
+        Fault::Sys(e) => Error::new(
+            late,
+            attempted,
+            format!("phase {phase}"),
+            e.to_string(),
+            "the target runs on as before; `ctl doctor` tells what this machine permits",
+        ),
+    }
+}
+
+fn died(attempted: &str, phase: &str) -> Error {
+    Error::new(
+        Kind::TargetDied,
+        attempted,
+        format!("phase {phase}"),
+        "the target ended meanwhile",
+        "`ctl list` shows its earlier checkpoints, which stand",
+    )
+}
+
+fn way_in(s: &Survey, addr: &[u8]) -> Result<tracer::EntryPlan> {
+    let visit = observe::visit_program();
+    tracer::prepare(s.pid, addr, tracer::Visit::All, visit.encode_calls())
+        .map_err(|e| explain(Fault::Sys(e), &s.attempted, "find", false))
+}
+
+fn sink(incoming: &NewCheckpoint) -> Step<PageSink> {
+    Ok(PageSink::new(image::PackWriter::create(&incoming.pack_path(), image::Compression::default())?, 0))
+}

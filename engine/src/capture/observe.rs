@@ -1,0 +1,395 @@
+//! Phase observe: what the snapshot child does not preserve, read while everything stands still.
+use super::files::{self, FileView};
+use super::find::Survey;
+use super::{Fault, Step};
+use crate::{objects, Error, Kind, Result};
+use image::v1::files::{Content, Fd, Files, OpenFile};
+use image::v1::process::{PosixTimer, Process};
+use image::PageSink;
+use serde_bytes::ByteBuf;
+use std::os::fd::OwnedFd;
+use sys::channel::{Channel, Listener};
+use sys::mem::RemoteMem;
+use sys::pidfd::PidFd;
+use sys::procfs::{self, maps::Vma};
+use sys::program::{CallId, Out, Program};
+use sys::tracer::{self, Entered};
+
+const SIGNALS: usize = 64;
+/// sizeof(struct kernel_sigaction) on x86_64: handler, flags, restorer, mask.
+const SIGACTION: usize = 32;
+
+/// MEMBARRIER_CMD_GET_REGISTRATIONS, kernel 6.3, linux/membarrier.h
+const MEMBARRIER_GET_REGISTRATIONS: i32 = 1 << 9;
+
+/// Runs in every thread but the serving one: what only the thread itself can be asked. Buffer: alternate stack at 0
+/// (24 bytes), clear_child_tid at 24, robust list's head and length at 32, pdeathsig at 48.
+pub(super) fn visit_program() -> Program {
+    let mut p = Program::new();
+    let o = p.out(tracer::VISIT_BUF as usize);
+    ask_thread(&mut p, o);
+    p
+}
+
+/// Timer slack and I/O priority come as results, the rest in `o`.
+fn ask_thread(p: &mut Program, o: Out) -> (CallId, CallId) {
+    p.may(libc::SYS_sigaltstack, &[0.into(), o.arg()]);
+    p.may(libc::SYS_prctl, &[libc::PR_GET_TID_ADDRESS.into(), o.at(24)]);
+    p.may(libc::SYS_get_robust_list, &[0.into(), o.at(32), o.at(40)]);
+    p.may(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG.into(), o.at(48)]);
+    let slack = p.may(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK.into()]);
+    let ioprio = p.may(libc::SYS_ioprio_get, &[1.into(), 0.into()]);
+    (slack, ioprio)
+}
+
+/// The snapshot child: ends when this is dropped.
+pub(super) struct Child {
+    /// PID here.
+    pub pid: i32,
+    _sock: std::os::unix::net::UnixStream,
+}
+
+/// What a thread said of itself: TID, buffer, timer slack, I/O priority.
+pub(super) type Told = (i32, Vec<u8>, i64, i64);
+
+/// Everything observed, but for the memory.
+pub(super) struct Seen {
+    pub process: Process,
+    /// What each thread said of itself: (TID, buffer, timer slack, I/O priority).
+    pub told: Vec<Told>,
+    pub files: Files,
+    pub maps: Vec<Vma>,
+    pub monotonic_ns: u64,
+}
+
+/// The recorder's hands inside a frozen target.
+pub struct Observer<'a> {
+    /// What was known before the freeze.
+    pub survey: &'a Survey,
+    pub(super) channel: Channel,
+    pub(super) entered: Entered,
+    pub(super) mem: RemoteMem,
+    pidfd: PidFd,
+    /// Takes pages: of memory, and of files without a name.
+    pub(super) sink: PageSink,
+    /// Page runs of memory taken in the freeze.
+    pub(super) early: Vec<image::PageRun>,
+    contents: Vec<Content>,
+    kept: Vec<((sys::procfs::Dev, u64), u32)>,
+    files: Vec<FileView>,
+    /// What is not kept, each with what is lost.
+    pub reported: Vec<String>,
+}
+
+impl<'a> Observer<'a> {
+    pub(super) fn new(survey: &'a Survey, channel: Channel, entered: Entered, sink: PageSink) -> Step<Observer<'a>> {
+        Ok(Observer {
+            survey,
+            channel,
+            entered,
+            mem: RemoteMem::open(survey.pid)?,
+            pidfd: PidFd::open(survey.pid)?,
+            sink,
+            early: Vec::new(),
+            contents: Vec::new(),
+            kept: Vec::new(),
+            files: Vec::new(),
+            reported: survey.reported.clone(),
+        })
+    }
+
+    /// A copy of the target's descriptor `n`: shares its open file.
+    pub fn descriptor(&self, n: i32) -> Result<OwnedFd> {
+        self.pidfd.get(n).map_err(|e| self.failed(e))
+    }
+
+    /// Runs a program inside the target.
+    pub fn run(&mut self, p: &Program) -> Result<sys::program::Reply> {
+        let r = self.channel.run(p);
+        r.map_err(|e| self.failed(e))
+    }
+
+    /// All open files of the target.
+    pub fn files(&self) -> &[FileView] {
+        &self.files
+    }
+
+    /// The first standard stream that is a terminal; -1: none.
+    pub fn terminal_stdio(&self) -> i32 {
+        self.files.iter().filter(|f| f.is_terminal()).map(FileView::stdio).filter(|s| *s >= 0).min().unwrap_or(-1)
+    }
+
+    /// Keeps the content of a file that has no name; its index in [`Files::contents`]. Two open files of one inode share it.
+    pub fn keep_content(&mut self, f: &FileView, file: &std::fs::File) -> Result<u32> {
+        let key = f.stat.as_ref().map(|s| (s.dev, s.ino));
+        if let Some((_, i)) = self.kept.iter().find(|k| Some(k.0) == key) {
+            return Ok(*i);
+        }
+        let runs_before = self.sink.take_runs();
+        self.early.extend(runs_before);
+        let size = objects::content::read(file, &mut self.sink).map_err(|e| self.explain(e))?;
+        let pages = self.sink.take_runs();
+        self.contents.push(Content { size, pages });
+        let i = self.contents.len() as u32 - 1;
+        self.kept.extend(key.map(|k| (k, i)));
+        Ok(i)
+    }
+
+    /// A failure of the host crate in the engine's words.
+    pub fn failed(&self, e: sys::Error) -> Error {
+        self.explain(Fault::Sys(e))
+    }
+
+    pub(crate) fn explain(&self, f: Fault) -> Error {
+        super::explain(f, &self.survey.attempted, "observe", true)
+    }
+
+    pub(super) fn everything(&mut self) -> Step<Seen> {
+        let monotonic_ns = monotonic();
+        // the visited threads' answers first: the buffer that holds them is the next program's
+        let mut wait = Program::new();
+        wait.for_no_thread();
+        self.channel.run(&wait)?;
+        let visited = self.visited()?;
+        let process = self.process()?;
+        let told = self.server_told(visited)?;
+        let files = self.open_files()?;
+        let maps = procfs::maps::read(self.survey.pid)?;
+        self.unforkable(&maps)?;
+        Ok(Seen { process, told, files, maps, monotonic_ns })
+    }
+
+    /// Raw answers of the visited threads: (TID, buffer, timer slack, I/O priority).
+    fn visited(&mut self) -> Step<Vec<Told>> {
+        let (l, n) = (self.entered.layout, self.entered.visited.len() as u64);
+        let ncalls = visit_program().len() as u64;
+        let mut bufs = vec![0; (n * tracer::VISIT_BUF) as usize];
+        let mut results = vec![0; (n * ncalls * 8) as usize];
+        if n > 0 {
+            let first = tracer::visit_place(&l, n, ncalls, 0);
+            self.mem.read(first.buf, &mut bufs)?;
+            self.mem.read(first.results, &mut results)?;
+        }
+        let result = |i: usize, k: u64| {
+            let at = (i as u64 * ncalls + k) as usize * 8;
+            results[at..at + 8].try_into().map_or(0, i64::from_le_bytes)
+        };
+        let one = |(i, tid): (usize, &i32)| {
+            let b = bufs[i * tracer::VISIT_BUF as usize..][..tracer::VISIT_BUF as usize].to_vec();
+            (*tid, b, result(i, ncalls - 2), result(i, ncalls - 1))
+        };
+        Ok(self.entered.visited.iter().enumerate().map(one).collect())
+    }
+
+    fn process(&mut self) -> Step<Process> {
+        let pid = self.survey.pid;
+        let timers = procfs::timers::read(pid).unwrap_or_default();
+        let mut p = Program::new();
+        let actions = p.out(SIGNALS * SIGACTION);
+        for s in 0..SIGNALS {
+            let at = actions.at((s * SIGACTION) as u32);
+            p.may(libc::SYS_rt_sigaction, &[(s as i32 + 1).into(), 0.into(), at, 8.into()]);
+        }
+        let it = p.out(3 * 32);
+        for i in 0..3 {
+            p.may(libc::SYS_getitimer, &[(i as i32).into(), it.at(i * 32)]);
+        }
+        let tv = p.out(32 * timers.len());
+        for (i, t) in timers.iter().enumerate() {
+            p.may(libc::SYS_timer_gettime, &[t.id.into(), tv.at(i as u32 * 32)]);
+        }
+        let ints = p.out(16);
+        p.may(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), ints.arg()]);
+        let dumpable = p.may(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
+        let securebits = p.may(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
+        let thp = p.may(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()]);
+        let personality = p.may(libc::SYS_personality, &[0xffff_ffffu64.into()]);
+        let brk = p.may(libc::SYS_brk, &[0.into()]);
+        let membarrier = p.may(libc::SYS_membarrier, &[MEMBARRIER_GET_REGISTRATIONS.into(), 0.into(), 0.into()]);
+        let r = self.channel.run(&p)?;
+
+        let status = procfs::status::read(pid)?;
+        let stat = procfs::stat::read(pid)?;
+        let microseconds = |o: Out, at: usize| r.u64(o, at) * 1_000_000 + r.u64(o, at + 8);
+        let nanoseconds = |o: Out, at: usize| r.u64(o, at) * 1_000_000_000 + r.u64(o, at + 8);
+        let posix = |(i, t): (usize, &procfs::timers::Timer)| PosixTimer {
+            id: t.id,
+            clock: t.clock_id,
+            notify: notify_number(t),
+            signal: t.signal,
+            value: t.value,
+            tid: if t.to_thread { self.inner_tid(t.target) } else { 0 },
+            interval_ns: nanoseconds(tv, i * 32),
+            value_ns: nanoseconds(tv, i * 32 + 16),
+        };
+        let number = |name: &str, radix: u32| {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            i64::from_str_radix(text.trim(), radix).unwrap_or(0)
+        };
+        Ok(Process {
+            pid: self.survey.inner_pid(),
+            pgid: status.ns_pgid.last().copied().unwrap_or(0),
+            sid: status.ns_sid.last().copied().unwrap_or(0),
+            foreground: stat.tty_nr != 0 && stat.tpgid == stat.pgrp,
+            tty: stat.tty_nr as u64,
+            uid: [status.uid.real, status.uid.effective, status.uid.saved, status.uid.fs],
+            gid: [status.gid.real, status.gid.effective, status.gid.saved, status.gid.fs],
+            groups: status.groups.clone(),
+            caps: [
+                status.cap_inheritable,
+                status.cap_permitted,
+                status.cap_effective,
+                status.cap_bounding,
+                status.cap_ambient,
+            ],
+            securebits: r.raw(securebits).max(0) as u32,
+            no_new_privs: status.no_new_privs,
+            dumpable: r.raw(dumpable) as i32,
+            umask: status.umask.unwrap_or(0o22),
+            cwd: path_bytes(procfs::cwd(pid)?.path),
+            root: path_bytes(procfs::root(pid)?.path),
+            exe: path_bytes(procfs::exe(pid)?.path),
+            personality: r.raw(personality) as u32,
+            rlimits: procfs::limits::read(pid)?.iter().map(|l| (l.soft, l.hard)).collect(),
+            oom_score_adj: number("oom_score_adj", 10) as i32,
+            coredump_filter: number("coredump_filter", 16) as u32,
+            subreaper: r.u32(ints, 0) != 0,
+            thp_disable: r.raw(thp) > 0,
+            membarrier: r.raw(membarrier).max(0) as u32,
+            mm: [
+                stat.start_code,
+                stat.end_code,
+                stat.start_data,
+                stat.end_data,
+                stat.start_brk,
+                r.raw(brk) as u64,
+                stat.start_stack,
+                stat.arg_start,
+                stat.arg_end,
+                stat.env_start,
+                stat.env_end,
+            ],
+            auxv: std::fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default().into(),
+            sigactions: r.bytes(actions).to_vec().into(),
+            pending: Vec::new(),
+            itimers: (0..3).map(|i| (microseconds(it, i * 32), microseconds(it, i * 32 + 16))).collect(),
+            timers: timers.iter().enumerate().map(posix).collect(),
+        })
+    }
+
+    /// A TID as the target sees it.
+    fn inner_tid(&self, tid: i32) -> i32 {
+        self.survey.threads.get(&tid).map_or(tid, |t| t.inner_tid)
+    }
+
+    /// The visited threads' answers and the serving one's.
+    fn server_told(&mut self, mut all: Vec<Told>) -> Step<Vec<Told>> {
+        let mut p = Program::new();
+        let o = p.out(tracer::VISIT_BUF as usize);
+        let (slack, ioprio) = ask_thread(&mut p, o);
+        let r = self.channel.run(&p)?;
+        all.push((self.entered.server, r.bytes(o).to_vec(), r.raw(slack), r.raw(ioprio)));
+        Ok(all)
+    }
+
+    fn open_files(&mut self) -> Step<Files> {
+        let mut views = files::list(self.survey.pid)?;
+        // the one that the blob talks through is not the target's
+        let ours = self.own_descriptor()?;
+        views.retain(|v| v.first_fd() != ours);
+        files::mark_ends(self.survey.pid, &mut views);
+        self.files = views.clone();
+        let mut out = Files::default();
+        let mut reasons = Vec::new();
+        for v in &views {
+            let Some(kind) = objects::of(v) else {
+                reasons.push(objects::refusal(v, self.survey));
+                continue;
+            };
+            let more = kind.inspect(v, self.survey);
+            if !more.is_empty() {
+                reasons.extend(more);
+                continue;
+            }
+            let data = kind.capture(v, self)?;
+            let (owner, sig) = self.owner(v)?;
+            let id = out.open.len() as u32;
+            out.open.push(OpenFile {
+                kind: kind.kind() as u32,
+                flags: v.info.flags & !(libc::O_CLOEXEC as u32),
+                pos: v.info.pos,
+                owner,
+                sig,
+                label: v.link.clone().into(),
+                data: data.into(),
+            });
+            out.fds.extend(v.fds.iter().map(|(fd, cloexec)| Fd { fd: *fd, open: id, cloexec: *cloexec }));
+        }
+        if !reasons.is_empty() {
+            return Err(Error { kind: Kind::Refused, attempted: self.survey.attempted.clone(), reasons }.into());
+        }
+        out.fds.sort_by_key(|f| f.fd);
+        out.contents = std::mem::take(&mut self.contents);
+        Ok(out)
+    }
+
+    /// F_GETOWN_EX and F_GETSIG.
+    fn owner(&self, v: &FileView) -> Step<((i32, i32), i32)> {
+        if v.has_name() || v.info.flags & libc::O_PATH as u32 != 0 {
+            return Ok(((0, 0), 0));
+        }
+        let fd = self.descriptor(v.first_fd())?;
+        Ok(sys::sched::file_owner(&fd))
+    }
+
+    /// The blob's own socket.
+    fn own_descriptor(&self) -> Step<i32> {
+        let mut b = [0; 4];
+        self.mem.read(self.entered.layout.params() + 120, &mut b)?;
+        Ok(i32::from_le_bytes(b))
+    }
+
+    /// Makes the snapshot child; None where the kernel refuses one.
+    pub(super) fn fork(&mut self, l: &Listener, subreaper: bool) -> Step<Option<Child>> {
+        if self.survey.inner_pid() == 1 || subreaper {
+            // the child would be reparented to the target itself, which would see it
+            let why = "the pause was as long as the copying of memory: the program is a reaper (PR_SET_CHILD_SUBREAPER or PID 1), and would see a snapshot child";
+            self.reported.push(why.into());
+            return Ok(None);
+        }
+        let a = self.channel.ask(wire::OP_FORK, &[1, 0, 0, 0, 0, 0, 0, 0])?;
+        let pid = a.try_into().map_or(-libc::EPROTO as i64, i64::from_le_bytes);
+        if pid < 0 {
+            let e = std::io::Error::from_raw_os_error(-pid as i32);
+            self.reported
+                .push(format!("the pause was as long as the copying of memory: no snapshot child could be made ({e})"));
+            return Ok(None);
+        }
+        let (sock, pid) = l.accept(0, self.survey.status.uid.effective)?;
+        Ok(Some(Child { pid, _sock: sock }))
+    }
+}
+
+fn path_bytes(p: std::path::PathBuf) -> ByteBuf {
+    use std::os::unix::ffi::OsStringExt;
+    ByteBuf::from(p.into_os_string().into_vec())
+}
+
+fn notify_number(t: &procfs::timers::Timer) -> i32 {
+    use procfs::timers::Notify;
+    let base = match t.notify {
+        Notify::Signal => libc::SIGEV_SIGNAL,
+        Notify::None => libc::SIGEV_NONE,
+        Notify::Thread => libc::SIGEV_THREAD,
+    };
+    if t.to_thread {
+        libc::SIGEV_THREAD_ID
+    } else {
+        base
+    }
+}
+
+fn monotonic() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}

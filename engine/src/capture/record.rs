@@ -1,0 +1,173 @@
+//! Phases record and publish: maps and memory from the snapshot child (or from the frozen target), then the manifest.
+use super::memory::{self, Mapped};
+use super::observe::{Observer, Seen};
+use super::{threads, Step};
+use crate::{CaptureOptions, Captured, Progress};
+use image::store::NewCheckpoint;
+use image::v1::process::Thread;
+use image::v1::{self, memory::Memory, meta::Meta};
+use image::{ManifestWriter, PackRef, PageSink};
+use std::time::{Duration, Instant};
+use sys::mem::RemoteMem;
+use sys::procfs::pagemap::{Categories, Pagemap, Region};
+use sys::procfs::{self, smaps::VmFlags};
+use sys::tracer::Snapshot;
+
+/// sched(7)
+const SCHED_DEADLINE: u32 = 6;
+/// Offset of the feature bits in the extended state (XSAVE header).
+const XSTATE_BV: usize = 512;
+
+pub(super) struct Recorder {
+    seen: Seen,
+    threads: Vec<Thread>,
+    sink: PageSink,
+    early: Vec<image::PageRun>,
+    /// Not the target's: the blob's mapping and the scratch frame.
+    ours: Vec<(u64, u64)>,
+    before: Vec<procfs::smaps::Smap>,
+    reported: Vec<String>,
+    pause: Duration,
+    memory: Memory,
+    attempted: String,
+    /// Held open while a frozen target is read: when it closes, the blob lets everyone go.
+    pub talk: Option<sys::channel::Channel>,
+}
+
+impl Recorder {
+    pub fn new(obs: Observer<'_>, mut seen: Seen, snapshot: &Snapshot, pause: Duration) -> Recorder {
+        seen.process.pending = snapshot.shared_pending.clone();
+        let threads = threads::all(&seen, snapshot, &obs.survey.threads);
+        let l = obs.entered.layout;
+        let mut reported = obs.reported;
+        let deadline = threads.iter().filter(|t| t.sched.0 == SCHED_DEADLINE).count();
+        if deadline > 0 {
+            reported.push(format!("SCHED_DEADLINE of {deadline} threads: after a restore they run under SCHED_OTHER"));
+        }
+        Recorder {
+            seen,
+            threads,
+            early: obs.early,
+            sink: obs.sink,
+            ours: vec![(l.base, l.base + l.len)],
+            before: obs.survey.smaps.clone(),
+            reported,
+            pause,
+            memory: Memory::default(),
+            attempted: obs.survey.attempted.clone(),
+            talk: Some(obs.channel),
+        }
+    }
+
+    /// The copying happened in the freeze.
+    pub fn note_frozen(&mut self, d: Duration) {
+        self.pause += d;
+    }
+
+    /// Records the memory of `from`: the snapshot child, or the frozen target.
+    pub fn memory(&mut self, from: i32, progress: Option<&dyn Fn(Progress)>) -> Step<()> {
+        let smaps = procfs::smaps::read(from)?;
+        let (mem, pagemap) = (RemoteMem::open(from)?, Pagemap::open(from)?);
+        let mut mapped = Mapped::default();
+        let mut todo: Vec<(Region, bool)> = Vec::new();
+        for v in &self.seen.maps {
+            if self.ours.iter().any(|o| v.start < o.1 && o.0 < v.end) {
+                continue;
+            }
+            // flags from the child; what it lacks (MADV_DONTFORK) from before the freeze
+            let find = |l: &[procfs::smaps::Smap]| -> Option<VmFlags> {
+                let i = l.partition_point(|m| m.vma.end <= v.start);
+                l.get(i).filter(|m| m.vma.start < v.end).map(|m| m.flags.clone())
+            };
+            let (now, was) = (find(&smaps), find(&self.before));
+            let flags = now.clone().or_else(|| was.clone()).unwrap_or_default();
+            let Some(t) = memory::translate(v, &flags, &mut mapped) else { continue };
+            // judged as in the freeze, so that nothing falls between the two
+            let early = memory::is_unforkable(v, was.as_ref().unwrap_or(&VmFlags::default()));
+            if !early && memory::is_unforkable(v, &flags) || now.is_none() && was.is_none() {
+                return Err(self.changed(v).into());
+            }
+            if !early {
+                let gone = t.backing == v1::memory::BACKING_FILE_GONE;
+                let (guards, pages): (Vec<_>, Vec<_>) = memory::stored_regions(&t, &pagemap)?
+                    .into_iter()
+                    .partition(|r| r.categories.has(Categories::GUARD));
+                self.memory.guards.extend(guards.iter().map(|g| (g.start, g.end)));
+                todo.extend(pages.into_iter().map(|r| (r, gone)));
+            }
+            self.memory.vmas.push(t);
+        }
+        let total: u64 = todo.iter().map(|(r, _)| r.len()).sum();
+        let mut done = 0;
+        for (r, holes) in &todo {
+            memory::copy(&mem, r, *holes, &mut self.sink, &mut |n| {
+                done += n;
+                if let Some(f) = progress {
+                    f(Progress { phase: "record", done, total });
+                }
+            })?;
+        }
+        self.memory.files = mapped.files;
+        Ok(())
+    }
+
+    fn changed(&self, v: &procfs::maps::Vma) -> crate::Error {
+        crate::Error::new(
+            crate::Kind::PutBack,
+            self.attempted.clone(),
+            super::find::describe(v),
+            "it became MADV_DONTFORK or MADV_WIPEONFORK in the instant before the freeze",
+            "the target runs on as before; try again",
+        )
+    }
+
+    /// Writes the manifest and makes the checkpoint exist.
+    pub fn publish(mut self, mut incoming: NewCheckpoint, o: &CaptureOptions<'_>, began: Instant) -> Step<Captured> {
+        let mut pages = std::mem::take(&mut self.early);
+        pages.extend(self.sink.take_runs());
+        pages.sort_by_key(|r| r.addr);
+        self.memory.pages = pages;
+        let (_, pack, _) = self.sink.finish()?;
+        let packs = [PackRef::from(&pack)];
+        let xfeatures = self
+            .threads
+            .iter()
+            .filter_map(|t| t.xstate.get(XSTATE_BV..XSTATE_BV + 8))
+            .fold(0, |a, b| a | u64::from_le_bytes(b.try_into().unwrap_or_default()));
+        let meta = Meta {
+            created: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            writer: concat!("dormouse ", env!("CARGO_PKG_VERSION")).into(),
+            kernel: proc_line("/proc/sys/kernel/osrelease"),
+            host: proc_line("/proc/sys/kernel/hostname"),
+            boot_id: procfs::boot_id().unwrap_or_default(),
+            door: "attach".into(),
+            pause_ns: self.pause.as_nanos() as u64,
+            xfeatures,
+            monotonic_ns: self.seen.monotonic_ns,
+            labels: o.labels.clone(),
+            reported: self.reported.clone(),
+        };
+        let mut m = ManifestWriter::new();
+        m.write_packs(&packs)?;
+        m.write_section(v1::SECTION_META, v1::VERSION, true, &meta)?;
+        m.write_section(v1::SECTION_PROCESS, v1::VERSION, true, &self.seen.process)?;
+        m.write_section(v1::SECTION_THREADS, v1::VERSION, true, &self.threads)?;
+        m.write_section(v1::SECTION_MEMORY, v1::VERSION, true, &self.memory)?;
+        m.write_section(v1::SECTION_FILES, v1::VERSION, true, &self.seen.files)?;
+        let (bytes, _) = m.finish();
+        incoming.write_manifest(&bytes)?;
+        let n = incoming.publish()?;
+        Ok(Captured {
+            n,
+            pause: self.pause,
+            took: began.elapsed(),
+            bytes: pack.stored_bytes + bytes.len() as u64,
+            threads: self.threads.len(),
+            reported: self.reported,
+        })
+    }
+}
+
+fn proc_line(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_string()
+}

@@ -1,0 +1,330 @@
+//! Check: the image against this machine. Every obstacle at once, each with its remedy; nothing is changed.
+use crate::restore::files::{map_path, remaker, Checker};
+use crate::restore::pids::{decide, Rights};
+use crate::restore::{vdso, Image};
+use crate::{Error, Kind, Pids, Reason, RestoreOptions, Result};
+use image::v1::memory::{MappedFile, BACKING_FILE_PRIVATE, BACKING_FILE_SHARED};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What the check of a restorable image found.
+#[derive(Debug)]
+pub struct Checked {
+    /// PIDs that it will get.
+    pub pids: Pids,
+    /// What changes, a line each.
+    pub notes: Vec<String>,
+}
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// What can be seen, for the restore that follows at once and tries the rest itself.
+    Look,
+    /// Also by making namespaces in a child, for `ctl check`. This process must have one thread.
+    Try,
+}
+
+const CAP_SETGID: u32 = 6;
+const CAP_SETUID: u32 = 7;
+const CAP_SYS_CHROOT: u32 = 18;
+const CAP_SYS_RESOURCE: u32 = 24;
+const RLIMIT_NOFILE: usize = 7;
+/// IDs of POSIX timers that can be reached by making and deleting others, on kernels before 6.16.
+const LOW_TIMERS: i32 = 4096;
+
+/// Names of the extended state's parts, by XCR0 bit (Intel SDM volume 1, 13.1).
+const XFEATURES: &[(u32, &str)] = &[
+    (2, "AVX"),
+    (3, "MPX"),
+    (4, "MPX"),
+    (5, "AVX-512"),
+    (6, "AVX-512"),
+    (7, "AVX-512"),
+    (9, "protection keys"),
+    (17, "AMX"),
+    (18, "AMX"),
+    (19, "APX"),
+];
+
+/// Names of the limits, in the kernel's order, and the option of the shell's `ulimit` that sets it.
+pub const RLIMITS: [(&str, &str); 16] = [
+    ("CPU time", "-t"),
+    ("file size", "-f"),
+    ("data", "-d"),
+    ("stack", "-s"),
+    ("core file size", "-c"),
+    ("resident set", "-m"),
+    ("processes", "-u"),
+    ("open files", "-n"),
+    ("locked memory", "-l"),
+    ("address space", "-v"),
+    ("file locks", "-x"),
+    ("pending signals", "-i"),
+    ("message queues", "-q"),
+    ("nice", "-e"),
+    ("real-time priority", "-r"),
+    ("real-time CPU time", "-R"),
+];
+
+/// Checks everything.
+pub fn image(image: &Image<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Checked> {
+    let mut c = Check { image, o, rights: Rights::own(), reasons: Vec::new(), notes: Vec::new() };
+    let pids = c.pids();
+    c.who(pids);
+    c.places();
+    c.executable();
+    c.mapped_files();
+    c.open_files();
+    c.limits();
+    c.cpu();
+    c.kernel();
+    if depth == Depth::Try {
+        c.namespaces(pids);
+    }
+    if !c.reasons.is_empty() {
+        return Err(Error { kind: Kind::Refused, attempted: format!("restore {}", o.what), reasons: c.reasons });
+    }
+    Ok(Checked { pids, notes: c.notes })
+}
+
+struct Check<'a> {
+    image: &'a Image<'a>,
+    o: &'a RestoreOptions<'a>,
+    rights: Rights,
+    reasons: Vec<Reason>,
+    notes: Vec<String>,
+}
+
+impl Check<'_> {
+    fn refuse(&mut self, object: impl Into<String>, why: impl Into<String>, remedy: impl Into<String>) {
+        self.reasons.push(Reason::new(object, why, remedy));
+    }
+
+    fn pids(&mut self) -> Pids {
+        match decide(self.image, self.o.pids, &self.rights) {
+            Ok((pids, note)) => {
+                self.notes.extend(note);
+                pids
+            }
+            Err(reasons) => {
+                self.reasons.extend(reasons);
+                self.o.pids
+            }
+        }
+    }
+
+    /// User, group and capabilities of the program against ours.
+    fn who(&mut self, pids: Pids) {
+        let p = &self.image.process;
+        let own_users = pids == Pids::Private && !self.rights.may_make_namespaces();
+        let other_user = p.uid != [self.rights.uid; 4];
+        let other_group = p.gid != [self.rights.gid; 4];
+        if other_user && (own_users || !self.rights.has(CAP_SETUID)) {
+            let why = format!("the program runs as user {}, and you are user {}", p.uid[1], self.rights.uid);
+            self.refuse("user", why, format!("restore it as user {} or as root", p.uid[1]));
+        }
+        if other_group && (own_users || !self.rights.has(CAP_SETGID)) {
+            let why = format!("the program runs with group {}, and you have group {}", p.gid[1], self.rights.gid);
+            self.refuse("group", why, format!("restore it with group {} (newgrp, sg) or as root", p.gid[1]));
+        }
+        let permitted = p.caps[1];
+        if own_users && permitted != 0 {
+            self.notes.push("its capabilities hold only within its own user namespace".into());
+        } else if permitted & !self.rights.permitted != 0 {
+            let lacking = permitted & !self.rights.permitted;
+            let why = format!("the program has capabilities that you have not ({lacking:#x})");
+            self.refuse("capabilities", why, "restore it as root");
+        }
+    }
+
+    fn here(&self, path: &[u8]) -> PathBuf {
+        std::ffi::OsString::from_vec(map_path(path, self.o)).into()
+    }
+
+    fn places(&mut self) {
+        let p = &self.image.process;
+        for (what, path) in [("working directory", &p.cwd), ("root directory", &p.root)] {
+            let path = self.here(path);
+            let shown = path.display();
+            let why = match std::fs::metadata(&path) {
+                Ok(m) if m.is_dir() && may(&path, nix::unistd::AccessFlags::X_OK) => continue,
+                Ok(m) if m.is_dir() => "you may not enter it".to_string(),
+                Ok(_) => "is not a directory".to_string(),
+                Err(e) => in_words(&e),
+            };
+            self.refuse(format!("{what} {shown}"), why, format!("create it or pass --map-path {shown}=DIR"));
+        }
+        if &p.root[..] != b"/" && !p.root.is_empty() && !self.rights.has(CAP_SYS_CHROOT) {
+            let why = "entering a root directory needs CAP_SYS_CHROOT";
+            self.refuse(format!("root directory {}", p.root.escape_ascii()), why, "restore it as root");
+        }
+    }
+
+    fn executable(&mut self) {
+        let path = self.here(&self.image.process.exe);
+        let mapped = self.image.memory.files.iter().any(|f| f.path == self.image.process.exe);
+        if mapped || self.image.process.exe.is_empty() {
+            return;
+        }
+        if let Err(e) = std::fs::metadata(&path) {
+            self.notes.push(format!("/proc/PID/exe will not lead to {}: {}", path.display(), in_words(&e)));
+        }
+    }
+
+    /// Files that it has mapped: the same as at the checkpoint, or pages would be mixed.
+    fn mapped_files(&mut self) {
+        let vmas = &self.image.memory.vmas;
+        for (i, f) in self.image.memory.files.iter().enumerate() {
+            let of = |backing: u32| vmas.iter().filter(move |v| v.backing == backing && v.file as usize == i);
+            let private = of(BACKING_FILE_PRIVATE).count() > 0;
+            let end = of(BACKING_FILE_SHARED).map(|v| v.offset + (v.end - v.start)).max();
+            if !private && end.is_none() {
+                continue;
+            }
+            let path = self.here(&f.path);
+            if let Some((why, remedy)) = mapped_file(f, &path, private, end) {
+                self.refuse(format!("mapped file {}", path.display()), why, remedy);
+            }
+        }
+    }
+
+    fn open_files(&mut self) {
+        for (i, f) in self.image.files.open.iter().enumerate() {
+            let c = Checker { image: self.image, o: self.o, id: i as u32 };
+            match remaker(f.kind) {
+                Some(k) => self.reasons.extend(k.check(&c, f)),
+                None => {
+                    let why = format!("this build does not know its kind {}", f.kind);
+                    self.refuse(c.describe(f), why, "use the version that made the image");
+                }
+            }
+        }
+    }
+
+    /// Limits: a soft limit of the program that our hard limit does not allow.
+    fn limits(&mut self) {
+        let may_raise = self.rights.has(CAP_SYS_RESOURCE);
+        let Ok(own) = sys::procfs::limits::read(std::process::id() as i32) else { return };
+        for (i, ((soft, hard), own)) in self.image.process.rlimits.iter().zip(own).enumerate() {
+            let (name, option) = RLIMITS[i.min(15)];
+            if may_raise || *hard <= own.hard {
+                continue;
+            }
+            if *soft > own.hard {
+                let why = format!("the program has {} and your hard limit is {}", limit(*soft), limit(own.hard));
+                let remedy = format!("raise it first: ulimit -H {option} {}", limit(*soft));
+                self.refuse(format!("limit of {name}"), why, remedy);
+            } else {
+                let (was, is) = (limit(*hard), limit(own.hard));
+                self.notes.push(format!("its hard limit of {name} is {is} instead of {was}: you may not raise it"));
+            }
+        }
+        let need = self.image.highest_fd() as u64 + 1;
+        let have = own[RLIMIT_NOFILE].hard;
+        if need + crate::restore::SPARE_FDS > have {
+            let why = format!("{} descriptors are needed while restoring and your hard limit is {have}", need + 64);
+            self.refuse("limit of open files", why, format!("raise it first: ulimit -Hn {}", need + 64));
+        }
+    }
+
+    fn cpu(&mut self) {
+        let missing = self.image.meta.xfeatures & !sys::nest::xcr0();
+        let mut names: Vec<&str> = XFEATURES.iter().filter(|(bit, _)| missing >> bit & 1 != 0).map(|f| f.1).collect();
+        names.dedup();
+        if missing != 0 {
+            let why = format!("registers of {} are in use, which this CPU does not have", names.join(", "));
+            self.refuse("CPU", why, "restore it on a CPU that has them");
+        }
+    }
+
+    fn kernel(&mut self) {
+        if let Ok(own) = vdso::own() {
+            if let Err(r) = vdso::fits(&own, self.image) {
+                self.reasons.push(r);
+            }
+        }
+        let highest = self.image.process.timers.iter().map(|t| t.id).max().unwrap_or(0);
+        if highest >= LOW_TIMERS && sys::probe::timer_ids().is_err() {
+            let why = "its ID cannot be chosen on kernels before 6.16, and is too high to be reached by counting";
+            self.refuse(format!("POSIX timer {highest}"), why, "restore it under kernel 6.16 or later");
+        }
+        let highest = self.image.threads.iter().map(|t| t.tid).max().unwrap_or(0);
+        let max = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse::<i32>().ok());
+        if let Some(max) = max.filter(|m| highest >= *m) {
+            let why = format!("this kernel's PIDs end at {max}");
+            self.refuse(format!("PID {highest}"), why, format!("sysctl -w kernel.pid_max={}", highest + 1));
+        }
+    }
+
+    /// Whether the namespaces of a private restore can be made here.
+    fn namespaces(&mut self, pids: Pids) {
+        if pids != Pids::Private {
+            return;
+        }
+        let n = sys::probe::namespaces(!self.rights.may_make_namespaces());
+        let doctor = "`ctl doctor` says what forbids it; or restore as root with --pids keep";
+        if let Err(e) = n.made {
+            self.refuse("private PID namespace", format!("it cannot be made here: {e}"), doctor);
+        } else if let Some(Err(e)) = n.proc {
+            let why = format!("it cannot be mounted in a private PID namespace here: {e}");
+            self.refuse("/proc", why, "run the container with an unmasked /proc, or restore as root with --pids keep");
+        } else if let Some(Err(e)) = n.set_tid {
+            self.refuse("PIDs", format!("they cannot be chosen in a private PID namespace here: {e}"), doctor);
+        }
+    }
+}
+
+/// Why a mapped file is not the one that it was.
+fn mapped_file(f: &MappedFile, path: &Path, private: bool, shared_end: Option<u64>) -> Option<(String, String)> {
+    let back = || "put that version of the file back, or pass --map-path OLD=NEW".to_string();
+    let meta = match std::fs::metadata(path) {
+        Ok(m) if m.is_file() => m,
+        Ok(_) => return Some(("it is not a regular file any more".into(), back())),
+        Err(e) => return Some((in_words(&e), "put it back, or pass --map-path OLD=NEW".into())),
+    };
+    if let Err(e) = std::fs::OpenOptions::new().read(true).write(shared_end.is_some() && f.writable).open(path) {
+        return Some((in_words(&e), "give yourself the right, or restore as its user".into()));
+    }
+    if let Some(end) = shared_end.filter(|end| meta.size() < *end && meta.size() < f.size) {
+        return Some((format!("it has only {} bytes, and is mapped up to byte {end}", meta.size()), back()));
+    }
+    let mtime = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+    let same = meta.size() == f.size && mtime == f.mtime_ns;
+    if !private || f.writable || same {
+        return None;
+    }
+    // a copy of the same build, installed at another time
+    if !f.build_id.is_empty() && crate::capture::build_id(path).as_deref() == Some(&f.build_id) {
+        return None;
+    }
+    let why = if meta.size() != f.size {
+        format!("it has changed: {} bytes, at the checkpoint {}", meta.size(), f.size)
+    } else {
+        "it has changed since the checkpoint (time of modification)".into()
+    };
+    Some((why, back()))
+}
+
+/// Whether we have this right to a path, by our effective IDs.
+fn may(path: &Path, flags: nix::unistd::AccessFlags) -> bool {
+    nix::unistd::faccessat(nix::fcntl::AT_FDCWD, path, flags, nix::fcntl::AtFlags::AT_EACCESS).is_ok()
+}
+
+/// The usual answers of the system in words that fit behind a name.
+pub fn in_words(e: &std::io::Error) -> String {
+    match e.kind() {
+        std::io::ErrorKind::NotFound => "does not exist".into(),
+        std::io::ErrorKind::PermissionDenied => "you may not open it".into(),
+        _ => e.to_string(),
+    }
+}
+
+fn limit(n: u64) -> String {
+    if n == u64::MAX {
+        "unlimited".into()
+    } else {
+        n.to_string()
+    }
+}

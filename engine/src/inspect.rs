@@ -1,0 +1,162 @@
+//! What a checkpoint holds, for people and scripts.
+use crate::restore::{explain, Image};
+use crate::Result;
+use image::v1::memory::*;
+use image::v1::objects::Kind;
+use image::CheckpointHandle;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A checkpoint in summary; the keys are a contract (`ctl inspect --json`).
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Number in its session.
+    pub n: u64,
+    /// Identity: BLAKE3 of the manifest, hex.
+    pub identity: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Version that wrote it.
+    pub writer: String,
+    /// Host and kernel.
+    pub host: String,
+    /// `uname -r` there.
+    pub kernel: String,
+    /// Door by which each process was reached.
+    pub door: String,
+    /// Pause, milliseconds.
+    pub pause_ms: f64,
+    /// Command line of the session, where it was launched.
+    pub labels: BTreeMap<String, String>,
+    /// PID as the program knows it.
+    pub pid: i32,
+    /// Executable.
+    pub exe: String,
+    /// Working directory.
+    pub cwd: String,
+    /// Real UID and GID.
+    pub uid: u32,
+    /// Real GID.
+    pub gid: u32,
+    /// Threads: TID and name.
+    pub threads: Vec<(i32, String)>,
+    /// Mappings.
+    pub mappings: usize,
+    /// Bytes of address space.
+    pub mapped_bytes: u64,
+    /// Bytes of pages recorded; zero pages are counted, but take no room.
+    pub recorded_bytes: u64,
+    /// Bytes on disk.
+    pub stored_bytes: u64,
+    /// Files that must be there at restore.
+    pub files: Vec<String>,
+    /// Descriptors: number, kind, what it is.
+    pub descriptors: Vec<Descriptor>,
+    /// What is not kept, each with what is lost.
+    pub reported: Vec<String>,
+}
+
+/// A descriptor in summary.
+#[derive(Clone, Debug, Serialize)]
+pub struct Descriptor {
+    /// Number.
+    pub fd: i32,
+    /// Kind, a word.
+    pub kind: &'static str,
+    /// Path, "pipe:[123]", ...
+    pub what: String,
+}
+
+/// Name of a kind's number.
+pub(crate) fn kind_name(k: u32) -> &'static str {
+    const NAMES: &[(Kind, &str)] = &[
+        (Kind::Regular, "file"),
+        (Kind::Directory, "directory"),
+        (Kind::Device, "device"),
+        (Kind::External, "external"),
+        (Kind::Terminal, "terminal"),
+        (Kind::Deleted, "deleted file"),
+        (Kind::Pipe, "pipe"),
+        (Kind::EventFd, "eventfd"),
+        (Kind::Epoll, "epoll"),
+        (Kind::TimerFd, "timerfd"),
+        (Kind::SignalFd, "signalfd"),
+        (Kind::TcpListen, "tcp"),
+        (Kind::Udp, "udp"),
+        (Kind::UnixListen, "unix"),
+        (Kind::UnixPair, "unix pair"),
+        (Kind::Path, "path"),
+        (Kind::Memfd, "memfd"),
+        (Kind::Socket, "socket"),
+        (Kind::Inotify, "inotify"),
+    ];
+    NAMES.iter().find(|n| n.0 as u32 == k).map_or("unknown", |n| n.1)
+}
+
+/// Summarises a checkpoint. Reads the manifest, not the pages.
+pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
+    let image = Image::read(handle).map_err(|f| explain(f, "inspect", "read", false))?;
+    let text = |b: &[u8]| b.escape_ascii().to_string();
+    let page = ::image::PAGE_SIZE as u64;
+    let vmas = &image.memory.vmas;
+    let descriptor = |d: &::image::v1::files::Fd| {
+        let f = &image.files.open[d.open as usize];
+        Descriptor { fd: d.fd, kind: kind_name(f.kind), what: text(&f.label) }
+    };
+    let mapped = |v: &&Vma| v.backing != BACKING_VDSO && v.backing != BACKING_VVAR;
+    Ok(Summary {
+        n: handle.n(),
+        identity: handle.manifest().identity().to_string(),
+        created: image.meta.created,
+        writer: image.meta.writer.clone(),
+        host: image.meta.host.clone(),
+        kernel: image.meta.kernel.clone(),
+        door: image.meta.door.clone(),
+        pause_ms: image.meta.pause_ns as f64 / 1e6,
+        labels: image.meta.labels.clone(),
+        pid: image.process.pid,
+        exe: text(&image.process.exe),
+        cwd: text(&image.process.cwd),
+        uid: image.process.uid[0],
+        gid: image.process.gid[0],
+        threads: image.threads.iter().map(|t| (t.tid, text(&t.comm))).collect(),
+        mappings: vmas.len(),
+        mapped_bytes: vmas.iter().filter(mapped).map(|v| v.end - v.start).sum(),
+        recorded_bytes: image.memory.pages.iter().map(|r| r.pages * page).sum(),
+        stored_bytes: handle.bytes(),
+        files: image.memory.files.iter().map(|f| text(&f.path)).collect(),
+        descriptors: image.files.fds.iter().map(descriptor).collect(),
+        reported: image.meta.reported.clone(),
+    })
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |b: u64| b as f64 / (1 << 20) as f64;
+        writeln!(f, "checkpoint   {} ({})", self.n, self.identity)?;
+        writeln!(f, "made by      {} on {} (Linux {}), door {}", self.writer, self.host, self.kernel, self.door)?;
+        writeln!(f, "pause        {:.1} ms", self.pause_ms)?;
+        writeln!(f, "process      PID {} of user {}:{}, {}", self.pid, self.uid, self.gid, self.exe)?;
+        writeln!(f, "directory    {}", self.cwd)?;
+        writeln!(f, "threads      {}", self.threads.len())?;
+        writeln!(
+            f,
+            "memory       {} mappings, {:.1} MiB; {:.1} MiB recorded, {:.1} MiB on disk",
+            self.mappings,
+            mib(self.mapped_bytes),
+            mib(self.recorded_bytes),
+            mib(self.stored_bytes)
+        )?;
+        for d in &self.descriptors {
+            writeln!(f, "descriptor   {:<4} {:<12} {}", d.fd, d.kind, d.what)?;
+        }
+        for p in &self.files {
+            writeln!(f, "maps         {p}")?;
+        }
+        for r in &self.reported {
+            writeln!(f, "not kept     {r}")?;
+        }
+        Ok(())
+    }
+}

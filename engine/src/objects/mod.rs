@@ -1,0 +1,105 @@
+//! ONE FILE PER KIND OF KERNEL OBJECT: how it is captured, checked and made again.
+//!
+//! The capture side of each is an [`Object`], listed in [`ALL`]; the first that claims an open file has it. The restore side
+//! is a `crate::restore::files::Remake` on the same unit struct. What nobody claims is refused by name.
+
+mod anon;
+pub(crate) mod content;
+mod deleted;
+mod named;
+mod pipe;
+mod sock;
+mod stdio;
+mod tcp;
+mod udp;
+mod unix;
+
+use crate::capture::{FileView, Observer, Survey};
+use crate::{Reason, Result};
+use image::v1::objects::Kind;
+
+pub use anon::{Epoll, EventFd, SignalFd, TimerFd};
+pub use deleted::Deleted;
+pub use named::{Device, Directory, OPath, Regular};
+pub use pipe::Pipe;
+pub use stdio::Stdio;
+pub use tcp::Tcp;
+pub use udp::Udp;
+pub use unix::{UnixListen, UnixPair};
+
+/// How a kind of open file is captured.
+pub trait Object: Sync {
+    /// Its number in the image.
+    fn kind(&self) -> Kind;
+
+    /// Whether this open file is of this kind.
+    fn claims(&self, f: &FileView) -> bool;
+
+    /// What would make its capture or its restore fail. Runs before the freeze, and `ctl check --pid` runs just this.
+    fn inspect(&self, _f: &FileView, _s: &Survey) -> Vec<Reason> {
+        Vec::new()
+    }
+
+    /// Reads its state, in the freeze. Gives the kind's struct as a msgpack named map ([`encode`]).
+    fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>>;
+}
+
+/// All kinds; the order matters where two could claim the same file.
+pub static ALL: &[&dyn Object] = &[
+    &OPath,
+    &UnixPair,
+    &Pipe,
+    &Tcp,
+    &Udp,
+    &Stdio,
+    &UnixListen,
+    &EventFd,
+    &TimerFd,
+    &SignalFd,
+    &Epoll,
+    &Device,
+    &Regular,
+    &Deleted,
+    &Directory,
+];
+
+/// The kind that claims a file.
+pub fn of(f: &FileView) -> Option<&'static dyn Object> {
+    ALL.iter().copied().find(|k| k.claims(f))
+}
+
+/// The refusal of what nobody claims.
+pub fn refusal(f: &FileView, _s: &Survey) -> Reason {
+    let link = f.link.as_slice();
+    let (why, remedy) = if link.starts_with(b"socket:") {
+        ("this kind of socket is not kept yet", "close it before the checkpoint")
+    } else if link == b"anon_inode:[io_uring]" {
+        ("io_uring is not kept yet", "close the ring, or run the program without io_uring")
+    } else if link.starts_with(b"anon_inode:") {
+        ("this kind of kernel object is not kept yet", "close it before the checkpoint")
+    } else if f.is_pipe() {
+        ("the other end of this pipe is outside the process", "connect it to descriptor 0, 1 or 2, or close it")
+    } else if f.deleted {
+        ("the file was deleted, and files without a name are not kept yet", "close it before the checkpoint")
+    } else {
+        ("this kind of file is not kept yet", "close it before the checkpoint")
+    };
+    Reason::new(f.describe(), why, remedy)
+}
+
+/// The refusal of a lock that is held through a file.
+fn locks(f: &FileView) -> Option<Reason> {
+    let kind = &f.info.locks.first()?.kind;
+    let why = format!("a lock ({kind:?}) is held on it, and locks are not kept yet");
+    Some(Reason::new(f.describe(), why, "release the lock"))
+}
+
+/// A failed step of a restore.
+fn io(doing: &str, e: std::io::Error) -> crate::restore::Fault {
+    crate::restore::Fault::Io(doing.into(), e)
+}
+
+/// A kind's struct as bytes for the image.
+pub fn encode<T: serde::Serialize>(t: &T) -> Vec<u8> {
+    rmp_serde::to_vec_named(t).expect("structs of the image hold nothing that msgpack cannot")
+}

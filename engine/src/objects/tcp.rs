@@ -1,0 +1,84 @@
+//! TCP sockets: listening ones, and ones that are neither bound nor connected.
+use super::{encode, sock, Object};
+use crate::capture::{FileView, Observer, Survey};
+use crate::restore::files::{self, Checker, Made, Maker, Remake};
+use crate::restore::Step;
+use crate::{Reason, Result};
+use image::v1::files::OpenFile;
+use image::v1::objects::Kind;
+use image::v1::sockets::Socket;
+use sys::program::Program;
+use sys::sockdiag::Protocol;
+
+/// A TCP socket that listens, or does nothing yet.
+pub struct Tcp;
+
+fn is_tcp(f: &FileView) -> bool {
+    let tcp = |s: &crate::capture::SocketView| {
+        matches!(s.domain, libc::AF_INET | libc::AF_INET6)
+            && s.kind == libc::SOCK_STREAM
+            && s.protocol == libc::IPPROTO_TCP
+    };
+    f.socket.as_ref().is_some_and(tcp)
+}
+
+impl Object for Tcp {
+    fn kind(&self) -> Kind {
+        Kind::TcpListen
+    }
+
+    fn claims(&self, f: &FileView) -> bool {
+        is_tcp(f)
+    }
+
+    fn inspect(&self, f: &FileView, _s: &Survey) -> Vec<Reason> {
+        let Some(s) = &f.socket else { return Vec::new() };
+        // TCP_LISTEN 10, TCP_CLOSE 7 (include/net/tcp_states.h)
+        let state = s.inet().map_or(if s.listening { 10 } else { 7 }, |i| i.state);
+        if s.listening || state == 7 && s.remote.is_none() {
+            return Vec::new();
+        }
+        let addresses = s.inet().map_or_else(String::new, |i| format!(" {} -> {}", i.local, i.remote));
+        vec![Reason::new(
+            format!("{}: TCP connection{addresses}", f.describe()),
+            "an established TCP connection is not kept yet",
+            "close the connection, or checkpoint when it has ended",
+        )]
+    }
+
+    fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
+        let (mut s, _fd) = sock::common(f, o)?;
+        s.remote.clear();
+        if let Some(v) = f.socket.as_ref().filter(|v| v.listening) {
+            // for a listener sock_diag gives the backlog as wqueue and what waits in it as rqueue (sock_diag(7))
+            let (waiting, backlog) = v.inet().map_or((0, libc::SOMAXCONN as u32), |i| (i.rqueue, i.wqueue));
+            s.backlog = backlog as i32;
+            if waiting > 0 {
+                o.reported.push(format!("{}: {waiting} connections that wait to be accepted: a restore from this checkpoint starts without them", f.describe()));
+            }
+        }
+        Ok(encode(&s))
+    }
+}
+
+impl Remake for Tcp {
+    fn check(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
+        let Ok(s) = files::decode::<Socket>(f) else { return Vec::new() };
+        let taken = if s.local.is_empty() { None } else { sock::taken(&s, Protocol::Tcp, s.backlog >= 0) };
+        let reason = |why: String| Reason::new(c.describe(f), why, "end that program, or make it use another port");
+        taken.map(reason).into_iter().collect()
+    }
+
+    fn make(&self, m: &mut Maker<'_>, _id: u32, f: &OpenFile) -> Step<Made> {
+        let s: Socket = files::decode(f)?;
+        let mut p = Program::new();
+        let fd = sock::begin(&mut p, &s);
+        sock::bind(&mut p, fd.arg(), &s);
+        if s.backlog >= 0 {
+            p.call(libc::SYS_listen, &[fd.arg(), s.backlog.into()]);
+            p.named("listening");
+        }
+        let r = m.run(&p)?;
+        m.take(r.get(fd))
+    }
+}

@@ -1,0 +1,325 @@
+//! Phase files: the open files are made again inside the new process, and numbered.
+//!
+//! # Writing a kind
+//! A kind of open file implements [`Remake`] and is listed in [`remaker`]. All system calls are made *in the new process*, as
+//! [`Program`]s that [`Maker::run`] sends there; descriptors in here are numbers of that process.
+//!
+//! - [`Remake::make`] makes one open file and gives the descriptor that it has for the moment, wherever the kernel put it.
+//!   It is then dup'ed onto its final numbers and closed. Most kinds are one program that ends in one descriptor:
+//!   `let c = p.call(...); let r = m.run(&p)?; m.take(r.get(c))`.
+//! - One `make` may make several open files at once (both ends of a pipe): it hands the others over by [`Maker::also`].
+//! - Flags (O_APPEND, O_NONBLOCK, ...) and the position are set by the dispatcher if [`Remake::common`] says so (the default).
+//! - [`Remake::finish`] runs when all descriptors have their final numbers: epoll sets, locks. [`Maker::fds`] tells numbers.
+//! - [`Remake::check`] finds what would make it fail, before anything starts. It changes nothing.
+//!
+//! Descriptors below [`Maker::temp_base`] belong to the image, those from it on are free for temporary use; what `make` leaves
+//! open there is closed at the end of the phase.
+use super::puppet::Puppet;
+use super::{cannot, named, stdio, Image, Step};
+use crate::{objects, Reason, RestoreOptions};
+use ::image::v1::files::OpenFile;
+use ::image::v1::objects::Kind;
+use std::collections::HashMap;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use sys::program::{Arg::Imm, Program, Reply};
+
+const F_SETSIG: u64 = 10;
+const F_SETOWN_EX: u64 = 15;
+/// Status flags that F_SETFL sets.
+const SETTABLE: u32 = (libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME) as u32;
+
+/// How a kind of open file is made again.
+pub trait Remake: Sync {
+    /// What would make it fail here.
+    fn check(&self, _c: &Checker<'_>, _f: &OpenFile) -> Vec<Reason> {
+        Vec::new()
+    }
+
+    /// Makes it; `id` is its index in [`::image::v1::files::Files::open`].
+    fn make(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<Made>;
+
+    /// Whether the dispatcher sets flags and position.
+    fn common(&self) -> bool {
+        true
+    }
+
+    /// What can only be done when all descriptors have their numbers.
+    fn finish(&self, _m: &mut Maker<'_>, _id: u32, _f: &OpenFile) -> Step<()> {
+        Ok(())
+    }
+}
+
+/// The kind's way, by its number in the image.
+pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
+    const REGULAR: u32 = Kind::Regular as u32;
+    const DIRECTORY: u32 = Kind::Directory as u32;
+    const DEVICE: u32 = Kind::Device as u32;
+    const PATH: u32 = Kind::Path as u32;
+    const EXTERNAL: u32 = Kind::External as u32;
+    const TERMINAL: u32 = Kind::Terminal as u32;
+    const DELETED: u32 = Kind::Deleted as u32;
+    const PIPE: u32 = Kind::Pipe as u32;
+    const EVENTFD: u32 = Kind::EventFd as u32;
+    const EPOLL: u32 = Kind::Epoll as u32;
+    const TIMERFD: u32 = Kind::TimerFd as u32;
+    const SIGNALFD: u32 = Kind::SignalFd as u32;
+    const TCP: u32 = Kind::TcpListen as u32;
+    const UDP: u32 = Kind::Udp as u32;
+    const UNIX: u32 = Kind::UnixListen as u32;
+    const UNIX_PAIR: u32 = Kind::UnixPair as u32;
+    Some(match kind {
+        REGULAR => &named::Regular,
+        DIRECTORY | PATH => &named::Name,
+        DEVICE => &named::Device,
+        EXTERNAL | TERMINAL => &stdio::Stdio,
+        DELETED => &objects::Deleted,
+        PIPE => &objects::Pipe,
+        EVENTFD => &objects::EventFd,
+        EPOLL => &objects::Epoll,
+        TIMERFD => &objects::TimerFd,
+        SIGNALFD => &objects::SignalFd,
+        TCP => &objects::Tcp,
+        UDP => &objects::Udp,
+        UNIX => &objects::UnixListen,
+        UNIX_PAIR => &objects::UnixPair,
+        _ => return None,
+    })
+}
+
+/// What [`Remake::make`] made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// This descriptor, wherever it is.
+    At(i32),
+    /// Nothing: its descriptors stay closed.
+    Closed,
+}
+
+/// What a check has to go by.
+pub struct Checker<'a> {
+    /// The image.
+    pub image: &'a Image<'a>,
+    /// The caller's wishes.
+    pub o: &'a RestoreOptions<'a>,
+    /// Index of the open file.
+    pub id: u32,
+}
+
+impl Checker<'_> {
+    /// "descriptor 5 (/srv/data)".
+    pub fn describe(&self, f: &OpenFile) -> String {
+        describe(self.image, self.id, f)
+    }
+
+    /// A path of the image as it is here.
+    pub fn path(&self, path: &[u8]) -> PathBuf {
+        PathBuf::from(std::ffi::OsString::from_vec(map_path(path, self.o)))
+    }
+}
+
+/// The new process while its files are made.
+pub struct Maker<'a> {
+    puppet: &'a mut Puppet,
+    /// The image.
+    pub image: &'a Image<'a>,
+    /// The caller's wishes.
+    pub o: &'a RestoreOptions<'a>,
+    /// What changed, a line each.
+    pub notes: &'a mut Vec<String>,
+    made: HashMap<u32, Made>,
+}
+
+impl<'a> Maker<'a> {
+    /// Runs a program in the new process; each must-call has to succeed.
+    pub fn run(&mut self, p: &Program) -> Step<Reply> {
+        self.puppet.run(p)
+    }
+
+    /// A call's result as what was made.
+    pub fn take(&self, fd: std::io::Result<i64>) -> Step<Made> {
+        match fd {
+            Ok(fd) => Ok(Made::At(fd as i32)),
+            Err(e) => Err(super::Fault::Io("making an open file".into(), e)),
+        }
+    }
+
+    /// Hands over another open file that was made along with this one.
+    pub fn also(&mut self, id: u32, fd: i32) {
+        self.made.insert(id, Made::At(fd));
+    }
+
+    /// Final descriptors of an open file. Before `finish`, only those of files made earlier are there.
+    pub fn fds(&self, id: u32) -> Vec<i32> {
+        self.image.fds_of(id).collect()
+    }
+
+    /// All descriptors from here on are free for temporary use.
+    pub fn temp_base(&self) -> i32 {
+        self.puppet.temp_base
+    }
+
+    /// The new process's copy of the standard stream that it is to get; None: the caller's is closed.
+    pub fn stdio(&self, n: usize) -> Option<i32> {
+        self.puppet.stdio.get(n).copied().flatten()
+    }
+
+    /// A path of the image as it is here, NUL-terminated in a program.
+    pub fn path(&self, p: &mut Program, path: &[u8]) -> sys::program::Arg {
+        p.cstr(&map_path(path, self.o))
+    }
+
+    /// A copy of one of its descriptors in this process; shares the open file.
+    pub fn borrow_fd(&self, fd: i32) -> Step<std::os::fd::OwnedFd> {
+        Ok(sys::pidfd::PidFd::open(self.puppet.pid)?.get(fd)?)
+    }
+
+    /// "descriptor 5 (/srv/data)".
+    pub fn describe(&self, id: u32, f: &OpenFile) -> String {
+        describe(self.image, id, f)
+    }
+}
+
+/// "descriptor 5 (/srv/data)".
+pub fn describe(image: &Image<'_>, id: u32, f: &OpenFile) -> String {
+    let n: Vec<String> = image.fds_of(id).map(|fd| fd.to_string()).collect();
+    let s = if n.len() == 1 { "" } else { "s" };
+    format!("descriptor{s} {} ({})", n.join(", "), f.label.escape_ascii())
+}
+
+/// A path of the image as it is here: the longest of the caller's prefixes is exchanged.
+pub fn map_path(path: &[u8], o: &RestoreOptions<'_>) -> Vec<u8> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    let longest =
+        o.map_path.iter().filter(|(old, _)| path.starts_with(old)).max_by_key(|(old, _)| old.as_os_str().len());
+    let mapped = longest.and_then(|(old, new)| {
+        let rest = path.strip_prefix(old).ok()?;
+        Some(if rest.as_os_str().is_empty() { new.clone() } else { new.join(rest) })
+    });
+    mapped.unwrap_or_else(|| path.to_path_buf()).into_os_string().into_vec()
+}
+
+/// A kind's struct.
+pub fn decode<T: serde::de::DeserializeOwned>(f: &OpenFile) -> Step<T> {
+    rmp_serde::from_slice(&f.data).map_err(|e| {
+        let why = format!("its record cannot be understood ({e})");
+        let remedy = "run `ctl verify`; restore an earlier checkpoint";
+        crate::Error::new(crate::Kind::Damaged, "restore", f.label.escape_ascii().to_string(), why, remedy).into()
+    })
+}
+
+/// Makes and numbers all open files.
+pub fn all(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let keep = p.sock;
+    let mut m = Maker { puppet: p, image, o, notes, made: HashMap::new() };
+    let mut numbers = Numbers::new(image);
+    for (i, f) in image.files.open.iter().enumerate() {
+        let id = i as u32;
+        let kind = way(f, image, id)?;
+        let made = match m.made.get(&id) {
+            Some(made) => *made,
+            None => kind.make(&mut m, id, f).map_err(|e| about(e, image, id, f))?,
+        };
+        if let Made::At(fd) = made {
+            number(&mut m, id, f, fd, kind.common(), &mut numbers)?;
+        }
+        m.made.insert(id, made);
+    }
+    for (i, f) in image.files.open.iter().enumerate() {
+        let id = i as u32;
+        if m.made.get(&id) == Some(&Made::Closed) {
+            continue;
+        }
+        owner(&mut m, id, f)?;
+        way(f, image, id)?.finish(&mut m, id, f).map_err(|e| about(e, image, id, f))?;
+    }
+    let mut prog = Program::new();
+    let base = image.highest_fd() + 1;
+    if base < keep {
+        prog.call(libc::SYS_close_range, &[base.into(), Imm(keep as u64 - 1), Imm(0)]);
+    }
+    prog.call(libc::SYS_close_range, &[Imm(keep as u64 + 1), Imm(u32::MAX as u64), Imm(0)]);
+    m.run(&prog).map(drop)
+}
+
+fn way(f: &OpenFile, image: &Image<'_>, id: u32) -> Step<&'static dyn Remake> {
+    remaker(f.kind).ok_or_else(|| {
+        cannot(
+            describe(image, id, f),
+            format!("this build does not know its kind {}", f.kind),
+            "use the version that made the image",
+        )
+    })
+}
+
+/// An error about one open file says so.
+fn about(e: super::Fault, image: &Image<'_>, id: u32, f: &OpenFile) -> super::Fault {
+    let remedy = "`ctl check` tells what is missing; no process is left";
+    match e {
+        super::Fault::Sys(e @ (sys::Error::Inside { .. } | sys::Error::Call { .. })) => {
+            cannot(describe(image, id, f), e.to_string(), remedy)
+        }
+        super::Fault::Io(what, e) => cannot(describe(image, id, f), format!("{what}: {e}"), remedy),
+        e => e,
+    }
+}
+
+/// Which numbers open files get.
+struct Numbers(HashMap<u32, Vec<(i32, bool)>>);
+
+impl Numbers {
+    fn new(image: &Image<'_>) -> Numbers {
+        let mut by: HashMap<u32, Vec<(i32, bool)>> = HashMap::new();
+        for fd in &image.files.fds {
+            by.entry(fd.open).or_default().push((fd.fd, fd.cloexec));
+        }
+        Numbers(by)
+    }
+}
+
+/// Gives an open file its flags, position and numbers. It first moves out of the way: the kernel takes the lowest free
+/// descriptor, which may be another file's number.
+fn number(m: &mut Maker<'_>, id: u32, f: &OpenFile, fd: i32, common: bool, numbers: &mut Numbers) -> Step<()> {
+    let mut p = Program::new();
+    let dup = libc::F_DUPFD_CLOEXEC as u64;
+    let up = p.call(libc::SYS_fcntl, &[fd.into(), Imm(dup), m.temp_base().into()]);
+    p.call(libc::SYS_close, &[fd.into()]);
+    if common {
+        // O_ASYNC comes with its owner, later
+        let flags = f.flags & SETTABLE & !(libc::O_ASYNC as u32);
+        if f.flags & libc::O_PATH as u32 == 0 {
+            p.call(libc::SYS_fcntl, &[up.arg(), Imm(libc::F_SETFL as u64), Imm(flags as u64)]);
+            p.named("setting its flags");
+        }
+        if f.pos != 0 {
+            p.call(libc::SYS_lseek, &[up.arg(), Imm(f.pos as u64), Imm(libc::SEEK_SET as u64)]);
+            p.named("setting its position");
+        }
+    }
+    for (n, cloexec) in numbers.0.remove(&id).unwrap_or_default() {
+        let flag = if cloexec { libc::O_CLOEXEC } else { 0 };
+        p.call(libc::SYS_dup3, &[up.arg(), n.into(), Imm(flag as u64)]);
+    }
+    p.call(libc::SYS_close, &[up.arg()]);
+    m.run(&p).map(drop).map_err(|e| about(e, m.image, id, f))
+}
+
+/// F_SETOWN, F_SETSIG and O_ASYNC.
+fn owner(m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<()> {
+    let Some(fd) = m.image.fds_of(id).next() else { return Ok(()) };
+    if f.owner.1 == 0 && f.sig == 0 {
+        return Ok(());
+    }
+    let mut p = Program::new();
+    if f.owner.1 != 0 {
+        let o = p.bytes(&[f.owner.0.to_le_bytes(), f.owner.1.to_le_bytes()].concat());
+        p.may(libc::SYS_fcntl, &[fd.into(), Imm(F_SETOWN_EX), o]);
+    }
+    if f.sig != 0 {
+        p.may(libc::SYS_fcntl, &[fd.into(), Imm(F_SETSIG), Imm(f.sig as u64)]);
+    }
+    if f.flags & libc::O_ASYNC as u32 != 0 {
+        p.may(libc::SYS_fcntl, &[fd.into(), Imm(libc::F_SETFL as u64), Imm((f.flags & SETTABLE) as u64)]);
+    }
+    m.run(&p).map(drop)
+}

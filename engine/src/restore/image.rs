@@ -1,0 +1,113 @@
+//! What is to be made: the sections of a checkpoint, read and checked for sense.
+use super::{Fault, Step};
+use crate::{Error, Kind};
+use ::image::v1::{self, files::Files, memory::Memory, meta::Meta, objects, process::Process, process::Thread};
+use ::image::{CheckpointHandle, PAGE_SIZE};
+use serde::de::DeserializeOwned;
+
+/// A checkpoint in memory; its pages are still in the packs.
+pub struct Image<'a> {
+    /// Where the pages come from.
+    pub handle: &'a CheckpointHandle,
+    /// About the checkpoint.
+    pub meta: Meta,
+    /// The process.
+    pub process: Process,
+    /// Its threads, the leader first.
+    pub threads: Vec<Thread>,
+    /// Its address space.
+    pub memory: Memory,
+    /// Its open files.
+    pub files: Files,
+}
+
+fn damaged(what: String) -> Fault {
+    let advice = "run `ctl verify`; restore an earlier checkpoint";
+    Fault::Ours(Error::new(Kind::Damaged, "restore", "image", what, advice))
+}
+
+impl<'a> Image<'a> {
+    /// Reads all sections. An unknown required one, or one of a later version, is refused by name.
+    pub fn read(handle: &'a CheckpointHandle) -> Step<Image<'a>> {
+        let m = handle.manifest();
+        let known: Vec<(u32, u16)> = v1::KNOWN.iter().map(|k| (*k, v1::VERSION)).collect();
+        m.check_versions(&known)?;
+        let mut image = Image {
+            handle,
+            meta: section(handle, v1::SECTION_META, "about the checkpoint")?,
+            process: section(handle, v1::SECTION_PROCESS, "of the process")?,
+            threads: section(handle, v1::SECTION_THREADS, "of the threads")?,
+            memory: section(handle, v1::SECTION_MEMORY, "of the memory")?,
+            files: section(handle, v1::SECTION_FILES, "of the open files")?,
+        };
+        let pid = image.process.pid;
+        let Some(leader) = image.threads.iter().position(|t| t.tid == pid) else {
+            return Err(damaged(format!("it has no leading thread of PID {pid}")));
+        };
+        image.threads.swap(0, leader);
+        image.sense()?;
+        Ok(image)
+    }
+
+    /// What the rest relies on, so that a nonsensical image cannot make us do nonsense.
+    fn sense(&self) -> Step<()> {
+        let page = PAGE_SIZE as u64;
+        let mut last = 0;
+        for v in &self.memory.vmas {
+            if v.start < last
+                || v.end <= v.start
+                || v.start % page != 0
+                || v.end % page != 0
+                || v.end > sys::nest::task_size()
+            {
+                return Err(damaged(format!("its mapping {:x}-{:x} makes no sense", v.start, v.end)));
+            }
+            let has_file = matches!(
+                v.backing,
+                v1::memory::BACKING_FILE_PRIVATE | v1::memory::BACKING_FILE_SHARED | v1::memory::BACKING_FILE_GONE
+            );
+            if has_file && v.file as usize >= self.memory.files.len() {
+                return Err(damaged(format!(
+                    "its mapping {:x}-{:x} names a file that it does not list",
+                    v.start, v.end
+                )));
+            }
+            last = v.end;
+        }
+        if let Some(t) = self.threads.iter().find(|t| t.regs.len() != 27) {
+            return Err(damaged(format!("thread {} has {} registers instead of 27", t.tid, t.regs.len())));
+        }
+        if let Some(fd) = self.files.fds.iter().find(|f| f.open as usize >= self.files.open.len() || f.fd < 0) {
+            return Err(damaged(format!("descriptor {} is of no open file that it lists", fd.fd)));
+        }
+        Ok(())
+    }
+
+    /// Highest descriptor; -1: none.
+    pub fn highest_fd(&self) -> i32 {
+        self.files.fds.iter().map(|f| f.fd).max().unwrap_or(-1)
+    }
+
+    /// Descriptors of an open file.
+    pub fn fds_of(&self, open: u32) -> impl Iterator<Item = i32> + '_ {
+        self.files.fds.iter().filter(move |f| f.open == open).map(|f| f.fd)
+    }
+
+    /// Whether one of 0, 1, 2 was a terminal.
+    pub fn wants_terminal(&self) -> bool {
+        let kinds = [objects::Kind::External as u32, objects::Kind::Terminal as u32];
+        self.files
+            .open
+            .iter()
+            .enumerate()
+            .any(|(i, f)| kinds.contains(&f.kind) && self.fds_of(i as u32).any(|fd| fd <= 2) && terminal(f))
+    }
+}
+
+fn terminal(f: &v1::files::OpenFile) -> bool {
+    rmp_serde::from_slice::<objects::External>(&f.data).is_ok_and(|e| !e.termios.is_empty())
+}
+
+fn section<T: DeserializeOwned>(handle: &CheckpointHandle, kind: u32, what: &str) -> Step<T> {
+    handle.manifest().read_section(kind)?.ok_or_else(|| damaged(format!("it has no section {what}")))
+}

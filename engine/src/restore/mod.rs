@@ -1,0 +1,212 @@
+//! Restore, as a list of phases. The restored process is a puppet: it runs nothing but the blob, which makes the system
+//! calls that this ordinary Rust sends it, until every thread is given its registers and goes on where it was.
+//!
+//! Read in this order: [`image`] (what is to be made), [`pids`] (under which numbers), [`build`] (the process),
+//! [`place`], [`fill`] and [`vdso`] (its memory), [`files`] (its descriptors), [`process`] and [`threads`], [`wake`].
+
+mod build;
+mod creds;
+pub mod files;
+mod fill;
+mod image;
+mod named;
+pub(crate) mod pids;
+mod place;
+mod process;
+mod puppet;
+mod stdio;
+mod threads;
+pub(crate) mod vdso;
+mod wake;
+
+pub(crate) use build::SPARE_FDS;
+pub(crate) use image::Image;
+
+use crate::{Error, Kind, Progress, RestoreOptions, Restored, Result};
+use ::image::CheckpointHandle;
+
+/// The phases, with the names that errors, logs and fault tests use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The image's sections.
+    Read,
+    /// The image against this machine.
+    Check,
+    /// The process, and the init of its private PID namespace.
+    Build,
+    /// Its memory.
+    Place,
+    /// The content of its memory.
+    Fill,
+    /// Its descriptors.
+    Files,
+    /// Its threads and attributes.
+    Threads,
+    /// Every thread goes on where it was.
+    Wake,
+}
+
+impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Phase; 8] =
+        [Phase::Read, Phase::Check, Phase::Build, Phase::Place, Phase::Fill, Phase::Files, Phase::Threads, Phase::Wake];
+
+    /// Its name; the site of fault tests is `restore-` and this.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Read => "read",
+            Phase::Check => "check",
+            Phase::Build => "build",
+            Phase::Place => "place",
+            Phase::Fill => "fill",
+            Phase::Files => "files",
+            Phase::Threads => "threads",
+            Phase::Wake => "wake",
+        }
+    }
+}
+
+/// An error of any room on its way to becoming the engine's.
+#[derive(Debug)]
+pub enum Fault {
+    /// Already ours.
+    Ours(Error),
+    /// Of the host crate.
+    Sys(sys::Error),
+    /// Of the image.
+    Image(::image::ImageError),
+    /// What was done, on what, and the system's answer.
+    Io(String, std::io::Error),
+    /// The object, why not, and what to do.
+    Cannot(crate::Reason),
+}
+
+impl From<Error> for Fault {
+    fn from(e: Error) -> Fault {
+        Fault::Ours(e)
+    }
+}
+impl From<sys::Error> for Fault {
+    fn from(e: sys::Error) -> Fault {
+        Fault::Sys(e)
+    }
+}
+impl From<::image::ImageError> for Fault {
+    fn from(e: ::image::ImageError) -> Fault {
+        Fault::Image(e)
+    }
+}
+impl From<std::io::Error> for Fault {
+    fn from(e: std::io::Error) -> Fault {
+        Fault::Io("a call inside the new process".into(), e)
+    }
+}
+impl From<sys::procfs::ReadError> for Fault {
+    fn from(e: sys::procfs::ReadError) -> Fault {
+        Fault::Io("looking at the new process".into(), std::io::Error::other(e.to_string()))
+    }
+}
+
+/// Result of a step.
+pub type Step<T> = std::result::Result<T, Fault>;
+
+/// A [`Fault::Cannot`].
+pub fn cannot(object: impl Into<String>, why: impl Into<String>, remedy: impl Into<String>) -> Fault {
+    Fault::Cannot(crate::Reason::new(object, why, remedy))
+}
+
+/// Restores a checkpoint: the program runs when this returns. The calling process must be single-threaded, and becomes the
+/// parent of [`Restored::child`].
+///
+/// Whatever fails, no process is left and the image is untouched.
+pub fn restore(handle: &CheckpointHandle, o: &RestoreOptions<'_>) -> Result<Restored> {
+    let mut run = Run { phase: Phase::Read, o };
+    let r = run.all(handle);
+    r.map_err(|f| explain(f, &format!("restore {}", o.what), run.phase.name(), run.phase as u8 > Phase::Check as u8))
+}
+
+/// Everything that would make a restore fail, at once; nothing is changed. Gives what would change, a line each.
+pub fn check(handle: &CheckpointHandle, o: &RestoreOptions<'_>) -> Result<Vec<String>> {
+    let attempted = format!("restore {}", o.what);
+    let image = Image::read(handle).map_err(|f| explain(f, &attempted, "read", false))?;
+    crate::check::image(&image, o, crate::check::Depth::Try).map(|c| c.notes)
+}
+
+/// Whether the program had a terminal at 0, 1 or 2, so that a detached restore should give it one.
+pub fn wants_terminal(handle: &CheckpointHandle) -> Result<bool> {
+    let image = Image::read(handle).map_err(|f| explain(f, "restore", "read", false))?;
+    Ok(image.wants_terminal())
+}
+
+struct Run<'a> {
+    phase: Phase,
+    o: &'a RestoreOptions<'a>,
+}
+
+impl Run<'_> {
+    fn enter(&mut self, p: Phase) -> Step<()> {
+        self.phase = p;
+        if let Some(f) = self.o.progress {
+            f(Progress { phase: p.name(), done: 0, total: 0 });
+        }
+        sys::fault::point(&format!("restore-{}", p.name()))
+            .map_err(|e| Fault::Io("a failure that a test asked for".into(), e))
+    }
+
+    fn all(&mut self, handle: &CheckpointHandle) -> Step<Restored> {
+        self.enter(Phase::Read)?;
+        let image = Image::read(handle)?;
+        self.enter(Phase::Check)?;
+        let checked = crate::check::image(&image, self.o, crate::check::Depth::Look)?;
+        let mut notes = checked.notes;
+
+        self.enter(Phase::Build)?;
+        let mut p = build::build(&image, self.o, checked.pids)?;
+        self.enter(Phase::Place)?;
+        place::place(&mut p, &image, self.o, &mut notes)?;
+        self.enter(Phase::Fill)?;
+        fill::fill(&p, &image, self.o)?;
+        place::finish(&mut p, &image, self.o, &mut notes)?;
+        self.enter(Phase::Files)?;
+        process::places(&mut p, &image, self.o)?;
+        files::all(&mut p, &image, self.o, &mut notes)?;
+        self.enter(Phase::Threads)?;
+        process::group(&mut p, &image, self.o)?;
+        threads::start(&mut p, &image)?;
+        p.adopt(!wake::leaves_by_frames(&image))?;
+        process::attributes(&mut p, &image, &mut notes)?;
+        threads::attributes(&mut p, &image, &mut notes)?;
+        process::last(&mut p, &image, self.o, &mut notes)?;
+        self.enter(Phase::Wake)?;
+        wake::wake(p, &image, notes)
+    }
+}
+
+/// An error of another room in the engine's words.
+pub(crate) fn explain(f: Fault, attempted: &str, phase: &str, begun: bool) -> Error {
+    let late = if begun { Kind::PutBack } else { Kind::Refused };
+    let unharmed =
+        "no process is left and the image is untouched; `ctl check` and `ctl doctor` tell what this machine permits";
+    match f {
+        Fault::Ours(e) => e,
+        Fault::Cannot(r) => Error { kind: late, attempted: attempted.into(), reasons: vec![r] },
+        Fault::Image(e) => {
+            let kind = match &e {
+                e if e.is_storage() => Kind::Storage,
+                e if e.is_absent() => Kind::NoSuch,
+                e if e.is_image() => Kind::Damaged,
+                _ => late,
+            };
+            Error::new(kind, attempted, "image", e.to_string(), e.advice())
+        }
+        Fault::Sys(e @ sys::Error::Died { .. }) => Error::new(
+            Kind::TargetDied,
+            attempted,
+            format!("phase {phase}"),
+            format!("the new process ended meanwhile ({e})"),
+            unharmed,
+        ),
+        Fault::Sys(e) => Error::new(late, attempted, format!("phase {phase}"), e.to_string(), unharmed),
+        Fault::Io(what, e) => Error::new(late, attempted, format!("phase {phase}"), format!("{what}: {e}"), unharmed),
+    }
+}

@@ -1,0 +1,128 @@
+//! Under which PIDs and TIDs the program can run here.
+use super::Image;
+use crate::{Pids, Reason};
+use std::collections::HashSet;
+
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
+
+/// What this process may do.
+#[derive(Clone, Debug)]
+pub struct Rights {
+    /// Effective capabilities.
+    pub caps: u64,
+    /// Permitted capabilities.
+    pub permitted: u64,
+    /// Effective UID.
+    pub uid: u32,
+    /// Effective GID.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+impl Rights {
+    /// Of this process.
+    pub fn own() -> Rights {
+        match sys::procfs::status::read(std::process::id() as i32) {
+            Ok(s) => Rights {
+                caps: s.cap_effective,
+                permitted: s.cap_permitted,
+                uid: s.uid.effective,
+                gid: s.gid.effective,
+                groups: s.groups,
+            },
+            Err(_) => Rights { caps: 0, permitted: 0, uid: u32::MAX, gid: u32::MAX, groups: Vec::new() },
+        }
+    }
+
+    /// May choose PIDs in this PID namespace.
+    pub fn may_choose_pids(&self) -> bool {
+        self.caps & (CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE) != 0
+    }
+
+    /// May make a PID namespace without a user namespace.
+    pub fn may_make_namespaces(&self) -> bool {
+        self.caps & CAP_SYS_ADMIN != 0
+    }
+
+    /// Has this capability, by number.
+    pub fn has(&self, cap: u32) -> bool {
+        self.caps >> cap & 1 != 0
+    }
+}
+
+/// Decides; the second part is what to tell about it.
+pub fn decide(image: &Image<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, Option<String>), Vec<Reason>> {
+    let pid = image.process.pid;
+    let private_reasons = || -> Vec<Reason> {
+        let low = image.threads.iter().any(|t| t.tid == 1);
+        low.then(|| {
+            Reason::new(
+                "PID 1",
+                "a private PID namespace has an init of its own under that number",
+                "restore it as root with --pids keep in a namespace without PID 1",
+            )
+        })
+        .into_iter()
+        .collect()
+    };
+    match asked {
+        Pids::Fresh => Err(vec![Reason::new(
+            "--pids fresh",
+            "new PIDs need the agent, which this version does not have",
+            "use --pids private or --pids keep",
+        )]),
+        Pids::Keep => {
+            if !rights.may_choose_pids() {
+                let remedy = "use --pids private, or restore it as root";
+                return Err(vec![Reason::new(
+                    "--pids keep",
+                    "choosing a PID here needs CAP_CHECKPOINT_RESTORE",
+                    remedy,
+                )]);
+            }
+            match taken(image) {
+                t if t.is_empty() => Ok((Pids::Keep, None)),
+                t => Err(t
+                    .into_iter()
+                    .map(|id| {
+                        Reason::new(format!("PID {id}"), "it is in use", "end that process, or use --pids private")
+                    })
+                    .collect()),
+            }
+        }
+        Pids::Private => match private_reasons() {
+            r if r.is_empty() => Ok((Pids::Private, None)),
+            r => Err(r),
+        },
+        Pids::Auto => {
+            let why = if !rights.may_choose_pids() {
+                "an ordinary user cannot choose PIDs elsewhere".to_string()
+            } else {
+                match taken(image).first() {
+                    None => return Ok((Pids::Keep, None)),
+                    Some(id) => format!("PID {id} is in use"),
+                }
+            };
+            match private_reasons() {
+                r if r.is_empty() => {
+                    Ok((Pids::Private, Some(format!("runs in a private PID namespace as PID {pid}: {why}"))))
+                }
+                r => Err(r),
+            }
+        }
+    }
+}
+
+/// IDs of the image that a process, thread, group or session has here.
+fn taken(image: &Image<'_>) -> Vec<i32> {
+    let mut groups = HashSet::new();
+    for p in sys::procfs::pids().unwrap_or_default() {
+        if let Ok(s) = sys::procfs::stat::read(p) {
+            groups.extend([s.pgrp, s.session]);
+        }
+    }
+    let used = |id: i32| groups.contains(&id) || sys::procfs::pid_exists(id);
+    image.threads.iter().map(|t| t.tid).filter(|t| used(*t)).collect()
+}

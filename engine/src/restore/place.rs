@@ -1,0 +1,304 @@
+//! Phase place: the address space. What was there goes, the image's mappings come, each with its final protection at
+//! once (writing through /proc/PID/mem asks for none).
+use super::puppet::Puppet;
+use super::{cannot, files, vdso, Image, Step};
+use crate::RestoreOptions;
+use ::image::v1::memory::*;
+use std::collections::BTreeMap;
+use sys::nest;
+use sys::program::{Arg, Arg::Imm, Program};
+
+const PR_SET_VMA: u64 = 0x5356_4d41;
+const PR_SET_MM: u64 = 35;
+const PR_SET_MM_MAP: u64 = 14;
+const RLIMIT_MEMLOCK: usize = 8;
+/// Most mappings of one file in one program.
+const MAPS_AT_ONCE: usize = 4000;
+
+/// Flags of smaps that madvise(2) brings back.
+const ADVICE: &[(&str, i32)] = &[
+    ("hg", libc::MADV_HUGEPAGE),
+    ("nh", libc::MADV_NOHUGEPAGE),
+    ("dd", libc::MADV_DONTDUMP),
+    ("dc", libc::MADV_DONTFORK),
+    ("wf", libc::MADV_WIPEONFORK),
+    ("mg", libc::MADV_MERGEABLE),
+    ("sr", libc::MADV_SEQUENTIAL),
+    ("rr", libc::MADV_RANDOM),
+];
+
+/// How a file is mapped. A shared mapping of a file that was opened for reading can never become writable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum How {
+    Private,
+    SharedRead,
+    SharedWrite,
+}
+
+impl How {
+    fn shared(v: &Vma) -> How {
+        if has_flag(&v.flags, "mw") {
+            How::SharedWrite
+        } else {
+            How::SharedRead
+        }
+    }
+}
+
+/// Whether the two-letter flags of a mapping hold this one.
+pub fn has_flag(flags: &str, flag: &str) -> bool {
+    flags.as_bytes().chunks(2).any(|f| f == flag.as_bytes())
+}
+
+/// Unmaps everything but these ranges, which are ascending.
+pub fn unmap_all_but(p: &mut Program, kept: &[(u64, u64)]) {
+    let mut from = 0;
+    for (start, end) in kept.iter().copied().chain([(nest::task_size(), 0)]) {
+        if start > from {
+            p.call(libc::SYS_munmap, &[Imm(from), Imm(start - from)]);
+            p.named("unmapping what was there");
+        }
+        from = end;
+    }
+}
+
+/// Makes all mappings, still without content.
+pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+    clear(p)?;
+    let mut by_file: BTreeMap<(u32, How), Vec<&Vma>> = BTreeMap::new();
+    let mut by_share: BTreeMap<u64, Vec<&Vma>> = BTreeMap::new();
+    let mut prog = Program::new();
+    for v in &image.memory.vmas {
+        match v.backing {
+            BACKING_ANON => map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None),
+            BACKING_FILE_GONE => {
+                notes.push(format!(
+                    "mapping {:x}-{:x} ({}) is anonymous now: its file no longer exists",
+                    v.start,
+                    v.end,
+                    of(image, v)
+                ));
+                map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None);
+            }
+            BACKING_FILE_PRIVATE => by_file.entry((v.file, How::Private)).or_default().push(v),
+            BACKING_FILE_SHARED => by_file.entry((v.file, How::shared(v))).or_default().push(v),
+            BACKING_SHARED_ANON => by_share.entry(v.share).or_default().push(v),
+            // the old one stays as ordinary memory if ours cannot take its place
+            BACKING_VDSO if p.fit == vdso::Fit::Forward => {
+                map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None);
+            }
+            BACKING_VDSO | BACKING_VVAR => {}
+            other => {
+                return Err(cannot(
+                    format!("mapping {:x}-{:x}", v.start, v.end),
+                    format!("this build does not know its kind {other}"),
+                    "use the version that made the image",
+                ))
+            }
+        }
+        p.run_if_full(&mut prog)?;
+    }
+    p.run(&prog)?;
+    for ((file, how), vmas) in by_file {
+        for some in vmas.chunks(MAPS_AT_ONCE) {
+            map_file(p, &image.memory.files[file as usize], how, some, o)?;
+        }
+    }
+    for vmas in by_share.values() {
+        share(p, vmas)?;
+    }
+    Ok(())
+}
+
+fn of(image: &Image<'_>, v: &Vma) -> String {
+    image.memory.files.get(v.file as usize).map_or(String::new(), |f| String::from_utf8_lossy(&f.path).into_owned())
+}
+
+/// The kernel's mappings step aside, everything else but the blob goes.
+fn clear(p: &mut Puppet) -> Step<()> {
+    let own = vdso::own()?;
+    let mut prog = Program::new();
+    let mut at = p.park;
+    for part in &own {
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let a = [Imm(part.start), Imm(part.len), Imm(part.len), Imm(flags as u64), Imm(at)];
+        prog.call(libc::SYS_mremap, &a);
+        prog.named(format!("moving {} aside", String::from_utf8_lossy(&part.name)));
+        at += part.len;
+    }
+    unmap_all_but(&mut prog, &[(p.layout.base, at)]);
+    if at > p.park + vdso::PARK_LEN {
+        return Err(cannot("vDSO", "it is larger than any known one", "report this kernel"));
+    }
+    p.run(&prog).map(drop)
+}
+
+/// One mapping and its advice.
+fn map(prog: &mut Program, v: &Vma, flags: i32, prot: u32, fd: Option<Arg>) {
+    let mut flags = flags | libc::MAP_FIXED;
+    if has_flag(&v.flags, "gd") {
+        flags |= libc::MAP_GROWSDOWN;
+    }
+    if has_flag(&v.flags, "nr") {
+        flags |= libc::MAP_NORESERVE;
+    }
+    let offset = if fd.is_some() { v.offset } else { 0 };
+    let fd = fd.unwrap_or(Imm(u64::MAX));
+    let a = [Imm(v.start), Imm(v.end - v.start), Imm(prot as u64), Imm(flags as u64), fd, Imm(offset)];
+    prog.call(libc::SYS_mmap, &a);
+    prog.named(format!("mapping {:x}-{:x}", v.start, v.end));
+    for (_, advice) in ADVICE.iter().filter(|(f, _)| v.backing != BACKING_VDSO && has_flag(&v.flags, f)) {
+        prog.may(libc::SYS_madvise, &[Imm(v.start), Imm(v.end - v.start), Imm(*advice as u64)]);
+    }
+}
+
+/// Mappings of one file, which is opened once for them.
+fn map_file(p: &mut Puppet, f: &MappedFile, how: How, vmas: &[&Vma], o: &RestoreOptions<'_>) -> Step<()> {
+    let mode = if how == How::SharedWrite { libc::O_RDWR } else { libc::O_RDONLY };
+    let path = files::map_path(&f.path, o);
+    let mut prog = Program::new();
+    let name = prog.cstr(&path);
+    let fd = prog.call(libc::SYS_openat, &[Imm(libc::AT_FDCWD as u64), name, Imm((mode | libc::O_CLOEXEC) as u64)]);
+    prog.named(format!("opening {}, which it has mapped,", path.escape_ascii()));
+    let flags = if how == How::Private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
+    for v in vmas {
+        map(&mut prog, v, flags, v.prot, Some(fd.arg()));
+    }
+    prog.call(libc::SYS_close, &[fd.arg()]);
+    p.run(&prog).map(drop)
+}
+
+/// Bytes of shared memory up to the last one that is mapped.
+fn whole<'a>(vmas: impl Iterator<Item = &'a Vma>) -> u64 {
+    vmas.map(|v| v.offset.saturating_add(v.end - v.start)).max().unwrap_or(0)
+}
+
+/// Bytes of address space that shared memory needs for a while, behind the place of the parked vDSO.
+pub fn staging(image: &Image<'_>) -> u64 {
+    whole(image.memory.vmas.iter().filter(|v| v.backing == BACKING_SHARED_ANON))
+}
+
+/// Mappings of the same shared anonymous memory: made once as a whole, then shown at each place (an mremap of length 0
+/// duplicates a shared mapping).
+fn share(p: &mut Puppet, vmas: &[&Vma]) -> Step<()> {
+    let mut prog = Program::new();
+    let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    let whole = whole(vmas.iter().copied());
+    let make = prog.call(
+        libc::SYS_mmap,
+        &[Imm(p.park + vdso::PARK_LEN), Imm(whole), Imm(rw), Imm(flags as u64), Imm(u64::MAX), Imm(0)],
+    );
+    prog.named("making shared memory");
+    let at = p.run(&prog)?.get(make).unwrap_or_default() as u64;
+    let mut prog = Program::new();
+    for v in vmas {
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        prog.call(libc::SYS_mremap, &[Imm(at + v.offset), Imm(0), Imm(v.end - v.start), Imm(flags), Imm(v.start)]);
+        prog.named(format!("mapping {:x}-{:x} (shared memory)", v.start, v.end));
+        p.run_if_full(&mut prog)?;
+    }
+    prog.call(libc::SYS_munmap, &[Imm(at), Imm(whole)]);
+    p.run(&prog).map(drop)
+}
+
+/// After the content: what it would have been in the way of, and what wants to find it there.
+pub fn finish(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let mut prog = Program::new();
+    let limit = image.process.rlimits.get(RLIMIT_MEMLOCK).copied();
+    if let Some((soft, hard)) = limit {
+        let l = prog.bytes(&[soft.to_le_bytes(), hard.to_le_bytes()].concat());
+        prog.may(libc::SYS_prlimit64, &[Imm(0), Imm(RLIMIT_MEMLOCK as u64), l, Imm(0)]);
+    }
+    let mut locks = Vec::new();
+    for v in &image.memory.vmas {
+        let range = [Imm(v.start), Imm(v.end - v.start)];
+        if v.backing == BACKING_SHARED_ANON {
+            prog.call(libc::SYS_mprotect, &[range[0], range[1], Imm(v.prot as u64)]);
+            prog.named(format!("protecting {:x}-{:x}", v.start, v.end));
+            for (_, advice) in ADVICE.iter().filter(|(f, _)| has_flag(&v.flags, f)) {
+                prog.may(libc::SYS_madvise, &[range[0], range[1], Imm(*advice as u64)]);
+            }
+        }
+        if v.backing == BACKING_ANON || v.backing == BACKING_SHARED_ANON {
+            if let Some(name) = given_name(&v.name) {
+                let name = prog.cstr(name);
+                prog.may(libc::SYS_prctl, &[Imm(PR_SET_VMA), Imm(0), range[0], range[1], name]);
+            }
+        }
+        if has_flag(&v.flags, "lo") {
+            let on_fault = has_flag(&v.flags, "lf") as u64;
+            locks.push((v, prog.may(libc::SYS_mlock2, &[range[0], range[1], Imm(on_fault)])));
+        }
+        if prog.size() > 256 << 10 {
+            settle(p, &mut prog, &mut locks, notes)?;
+        }
+    }
+    for (start, end) in &image.memory.guards {
+        prog.call(libc::SYS_madvise, &[Imm(*start), Imm(end - start), Imm(MADV_GUARD_INSTALL)]);
+        prog.named(format!("the guards at {start:x}-{end:x}"));
+    }
+    settle(p, &mut prog, &mut locks, notes)?;
+    vdso::settle(p, image)?;
+    numbers(p, image, o, notes)
+}
+
+type Locks<'a> = Vec<(&'a Vma, sys::program::CallId)>;
+
+/// Kernel 6.13, uapi/asm-generic/mman-common.h.
+const MADV_GUARD_INSTALL: u64 = 102;
+
+/// Runs the program and reports locks that were refused.
+fn settle(p: &mut Puppet, prog: &mut Program, locks: &mut Locks<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let r = p.run(prog)?;
+    for (v, c) in locks.drain(..) {
+        if let Err(e) = r.get(c) {
+            notes.push(format!("mapping {:x}-{:x} is not locked in memory any more: {e}", v.start, v.end));
+        }
+    }
+    *prog = Program::new();
+    Ok(())
+}
+
+/// The name that the program gave to a mapping, out of what maps shows.
+fn given_name(name: &[u8]) -> Option<&[u8]> {
+    let inner =
+        name.strip_prefix(b"[anon:").or_else(|| name.strip_prefix(b"[anon_shmem:")).and_then(|n| n.strip_suffix(b"]"));
+    match inner {
+        Some(n) => Some(n),
+        None if name.is_empty() || name.starts_with(b"[") || name.starts_with(b"/") => None,
+        None => Some(name),
+    }
+}
+
+/// The kernel's numbers of the address space: code, data, brk, stack, arguments, environment, auxv, and the executable.
+fn numbers(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let mut prog = Program::new();
+    let auxv = prog.bytes(&image.process.auxv);
+    let mut map: Vec<u8> = image.process.mm.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let auxv_at = map.len() as u32;
+    map.extend_from_slice(&[0; 8]);
+    map.extend_from_slice(&(image.process.auxv.len() as u32).to_le_bytes());
+    map.extend_from_slice(&u32::MAX.to_le_bytes());
+    let (plain, with_exe) = (prog.bytes(&map), prog.bytes(&map));
+    prog.pointer(plain, auxv_at, auxv);
+    prog.pointer(with_exe, auxv_at, auxv);
+    let a = |m: Arg| [Imm(PR_SET_MM), Imm(PR_SET_MM_MAP), m, Imm(map.len() as u64), Imm(0)];
+    let set = prog.may(libc::SYS_prctl, &a(plain));
+    let path = files::map_path(&image.process.exe, o);
+    let name = prog.cstr(&path);
+    let fd =
+        prog.may(libc::SYS_openat, &[Imm(libc::AT_FDCWD as u64), name, Imm((libc::O_RDONLY | libc::O_CLOEXEC) as u64)]);
+    prog.store(with_exe, auxv_at + 12);
+    let exe = prog.may(libc::SYS_prctl, &a(with_exe));
+    prog.may(libc::SYS_close, &[fd.arg()]);
+    let r = p.run(&prog)?;
+    if let Err(e) = r.get(set) {
+        notes.push(format!(
+            "ps and /proc/PID/cmdline do not show its command line: the kernel refused PR_SET_MM_MAP ({e})"
+        ));
+    } else if let Err(e) = r.get(fd).and(r.get(exe)) {
+        notes.push(format!("/proc/PID/exe does not lead to {}: {e}", path.escape_ascii()));
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! What belongs to the process as a whole: folders, session and group, signal handlers, limits, timers.
+use super::puppet::Puppet;
+use super::{creds, files, Image, Step};
+use crate::RestoreOptions;
+use ::image::v1::process::PosixTimer;
+use sys::program::{Arg::Imm, CallId, Program};
+
+const TIOCSCTTY: u64 = 0x540e;
+const TIOCSPGRP: u64 = 0x5410;
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+const PR_SET_THP_DISABLE: u64 = 41;
+const CAP_SYS_RESOURCE: u32 = 24;
+/// Attempts at a timer's ID by making and deleting others, on kernels before 6.16.
+const TIMER_TRIES: i32 = 4096;
+/// Calls that may fail, and what is not as it was if they do.
+pub struct Soft(Vec<(CallId, String)>);
+
+impl Soft {
+    /// None yet.
+    pub fn new() -> Soft {
+        Soft(Vec::new())
+    }
+
+    /// The latest call `c` may fail; then `lost` is noted, with the reason.
+    pub fn add(&mut self, c: CallId, lost: impl Into<String>) {
+        self.0.push((c, lost.into()));
+    }
+
+    /// Notes what failed, each thing once.
+    pub fn note(&mut self, r: &sys::program::Reply, notes: &mut Vec<String>) {
+        for (c, lost) in self.0.drain(..) {
+            if let Err(e) = r.get(c) {
+                let line = format!("{lost}: {e}");
+                if !notes.contains(&line) {
+                    notes.push(line);
+                }
+            }
+        }
+    }
+}
+
+/// The working directory, before anything relative to it is opened.
+pub fn places(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
+    let mut prog = Program::new();
+    let path = files::map_path(&image.process.cwd, o);
+    let cwd = prog.cstr(&path);
+    prog.call(libc::SYS_chdir, &[cwd]);
+    prog.named(format!("entering its working directory {}", path.escape_ascii()));
+    p.run(&prog).map(drop)
+}
+
+/// Session, controlling terminal and process group.
+pub fn group(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
+    let mut prog = Program::new();
+    let own_group = image.process.pid == image.process.pgid;
+    if o.own_session {
+        prog.call(libc::SYS_setsid, &[]);
+        for fd in 0..3 {
+            prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSCTTY), Imm(0)]);
+        }
+    } else if own_group {
+        prog.call(libc::SYS_setpgid, &[Imm(0), Imm(0)]);
+        if image.process.foreground && in_foreground() {
+            let pid = prog.bytes(&image.process.pid.to_le_bytes());
+            for fd in 0..3 {
+                prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSPGRP), pid]);
+            }
+        }
+    }
+    p.run(&prog).map(drop)
+}
+
+/// Whether our own process group has our terminal, so that we may give it away.
+fn in_foreground() -> bool {
+    sys::procfs::stat::read(std::process::id() as i32).is_ok_and(|s| s.tpgid == s.pgrp)
+}
+
+/// Signal handlers, pending signals, and the small attributes.
+pub fn attributes(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let i = &image.process;
+    let mut prog = Program::new();
+    for (n, action) in i.sigactions.chunks_exact(32).enumerate() {
+        let sig = n as i32 + 1;
+        if sig != libc::SIGKILL && sig != libc::SIGSTOP {
+            let a = prog.bytes(action);
+            prog.call(libc::SYS_rt_sigaction, &[sig.into(), a, Imm(0), Imm(8)]);
+            prog.named(format!("the handler of signal {sig}"));
+        }
+    }
+    let mut soft = Soft::new();
+    for info in &i.pending {
+        let sig = i32::from_le_bytes([info[0], info[1], info[2], info[3]]);
+        let a = prog.bytes(info);
+        soft.add(
+            prog.may(libc::SYS_rt_sigqueueinfo, &[i.pid.into(), sig.into(), a]),
+            format!("pending signal {sig} is lost"),
+        );
+    }
+    soft.add(prog.may(libc::SYS_personality, &[Imm(i.personality as u64)]), "its personality is not as it was");
+    if i.subreaper {
+        prog.call(libc::SYS_prctl, &[Imm(libc::PR_SET_CHILD_SUBREAPER as u64), Imm(1)]);
+    }
+    prog.may(libc::SYS_prctl, &[Imm(PR_SET_THP_DISABLE), Imm(i.thp_disable as u64), Imm(0), Imm(0), Imm(0)]);
+    let r = p.run(&prog)?;
+    soft.note(&r, notes);
+    put(p.pid, "oom_score_adj", &i.oom_score_adj.to_string(), notes);
+    put(p.pid, "coredump_filter", &format!("{:#x}", i.coredump_filter), notes);
+    Ok(())
+}
+
+/// Writes a file of /proc/PID if it does not say so already.
+fn put(pid: i32, file: &str, value: &str, notes: &mut Vec<String>) {
+    let path = format!("/proc/{pid}/{file}");
+    let number = |t: &str| match t.strip_prefix("0x") {
+        Some(h) => i64::from_str_radix(h, 16).ok(),
+        None => t.parse().ok(),
+    };
+    let have = std::fs::read_to_string(&path).unwrap_or_default();
+    let have = have.trim();
+    // coredump_filter shows hexadecimal digits without a prefix
+    let have = if file == "coredump_filter" { i64::from_str_radix(have, 16).ok() } else { number(have) };
+    if have == number(value) {
+        return;
+    }
+    if let Err(e) = std::fs::write(&path, value) {
+        notes.push(format!("its {file} is not {value} as it was: {e}"));
+    }
+}
+
+/// What comes after everything that needs rights or room: limits, root, credentials, dumpable, timers.
+pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let i = &image.process;
+    let mut prog = Program::new();
+    let mut soft = Soft::new();
+    let own = sys::procfs::limits::read(std::process::id() as i32).ok();
+    let may_raise = super::pids::Rights::own().has(CAP_SYS_RESOURCE);
+    for (n, (cur, max)) in i.rlimits.iter().enumerate() {
+        // what may not be raised was noted by the check
+        let hard = own.as_ref().and_then(|o| o.get(n)).map_or(u64::MAX, |o| o.hard);
+        let max = if may_raise { *max } else { (*max).min(hard) };
+        let l = prog.bytes(&[cur.to_le_bytes(), max.to_le_bytes()].concat());
+        let c = prog.may(libc::SYS_prlimit64, &[Imm(0), Imm(n as u64), l, Imm(0)]);
+        soft.add(
+            c,
+            format!("its limit of {} is not as it was", crate::check::RLIMITS.get(n).map_or("(unknown)", |l| l.0)),
+        );
+    }
+    if &i.root[..] != b"/" && !i.root.is_empty() {
+        let path = files::map_path(&i.root, o);
+        let root = prog.cstr(&path);
+        prog.call(libc::SYS_chroot, &[root]);
+        prog.named(format!("entering its root directory {}", path.escape_ascii()));
+    }
+    prog.call(libc::SYS_umask, &[Imm(i.umask as u64)]);
+    creds::Creds::new(p, image, notes).calls(&mut prog, &mut soft);
+    // a change of credentials reset both
+    super::threads::after_creds(&mut prog, &image.threads[0]);
+    prog.may(libc::SYS_prctl, &[Imm(0x5961_6d61), Imm(0)]);
+    prog.may(libc::SYS_prctl, &[Imm(libc::PR_SET_DUMPABLE as u64), Imm((i.dumpable == 1) as u64)]);
+    for bit in (0..32).filter(|b| i.membarrier & 1 << b != 0) {
+        prog.may(libc::SYS_membarrier, &[Imm(1 << bit), Imm(0), Imm(0)]);
+    }
+    timers(&mut prog, i.pid, &i.timers, &mut soft);
+    for (which, (interval, value)) in i.itimers.iter().enumerate().filter(|(_, t)| t.0 != 0 || t.1 != 0) {
+        // an interval without time left: it has gone off, and its signal, still pending, would have started it again
+        let value = &(*value).max(1);
+        let mut v = Vec::with_capacity(32);
+        for us in [*interval, *value] {
+            v.extend_from_slice(&(us / 1_000_000).to_le_bytes());
+            v.extend_from_slice(&(us % 1_000_000).to_le_bytes());
+        }
+        let v = prog.bytes(&v);
+        prog.call(libc::SYS_setitimer, &[Imm(which as u64), v, Imm(0)]);
+    }
+    let r = p.run(&prog)?;
+    soft.note(&r, notes);
+    Ok(())
+}
+
+/// POSIX timers under their IDs: all made, then all armed.
+fn timers(prog: &mut Program, pid: i32, timers: &[PosixTimer], soft: &mut Soft) {
+    let on = |p: &mut Program, on: u64| {
+        p.may(libc::SYS_prctl, &[Imm(PR_TIMER_CREATE_RESTORE_IDS), Imm(on), Imm(0), Imm(0), Imm(0)])
+    };
+    if timers.is_empty() {
+        return;
+    }
+    let mut timers: Vec<&PosixTimer> = timers.iter().collect();
+    timers.sort_by_key(|t| t.id);
+    let can = sys::probe::timer_ids().is_ok();
+    if can {
+        on(prog, 1);
+    }
+    let mut next = 0;
+    for t in &timers {
+        // struct sigevent, 64 bytes: value, signo, notify, tid
+        let mut ev = vec![0u8; 64];
+        ev[0..8].copy_from_slice(&t.value.to_le_bytes());
+        ev[8..12].copy_from_slice(&t.signal.to_le_bytes());
+        ev[12..16].copy_from_slice(&t.notify.to_le_bytes());
+        let tid = if t.tid != 0 { t.tid } else { pid };
+        ev[16..20].copy_from_slice(&tid.to_le_bytes());
+        let ev = prog.bytes(&ev);
+        let id = prog.bytes(&t.id.to_le_bytes());
+        if !can {
+            // IDs count upwards: those before it are made and deleted
+            while next < t.id && t.id < TIMER_TRIES {
+                let scratch = prog.bytes(&[0; 4]);
+                prog.call(libc::SYS_timer_create, &[Imm(t.clock as i64 as u64), ev, scratch]);
+                prog.call(libc::SYS_timer_delete, &[next.into()]);
+                next += 1;
+            }
+            next = t.id + 1;
+        }
+        let c = prog.may(libc::SYS_timer_create, &[Imm(t.clock as i64 as u64), ev, id]);
+        soft.add(c, format!("timer {} is lost", t.id));
+    }
+    if can {
+        on(prog, 0);
+    }
+    for t in timers.iter().filter(|t| t.value_ns != 0) {
+        let mut v = Vec::with_capacity(32);
+        for ns in [t.interval_ns, t.value_ns] {
+            v.extend_from_slice(&(ns / 1_000_000_000).to_le_bytes());
+            v.extend_from_slice(&(ns % 1_000_000_000).to_le_bytes());
+        }
+        let v = prog.bytes(&v);
+        let c = prog.may(libc::SYS_timer_settime, &[t.id.into(), Imm(0), v, Imm(0)]);
+        soft.add(c, format!("timer {} is not armed", t.id));
+    }
+}

@@ -1,0 +1,115 @@
+//! The process under construction: where it is, how to talk to it, and what ends it if the restore fails.
+use super::{Fault, Step};
+use crate::Pids;
+use std::os::fd::OwnedFd;
+use sys::channel::Channel;
+use sys::inject::Layout;
+use sys::mem::RemoteMem;
+use sys::program::{Program, Reply};
+use sys::tracer::Tracer;
+
+/// A frame's payload is kept below this, which leaves room for the results ([`sys::inject::REQUEST`]) and keeps the
+/// programs' data within [`sys::inject::BUFFER`].
+const FULL: usize = 900 << 10;
+
+/// The process under construction. Dropped before it is woken, it is killed and reaped.
+pub struct Puppet {
+    /// Conversation with its leader.
+    pub channel: Channel,
+    /// PID as seen from here.
+    pub pid: i32,
+    /// Our child: the process itself, or the init of its namespace.
+    pub child: i32,
+    /// What it got.
+    pub pids: Pids,
+    /// It is in a user namespace of its own.
+    pub own_users: bool,
+    /// Where the blob lies in it.
+    pub layout: Layout,
+    /// Address where our own vDSO waits for its place.
+    pub park: u64,
+    /// How our vDSO stands in for the program's.
+    pub fit: super::vdso::Fit,
+    /// Where our vDSO lies in the end.
+    pub vdso_at: u64,
+    /// Its descriptor of the blob's socket.
+    pub sock: i32,
+    /// Its copies of the standard streams that it is to get; None: closed.
+    pub stdio: [Option<i32>; 3],
+    /// All descriptors from here on are free for temporary use.
+    pub temp_base: i32,
+    /// Where the program's wait status will come from.
+    pub status: Option<OwnedFd>,
+    /// Its memory.
+    pub mem: RemoteMem,
+    /// Its tracer.
+    pub tracer: Option<Tracer>,
+    /// TIDs as seen from here, in the order of the image's threads.
+    pub tids: Vec<i32>,
+    /// It runs: not ours to kill any more.
+    pub woken: bool,
+}
+
+impl Puppet {
+    /// Runs a program in the leader; each must-call has to succeed.
+    pub fn run(&mut self, p: &Program) -> Step<Reply> {
+        if p.is_empty() {
+            return Ok(Reply::default());
+        }
+        Ok(self.channel.run_all(p)?)
+    }
+
+    /// Runs what has been collected if it is about to become too long for one frame.
+    pub fn run_if_full(&mut self, p: &mut Program) -> Step<()> {
+        if p.size() + p.len() * 8 < FULL {
+            return Ok(());
+        }
+        self.run(p)?;
+        *p = Program::new();
+        Ok(())
+    }
+
+    /// Runs a program in parked threads; each must-call of each thread has to succeed.
+    pub fn run_threads(&mut self, p: &Program) -> Step<Reply> {
+        let r = self.channel.run(p)?;
+        for (i, x) in r.results.iter().enumerate() {
+            if (-4095..0).contains(x) && p.must(i) {
+                let source = std::io::Error::from_raw_os_error(-x as i32);
+                return Err(sys::Error::Inside { call: p.name(i), pid: self.pid, source }.into());
+            }
+        }
+        Ok(r)
+    }
+
+    /// Seizes its leader, or `all` its threads: from here on it ends with its tracer.
+    pub fn adopt(&mut self, all: bool) -> Step<()> {
+        let pid = self.pid;
+        match self.tracer.as_mut() {
+            Some(t) => t.adopt(pid, all)?,
+            None => return Err(Fault::Io("tracer".into(), std::io::Error::other("there is none"))),
+        };
+        Ok(())
+    }
+}
+
+impl Drop for Puppet {
+    fn drop(&mut self) {
+        if self.woken {
+            return;
+        }
+        end(self.child);
+        // its tracer holds dead threads until it ends itself
+        self.tracer = None;
+        reap(self.child);
+    }
+}
+
+/// Kills a child of ours.
+pub fn end(child: i32) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::SIGKILL);
+}
+
+/// Waits for a child of ours that was killed.
+pub fn reap(child: i32) {
+    let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None);
+}

@@ -1,0 +1,94 @@
+//! External ends: connected to the standard streams of the restoring command, or to what the caller says.
+use super::files::{decode, Checker, Made, Maker, Remake};
+use super::Step;
+use crate::{External as Wish, Reason, RestoreOptions};
+use ::image::v1::files::OpenFile;
+use ::image::v1::objects::External;
+use std::os::unix::ffi::OsStrExt;
+use sys::program::{Arg::Imm, Program};
+
+const TCSETS2: u64 = 0x402c_542b;
+
+/// An end whose other end is outside.
+pub struct Stdio;
+
+/// What the caller wants for an open file, by any of its descriptors.
+fn wish<'a>(fds: &[i32], o: &'a RestoreOptions<'_>) -> Option<&'a Wish> {
+    let named = fds.iter().find_map(|fd| o.external.get(fd));
+    named.or(if o.external_close { Some(&Wish::Close) } else { None })
+}
+
+impl Remake for Stdio {
+    fn check(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
+        let fds: Vec<i32> = c.image.fds_of(c.id).collect();
+        let stdio = decode::<External>(f).map_or(-1, |e| e.stdio);
+        if stdio >= 0 {
+            return Vec::new();
+        }
+        match wish(&fds, c.o) {
+            None => {
+                let remedy = format!("pass --external close, or --external {}=PATH", fds.first().unwrap_or(&0));
+                vec![Reason::new(c.describe(f), "its other end is outside", remedy)]
+            }
+            Some(Wish::Close) => Vec::new(),
+            Some(Wish::Path(p)) if p.exists() => Vec::new(),
+            Some(Wish::Path(p)) => {
+                vec![Reason::new(c.describe(f), format!("{} does not exist", p.display()), "name an existing file")]
+            }
+        }
+    }
+
+    fn make(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<Made> {
+        let e: External = decode(f)?;
+        let fds = m.fds(id);
+        let mut p = Program::new();
+        if let Some(named) = fds.iter().find_map(|fd| m.o.external.get(fd)) {
+            return match named {
+                Wish::Close => Ok(Made::Closed),
+                Wish::Path(path) => open(m, p, path.as_os_str().as_bytes(), f.flags),
+            };
+        }
+        if e.stdio < 0 {
+            m.notes.push(format!("{} is closed now", m.describe(id, f)));
+            return Ok(Made::Closed);
+        }
+        let Some(ours) = m.stdio(e.stdio as usize) else { return open(m, p, b"/dev/null", f.flags) };
+        let fd = p.call(libc::SYS_dup, &[ours.into()]);
+        if f.flags & libc::O_NONBLOCK as u32 != 0 {
+            let now = p.call(libc::SYS_fcntl, &[fd.arg(), Imm(libc::F_GETFL as u64)]);
+            let r = m.run(&p)?;
+            let (fd, now) = (r.get(fd).unwrap_or(-1) as i32, r.get(now).unwrap_or(0) as u64);
+            let mut p = Program::new();
+            p.may(libc::SYS_fcntl, &[fd.into(), Imm(libc::F_SETFL as u64), Imm(now | libc::O_NONBLOCK as u64)]);
+            m.run(&p)?;
+            return Ok(Made::At(fd));
+        }
+        let r = m.run(&p)?;
+        m.take(r.get(fd))
+    }
+
+    fn common(&self) -> bool {
+        false
+    }
+
+    fn finish(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<()> {
+        let e: External = decode(f)?;
+        let Some(fd) = m.fds(id).first().copied() else { return Ok(()) };
+        // the terminal is set as the program had it, if it is the one that the terminal is for
+        if e.termios.is_empty() || !m.image.process.foreground {
+            return Ok(());
+        }
+        let mut p = Program::new();
+        let t = p.bytes(&e.termios);
+        p.may(libc::SYS_ioctl, &[fd.into(), Imm(TCSETS2), t]);
+        m.run(&p).map(drop)
+    }
+}
+
+fn open(m: &mut Maker<'_>, mut p: Program, path: &[u8], flags: u32) -> Step<Made> {
+    let name = p.cstr(path);
+    let mode = flags & (libc::O_ACCMODE | libc::O_APPEND) as u32 | (libc::O_NOCTTY | libc::O_CLOEXEC) as u32;
+    let fd = p.call(libc::SYS_openat, &[Imm(libc::AT_FDCWD as u64), name, Imm(mode as u64)]);
+    let r = m.run(&p)?;
+    m.take(r.get(fd))
+}

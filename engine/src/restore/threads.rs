@@ -1,0 +1,183 @@
+//! The threads: started all at once, then each sets in itself what only it can set.
+use super::process::Soft;
+use super::puppet::Puppet;
+use super::{cannot, creds, Fault, Image, Step};
+use crate::Pids;
+use ::image::v1::process::Thread;
+use sys::program::{Arg::Imm, Program};
+
+const PR_SET_NAME: u64 = 15;
+const PR_SET_TIMERSLACK: u64 = 29;
+const PR_SET_PDEATHSIG: u64 = 1;
+const ARCH_SET_GS: u64 = 0x1001;
+const ARCH_SET_FS: u64 = 0x1002;
+const SS_DISABLE: u32 = 2;
+const SS_ONSTACK: u32 = 1;
+const SCHED_DEADLINE: u32 = 6;
+
+/// Starts all threads but the leader, parked, with their TIDs.
+pub fn start(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
+    let others = &image.threads[1..];
+    let mut q = Vec::with_capacity(others.len() * 8);
+    for (slot, t) in others.iter().enumerate() {
+        q.extend_from_slice(&(slot as u32).to_le_bytes());
+        q.extend_from_slice(&t.tid.to_le_bytes());
+    }
+    if !others.is_empty() {
+        let a = p.channel.ask(wire::OP_START, &q)?;
+        let results = a.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()));
+        for (r, t) in results.zip(others) {
+            if r < 0 {
+                let e = std::io::Error::from_raw_os_error(-r as i32);
+                let remedy = "use --pids private if the TID is in use; raise the limit of processes (ulimit -u) if that is reached";
+                return Err(cannot(format!("thread {}", t.tid), format!("it cannot be started: {e}"), remedy));
+            }
+        }
+    }
+    p.tids = numbers_here(p, image)?;
+    Ok(())
+}
+
+/// TIDs as seen from here. The kernel lists threads in the order in which they were started.
+fn numbers_here(p: &Puppet, image: &Image<'_>) -> Step<Vec<i32>> {
+    if p.pids == Pids::Keep {
+        return Ok(image.threads.iter().map(|t| t.tid).collect());
+    }
+    let path = format!("/proc/{}/task", p.pid);
+    let list = std::fs::read_dir(&path).map_err(|e| Fault::Io(format!("listing {path}"), e))?;
+    let tids: Vec<i32> = list.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    let odd =
+        || Fault::Io(format!("listing {path}"), std::io::Error::other("its threads are not those that were started"));
+    if tids.len() != image.threads.len() || tids.first() != Some(&p.pid) {
+        return Err(odd());
+    }
+    // the first and the last tell whether the order holds
+    for i in [0, tids.len() - 1] {
+        let s = sys::procfs::status::read_task(p.pid, tids[i])?;
+        if s.ns_pid.last() != Some(&image.threads[i].tid) {
+            return Err(odd());
+        }
+    }
+    Ok(tids)
+}
+
+/// Attributes of every thread; the credentials of all but the leader, whose come last.
+pub fn attributes(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let own = Own::new();
+    let mut prog = Program::new();
+    let mut soft = Soft::new();
+    before_creds(&mut prog, &mut soft, image.process.pid, &image.threads[0], &own);
+    let r = p.run(&prog)?;
+    soft.note(&r, notes);
+    let creds = creds::Creds::new(p, image, notes);
+    let mut prog = Program::new();
+    for (slot, t) in image.threads[1..].iter().enumerate() {
+        let first = prog.len();
+        before_creds(&mut prog, &mut soft, image.process.pid, t, &own);
+        bases(&mut prog, t);
+        creds.calls(&mut prog, &mut soft);
+        after_creds(&mut prog, t);
+        prog.for_thread(slot as u32, first);
+        if prog.size() > 512 << 10 {
+            flush(p, &mut prog, &mut soft, notes)?;
+        }
+    }
+    flush(p, &mut prog, &mut soft, notes)
+}
+
+fn flush(p: &mut Puppet, prog: &mut Program, soft: &mut Soft, notes: &mut Vec<String>) -> Step<()> {
+    if !prog.is_empty() {
+        let r = p.run_threads(prog)?;
+        soft.note(&r, notes);
+    }
+    *prog = Program::new();
+    Ok(())
+}
+
+/// What threads have from us by the fork, so that it need not be set again.
+struct Own {
+    nice: i32,
+    policy: u32,
+}
+
+impl Own {
+    fn new() -> Own {
+        let s = sys::procfs::stat::read(std::process::id() as i32);
+        s.map_or(Own { nice: 0, policy: 0 }, |s| Own { nice: s.nice as i32, policy: s.policy })
+    }
+}
+
+/// What a thread sets before it gives up rights.
+fn before_creds(p: &mut Program, soft: &mut Soft, pid: i32, t: &Thread, own: &Own) {
+    p.call(libc::SYS_set_tid_address, &[Imm(t.clear_child_tid)]);
+    if t.robust.1 != 0 {
+        p.call(libc::SYS_set_robust_list, &[Imm(t.robust.0), Imm(t.robust.1)]);
+    }
+    // also where it has none: the leader has ours by the fork
+    let (sp, flags, size) =
+        if t.altstack.1 & SS_DISABLE != 0 || t.altstack.2 == 0 { (0, SS_DISABLE, 0) } else { t.altstack };
+    let mut stack = sp.to_le_bytes().to_vec();
+    stack.extend_from_slice(&((flags & !SS_ONSTACK) as u64).to_le_bytes());
+    stack.extend_from_slice(&size.to_le_bytes());
+    let stack = p.bytes(&stack);
+    p.call(libc::SYS_sigaltstack, &[stack, Imm(0)]);
+    p.named(format!("the alternate stack of thread {}", t.tid));
+    if t.rseq.0 != 0 {
+        let (addr, size, sig, flags) = t.rseq;
+        p.call(libc::SYS_rseq, &[Imm(addr), Imm(size as u64), Imm(flags as u64), Imm(sig as u64)]);
+        p.named(format!("restartable sequences of thread {}", t.tid));
+    }
+    let name = p.cstr(&t.comm);
+    p.call(libc::SYS_prctl, &[Imm(PR_SET_NAME), name]);
+    if !t.affinity.is_empty() {
+        let mask = p.bytes(&t.affinity);
+        soft.add(
+            p.may(libc::SYS_sched_setaffinity, &[Imm(0), Imm(t.affinity.len() as u64), mask]),
+            "its CPU affinity is not as it was",
+        );
+    }
+    scheduling(p, soft, t, own);
+    p.may(libc::SYS_prctl, &[Imm(PR_SET_TIMERSLACK), Imm(t.timerslack)]);
+    if t.ioprio != 0 {
+        soft.add(
+            p.may(libc::SYS_ioprio_set, &[Imm(1), Imm(0), Imm(t.ioprio as u64)]),
+            "its I/O priority is not as it was",
+        );
+    }
+    for info in &t.pending {
+        let sig = i32::from_le_bytes([info[0], info[1], info[2], info[3]]);
+        let a = p.bytes(info);
+        let c = p.may(libc::SYS_rt_tgsigqueueinfo, &[pid.into(), t.tid.into(), sig.into(), a]);
+        soft.add(c, format!("signal {sig} pending for thread {} is lost", t.tid));
+    }
+}
+
+/// The bases of fs and gs, which a signal frame does not hold.
+fn bases(p: &mut Program, t: &Thread) {
+    p.call(libc::SYS_arch_prctl, &[Imm(ARCH_SET_FS), Imm(t.regs[21])]);
+    if t.regs[22] != 0 {
+        p.call(libc::SYS_arch_prctl, &[Imm(ARCH_SET_GS), Imm(t.regs[22])]);
+    }
+}
+
+fn scheduling(p: &mut Program, soft: &mut Soft, t: &Thread, own: &Own) {
+    let (policy, priority, nice) = t.sched;
+    if policy != own.policy && policy != SCHED_DEADLINE {
+        let prio = p.bytes(&priority.to_le_bytes());
+        let c = p.may(libc::SYS_sched_setscheduler, &[Imm(0), Imm(policy as u64), prio]);
+        soft.add(c, format!("its scheduling policy is not {policy} with priority {priority} as it was"));
+    }
+    if nice != own.nice {
+        soft.add(
+            p.may(libc::SYS_setpriority, &[Imm(0), Imm(0), nice.into()]),
+            format!("its nice value is not {nice} as it was"),
+        );
+    }
+}
+
+/// What a change of credentials would reset.
+pub fn after_creds(p: &mut Program, t: &Thread) {
+    if t.pdeathsig != 0 {
+        p.may(libc::SYS_prctl, &[Imm(PR_SET_PDEATHSIG), t.pdeathsig.into()]);
+    }
+}
