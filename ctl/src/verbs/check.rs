@@ -1,0 +1,33 @@
+//! `ctl check NAME[@N]`: can it be restored here? `ctl check --pid PID`: can it be checkpointed? Nothing is changed.
+use engine::Error;
+use serde_json::json;
+use session::{RestoreRequest, StateDir};
+
+use crate::cli::Check;
+use crate::out::Out;
+use crate::{name, Done};
+
+/// Whether a checkpoint can be restored.
+pub fn run(out: &Out, state: &StateDir, args: &Check) -> Result<Done, Error> {
+    let spec = name::spec("restore", args.what.as_deref().unwrap_or_default())?;
+    let request = RestoreRequest::new(spec.clone());
+    let notes = session::check(state, &request)?;
+    report(out, json!({"name": spec.name.as_str(), "n": spec.n}), &format!("{spec} can be restored"), notes)
+}
+
+/// Whether a process can be checkpointed. No state directory is needed for that.
+pub fn process(out: &Out, pid: i32) -> Result<Done, Error> {
+    let notes = engine::preflight(pid)?;
+    report(out, json!({ "pid": pid }), &format!("PID {pid} can be checkpointed"), notes)
+}
+
+fn report(out: &Out, mut result: serde_json::Value, text: &str, notes: Vec<String>) -> Result<Done, Error> {
+    result["ok"] = true.into();
+    result["notes"] = notes.clone().into();
+    out.answer(result, || {
+        let mut lines = vec![text.to_owned()];
+        lines.extend(notes.iter().map(|n| format!("  {n}")));
+        lines.join("\n")
+    })?;
+    Ok(Done::Code(0))
+}

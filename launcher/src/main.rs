@@ -1,0 +1,156 @@
+//! launcher: starts a command as a session, so that `ctl` can checkpoint and restore it. The command line over `session`.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use session::{Event, LaunchError, LaunchRequest, Outcome, StateDir};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const ABOUT: &str = "Start a program as a Dormouse session, which ctl can put to sleep and wake where it was";
+
+const LONG_ABOUT: &str = "\
+Start a program as a Dormouse session, which ctl can put to sleep and wake where it was.
+
+By default the program runs in the foreground, as if it had been started without launcher: it has the terminal, stdin,
+stdout and stderr, its process group (so pipelines and job control work), its environment and its signal state.
+Signals that launcher gets are passed on, launcher stops when the program stops, and its exit status is the program's.
+If the program ends while processes that descend from it still run, launcher returns the program's status, and a
+supervisor stays in the background until the last of them has ended.
+
+With --detach it runs in the background in a session of its own, with stdin from /dev/null and stdout and stderr in the
+session's log file, and launcher returns as soon as it runs.";
+
+const AFTER_HELP: &str = "\
+Exit status:
+  the program's; 128+n if signal n killed it
+  85   it was checkpointed and left (ctl checkpoint NAME --kill); ctl restore NAME wakes it
+  125  launcher itself failed
+  126  the command cannot be executed
+  127  the command was not found
+  With --detach: 0 as soon as it runs.
+
+Examples:
+  launcher -- python3 server.py 8181            prints the session's name, say python3-1
+  launcher --name web -- python3 server.py 8181
+  launcher --name web --detach -- python3 server.py 8181
+  ctl checkpoint web --kill && ctl restore web --detach
+
+Files:
+  The state directory is that of --state-dir, else of DORMOUSE_STATE_DIR, else /var/lib/dormouse for root, else
+  $XDG_STATE_HOME/dormouse, else ~/.local/state/dormouse. It is yours alone (0700), as checkpoints hold secrets.
+  A detached session's log is sessions/NAME/log in it.";
+
+#[derive(Parser)]
+#[command(name = "launcher", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+#[command(override_usage = "launcher [OPTIONS] -- COMMAND [ARGUMENT]...")]
+struct Args {
+    /// Name of the session: 1 to 64 of A-Z a-z 0-9 . _ -, not starting with . or -. Without it, one is made from the
+    /// command and printed on stderr. The name of a session that has ended adds to its checkpoints.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Run in the background, with output to the session's log; return as soon as it runs.
+    #[arg(long)]
+    detach: bool,
+    /// Where sessions are kept.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Say nothing on stderr but errors.
+    #[arg(long, short)]
+    quiet: bool,
+    /// Say what happens as JSON, one object a line: on stdout with --detach, else on stderr (stdout is the program's).
+    #[arg(long)]
+    json: bool,
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(e) => {
+            let code = if e.use_stderr() { session::EXIT_FAILED } else { 0 };
+            // Where even that cannot be printed, the exit code must do.
+            let _ = e.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(&args) {
+        Ok(Outcome::Running(_)) => ExitCode::SUCCESS,
+        Ok(Outcome::Ended { code }) => ExitCode::from(code),
+        Err(e) => {
+            if args.json {
+                let reasons: Vec<_> = (e.error.reasons.iter())
+                    .map(|r| serde_json::json!({ "object": r.object, "why": r.why, "remedy": r.remedy }))
+                    .collect();
+                let said = serde_json::json!({ "event": "failed", "attempted": e.error.attempted, "reasons": reasons, "exit": e.code });
+                say(args.detach, &said.to_string());
+            } else {
+                eprintln!("launcher: {}", e.error);
+            }
+            ExitCode::from(e.code)
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<Outcome, LaunchError> {
+    let name = args.name.as_deref().map(session::name::parse).transpose()?;
+    let state = StateDir::resolve(args.state_dir.as_deref())?;
+    let request = LaunchRequest { name, argv: args.command.clone(), detach: args.detach };
+    session::launch(&state, &request, &|event| tell(args, &event))
+}
+
+fn tell(args: &Args, event: &Event) {
+    if args.json {
+        return tell_json(args, event);
+    }
+    if args.quiet {
+        return;
+    }
+    match event {
+        Event::Started(s) => {
+            if args.detach {
+                let log = s.log.as_ref().map(|l| format!(", output in {}", l.display())).unwrap_or_default();
+                eprintln!("session {}: PID {}{log}", s.name, s.pid);
+            } else if s.name_made {
+                eprintln!("session {}", s.name);
+            }
+        }
+        Event::Background { name, processes, supervisor } => {
+            let some = if *processes == 1 {
+                "1 process that descends".into()
+            } else {
+                format!("{processes} processes that descend")
+            };
+            eprintln!("launcher: the command of session {name} has ended; {some} from it still run in the background (supervisor: PID {supervisor})");
+        }
+        Event::Left { name, n } => {
+            eprintln!("launcher: session {name} was checkpointed as {name}@{n} and left; ctl restore {name} wakes it")
+        }
+        Event::Progress(_) => {}
+    }
+}
+
+fn tell_json(args: &Args, event: &Event) {
+    let said = match event {
+        Event::Started(s) => serde_json::json!({
+            "event": "started", "name": s.name, "pid": s.pid, "supervisor": s.supervisor, "log": s.log,
+        }),
+        Event::Background { name, processes, supervisor } => serde_json::json!({
+            "event": "background", "name": name, "processes": processes, "supervisor": supervisor,
+        }),
+        Event::Left { name, n } => serde_json::json!({ "event": "left", "name": name, "checkpoint": n }),
+        Event::Progress(_) => return,
+    };
+    say(args.detach, &said.to_string());
+}
+
+/// In the foreground stdout is the program's.
+fn say(stdout: bool, line: &str) {
+    if stdout {
+        println!("{line}");
+    } else {
+        eprintln!("{line}");
+    }
+}

@@ -1,0 +1,137 @@
+//! The supervisor's control socket: what ctl tells a live session. `sessions/NAME/control`, 0600, this user's only.
+//!
+//! A peer sends [`Request`]s and gets an [`Answer`] to each. A peer of another uid, a frame that cannot be understood
+//! and one that is too long are answered with an error and hung up on.
+use crate::errors::storage;
+use crate::frame::{Conn, MAX_CONTROL};
+use crate::{Result, StateDir};
+use image::SessionName;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+/// What can be asked of a supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    /// Is it there?
+    Ping,
+    /// A checkpoint with --kill begins: the program's death is not yet news. Holds as long as this connection does, or
+    /// until `Left` or `Stays`.
+    Leaving,
+    /// The checkpoint is complete and the program is killed. Answered when the session has ended.
+    Left {
+        /// The checkpoint.
+        n: u64,
+    },
+    /// The checkpoint failed.
+    Stays,
+    /// SIGTERM to everything in the session.
+    Terminate,
+}
+
+/// What a supervisor answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// It was done.
+    pub ok: bool,
+    /// Why it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The program's PID.
+    #[serde(default)]
+    pub pid: i32,
+}
+
+/// How long a client waits for an answer, and a supervisor for room to answer: milliseconds.
+pub const PATIENCE: i32 = 5000;
+
+/// A socket that was bound. Removed again when this is dropped, unless it is kept.
+pub(crate) struct Bound {
+    listener: Option<UnixListener>,
+    path: PathBuf,
+}
+
+impl Bound {
+    /// The session runs: from now on the socket goes when the session ends.
+    pub(crate) fn keep(mut self) -> Option<UnixListener> {
+        self.listener.take()
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if self.listener.is_some() {
+            // One that stays is removed by the next start.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Binds the socket. Through /proc/self/fd, as the path may be longer than the 107 bytes that an address holds.
+pub(crate) fn bind(state: &StateDir, name: &SessionName) -> Result<Bound> {
+    let path = state.session(name).join("control");
+    let bound = (|| {
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let (_dir, short) = short_path(state, name)?;
+        let listener = UnixListener::bind(short)?;
+        // Until here the folder's 0700 keeps others away.
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    })();
+    match bound {
+        Ok(listener) => Ok(Bound { listener: Some(listener), path }),
+        Err(e) => Err(storage(format!("make the control socket of session {name}"), &path, &e)),
+    }
+}
+
+/// The socket's path by way of the folder's descriptor, which must live as long as the path is used.
+fn short_path(state: &StateDir, name: &SessionName) -> io::Result<(File, PathBuf)> {
+    let dir = File::open(state.session(name))?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}/control", dir.as_raw_fd()));
+    Ok((dir, short))
+}
+
+/// True if the peer runs as this user.
+pub(crate) fn peer_is_me(stream: &UnixStream) -> std::result::Result<(), String> {
+    let me = nix::unistd::geteuid().as_raw();
+    match getsockopt(stream, PeerCredentials) {
+        Ok(peer) if peer.uid() == me => Ok(()),
+        Ok(peer) => Err(format!("this session is user {me}'s, and you are user {}", peer.uid())),
+        Err(e) => Err(format!("who you are cannot be told: {e}")),
+    }
+}
+
+/// A client's connection to a supervisor.
+#[derive(Debug)]
+pub struct Client {
+    conn: Conn,
+}
+
+impl Client {
+    /// Connects to the supervisor of a session.
+    pub fn connect(state: &StateDir, name: &SessionName) -> io::Result<Client> {
+        let (_dir, short) = short_path(state, name)?;
+        Ok(Client { conn: Conn::new(UnixStream::connect(short)?, MAX_CONTROL)? })
+    }
+
+    /// Asks, and waits (bounded) for the answer; a refusal is an error.
+    pub fn ask(&mut self, request: &Request) -> io::Result<Answer> {
+        // A supervisor that refuses us may have hung up before our frame: its reason is what counts.
+        let sent = self.conn.send(request, PATIENCE);
+        match self.conn.receive::<Answer>(PATIENCE)? {
+            Some(Answer { ok: false, error, .. }) => Err(io::Error::other(error.unwrap_or_else(|| "refused".into()))),
+            Some(answer) => Ok(answer),
+            None => Err(sent.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+}

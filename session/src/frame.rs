@@ -1,0 +1,147 @@
+//! Frames on a stream socket: four bytes of length (little endian), then that many bytes of JSON. Bounded both ways;
+//! nobody waits for a peer that says half a frame.
+use serde::de::DeserializeOwned;
+use serde::Serialize;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+/// Longest frame on a control socket.
+pub(crate) const MAX_CONTROL: usize = 64 << 10;
+/// Longest frame between front and supervisor: an error with very many reasons.
+pub(crate) const MAX_FRONT: usize = 16 << 20;
+
+/// One end of a conversation.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    stream: UnixStream,
+    max: usize,
+    buffer: Vec<u8>,
+    ended: bool,
+}
+
+impl Conn {
+    /// Speaks over `stream`. Reading never waits.
+    pub(crate) fn new(stream: UnixStream, max: usize) -> io::Result<Conn> {
+        stream.set_nonblocking(true)?;
+        Ok(Conn { stream, max, buffer: Vec::new(), ended: false })
+    }
+
+    /// Takes in what has come; false once the peer has closed (whole frames read before can still be taken).
+    pub(crate) fn fill(&mut self) -> bool {
+        let mut chunk = [0u8; 4096];
+        // One frame more than the longest is never buffered: what is not taken stays in the socket.
+        while !self.ended && self.buffer.len() <= self.max + 4 {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => self.ended = true,
+                Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => self.ended = true,
+            }
+        }
+        !self.ended
+    }
+
+    /// The next whole frame, if it has come. An error says what is wrong with it; nothing after it can be understood.
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Option<Result<T, String>> {
+        let head: [u8; 4] = self.buffer.get(..4)?.try_into().ok()?;
+        let length = u32::from_le_bytes(head) as usize;
+        if length > self.max {
+            return Some(Err(format!("a frame of {length} bytes is longer than {}", self.max)));
+        }
+        let body = self.buffer.get(4..4 + length)?;
+        let said = serde_json::from_slice(body).map_err(|e| format!("a frame cannot be understood: {e}"));
+        self.buffer.drain(..4 + length);
+        Some(said)
+    }
+
+    /// Sends a frame, waiting up to `ms` milliseconds (-1: without limit) for room.
+    pub(crate) fn send<T: Serialize>(&mut self, message: &T, ms: i32) -> io::Result<()> {
+        let body = serde_json::to_vec(message)?;
+        if body.len() > self.max {
+            return Err(io::Error::other(format!("a frame of {} bytes is longer than {}", body.len(), self.max)));
+        }
+        let mut all = (body.len() as u32).to_le_bytes().to_vec();
+        all.extend_from_slice(&body);
+        let mut rest = &all[..];
+        while !rest.is_empty() {
+            match self.stream.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => rest = &rest[n..],
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    wait(self.as_fd(), nix::poll::PollFlags::POLLOUT, ms)?
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits up to `ms` milliseconds for the next frame: what a client does. None: the peer closed.
+    pub(crate) fn receive<T: DeserializeOwned>(&mut self, ms: i32) -> io::Result<Option<T>> {
+        loop {
+            if let Some(said) = self.next() {
+                return said.map(Some).map_err(io::Error::other);
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            wait(self.as_fd(), nix::poll::PollFlags::POLLIN, ms)?;
+            self.fill();
+        }
+    }
+}
+
+impl AsFd for Conn {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+/// Waits for one descriptor.
+fn wait(fd: BorrowedFd, what: nix::poll::PollFlags, ms: i32) -> io::Result<()> {
+    let timeout = nix::poll::PollTimeout::try_from(ms).unwrap_or(nix::poll::PollTimeout::NONE);
+    match nix::poll::poll(&mut [nix::poll::PollFd::new(fd, what)], timeout) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(max: usize) -> (UnixStream, Conn) {
+        let (a, b) = UnixStream::pair().unwrap();
+        (a, Conn::new(b, max).unwrap())
+    }
+
+    #[test]
+    fn frames_arrive_whole_and_in_order_however_they_are_cut() {
+        let (mut peer, mut conn) = pair(100);
+        peer.write_all(&[3, 0, 0]).unwrap();
+        assert!(conn.fill());
+        assert!(conn.next::<u32>().is_none());
+        peer.write_all(b"\x00123\x01\x00\x00\x007").unwrap();
+        drop(peer);
+        assert!(!conn.fill());
+        assert_eq!(conn.next::<u32>(), Some(Ok(123)));
+        assert_eq!(conn.next::<u32>(), Some(Ok(7)));
+        assert_eq!(conn.next::<u32>(), None);
+    }
+
+    #[test]
+    fn what_is_too_long_or_no_json_is_an_error() {
+        let (mut peer, mut conn) = pair(100);
+        peer.write_all(&[101, 0, 0, 0]).unwrap();
+        conn.fill();
+        assert_eq!(conn.next::<u32>(), Some(Err("a frame of 101 bytes is longer than 100".into())));
+        let (mut peer, mut conn) = pair(100);
+        peer.write_all(b"\x02\x00\x00\x00{x").unwrap();
+        conn.fill();
+        assert!(conn.next::<u32>().unwrap().unwrap_err().starts_with("a frame cannot be understood"));
+    }
+}

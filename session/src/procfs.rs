@@ -1,0 +1,127 @@
+//! What /proc says of a process, as far as a session needs it: which one it is, whether it lives, what descends from it.
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs;
+use std::sync::OnceLock;
+
+/// A process that cannot be mistaken for another: a PID may be used again, and all are after a reboot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcId {
+    /// Its PID.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot (field 22 of /proc/PID/stat).
+    pub start: u64,
+    /// The boot in which it started.
+    pub boot: String,
+}
+
+impl ProcId {
+    /// The process that has this PID now; None if there is none.
+    pub fn of(pid: i32) -> Option<ProcId> {
+        Some(ProcId { pid, start: Stat::of(pid)?.start, boot: boot_id().to_string() })
+    }
+
+    /// This process.
+    pub fn me() -> Option<ProcId> {
+        ProcId::of(std::process::id() as i32)
+    }
+
+    /// Its state letter (proc(5)) if it is still there and has not ended; None otherwise.
+    pub fn state(&self) -> Option<char> {
+        let stat = Stat::of(self.pid)?;
+        let same = stat.start == self.start && self.boot == boot_id();
+        (same && !matches!(stat.state, 'Z' | 'X' | 'x')).then_some(stat.state)
+    }
+
+    /// True while it is there and has not ended.
+    pub fn lives(&self) -> bool {
+        self.state().is_some()
+    }
+}
+
+/// The part of /proc/PID/stat that is used here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) pid: i32,
+    pub(crate) state: char,
+    pub(crate) ppid: i32,
+    pub(crate) start: u64,
+}
+
+impl Stat {
+    pub(crate) fn of(pid: i32) -> Option<Stat> {
+        Stat::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The command name may hold anything, blanks and parentheses too: the last `)` ends it.
+    fn parse(bytes: &[u8]) -> Option<Stat> {
+        let end = bytes.iter().rposition(|b| *b == b')')?;
+        let pid = std::str::from_utf8(&bytes[..bytes.iter().position(|b| *b == b' ')?]).ok()?.parse().ok()?;
+        let rest = std::str::from_utf8(&bytes[end + 1..]).ok()?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        Some(Stat {
+            pid,
+            state: fields.first()?.chars().next()?,
+            ppid: fields.get(1)?.parse().ok()?,
+            start: fields.get(19)?.parse().ok()?,
+        })
+    }
+}
+
+/// The id of this boot.
+pub(crate) fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_string()).unwrap_or_default()
+    })
+}
+
+/// Everything that descends from `root` now, without itself; ended ones that nobody has reaped are left out.
+pub(crate) fn descendants(root: i32) -> Vec<ProcId> {
+    let mut children: HashMap<i32, Vec<Stat>> = HashMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|s| s.parse().ok());
+        if let Some(stat) = pid.and_then(Stat::of) {
+            children.entry(stat.ppid).or_default().push(stat);
+        }
+    }
+    let (mut todo, mut found) = (vec![root], Vec::new());
+    while let Some(parent) = todo.pop() {
+        for stat in children.remove(&parent).unwrap_or_default() {
+            todo.push(stat.pid);
+            if !matches!(stat.state, 'Z' | 'X') {
+                found.push(ProcId { pid: stat.pid, start: stat.start, boot: boot_id().to_string() });
+            }
+        }
+    }
+    found
+}
+
+/// Command line of a process for people: arguments joined by blanks, control characters left out.
+pub(crate) fn command_line(pid: i32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let text = String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(&bytes)).replace('\0', " ");
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_with_parentheses_and_blanks_is_read_past() {
+        let line = b"42 (a) S (b) T 7 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 1 1";
+        assert_eq!(Stat::parse(line), Some(Stat { pid: 42, state: 'T', ppid: 7, start: 987654 }));
+        assert_eq!(Stat::parse(b"42 (a"), None);
+        assert_eq!(Stat::parse(b""), None);
+    }
+
+    #[test]
+    fn another_start_time_or_boot_is_another_process() {
+        let me = ProcId::me().unwrap();
+        assert!(me.lives());
+        assert!(!ProcId { start: me.start + 1, ..me.clone() }.lives());
+        assert!(!ProcId { boot: "another".into(), ..me.clone() }.lives());
+        assert!(!ProcId { pid: i32::MAX, ..me }.lives());
+    }
+}
