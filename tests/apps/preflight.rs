@@ -1,0 +1,119 @@
+//! What stands in the way of a restore is named all at once, by `check` and by `restore` alike, and nothing is begun; and with
+//! the obstacles away, or gone round, it works.
+use crate::server::Server;
+use anyhow::{ensure, Result};
+use dormouse_tests::bed::LIMIT;
+use dormouse_tests::{proc, run, store, Bed, Case};
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::PathBuf;
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    all.extend(Case::each("preflight/all-at-once", all_at_once));
+    all.extend(Case::each("preflight/map-path", map_path));
+    all.extend(Case::each("preflight/file-changed", file_changed));
+    all
+}
+
+/// A sleeping server: its working directory, and a file that it wrote to.
+fn asleep(bed: &mut Bed) -> Result<(Server, PathBuf, PathBuf)> {
+    let mut web = Server::new()?;
+    let dir = bed.folder()?;
+    let log = dir.join("written");
+    let file = File::create(&log)?;
+    bed.give(&log)?;
+    let argv = web.argv(bed);
+    let mut c = bed.command(&argv[0]);
+    c.args(&argv[1..]).current_dir(&dir).stdin(std::process::Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    dormouse_tests::sys::own_session(&mut c);
+    let mut child = c.spawn()?;
+    bed.hold(child.id() as i32);
+    run::until("the server listening", LIMIT, || Ok(fs::read_to_string(&log)?.contains("listening")))?;
+    web.ask("/a", 1)?;
+    bed.ctl(&["checkpoint", "--pid", &child.id().to_string(), "--name", "web", "--kill"])?.expect(0)?;
+    run::end(&mut child, "the server", LIMIT)?;
+    bed.let_go(&child);
+    Ok((web, dir, log))
+}
+
+/// The session sleeps on: nothing was begun.
+fn untouched(bed: &mut Bed) -> Result<()> {
+    bed.reap();
+    let left = proc::children(std::process::id() as i32);
+    ensure!(left.is_empty(), "a refused restore left {left:?}");
+    store::holds(bed, "web", &[1])
+}
+
+/// The working directory is gone (and with it the file), the port is taken by somebody.
+fn all_at_once(bed: &mut Bed) -> Result<()> {
+    let (mut web, dir, log) = asleep(bed)?;
+    let away = dir.with_extension("away");
+    fs::rename(&dir, &away)?;
+    let taken = TcpListener::bind(("127.0.0.1", web.port))?;
+    let (dir_text, log_text, port) = (format!("{} ", dir.display()), log.display().to_string(), web.port.to_string());
+    let words = ["cannot restore web@1", dir_text.trim_end(), &log_text, &port, "; "];
+    let checked = bed.ctl(&["check", "web"])?.refused(3, &words)?;
+    let tried = bed.ctl(&["restore", "web", "--detach"])?.refused(3, &words)?;
+    ensure!(checked.err == tried.err, "check and restore disagree:\n{}\n{}", checked.err, tried.err);
+    ensure!(
+        checked.err.lines().filter(|l| l.contains("; ")).count() >= 3,
+        "each obstacle should have a line and a remedy:\n{}",
+        checked.err
+    );
+    if bed.who == dormouse_tests::Who::Root {
+        // An ordinary user may not see whose it is.
+        let me = std::process::id().to_string();
+        ensure!(checked.err.contains(&me), "who has the port (PID {me}) should be named:\n{}", checked.err);
+    }
+    untouched(bed)?;
+    drop(taken);
+    fs::rename(&away, &dir)?;
+    bed.ctl(&["check", "web"])?.expect(0)?;
+    untouched(bed)?;
+    bed.ctl(&["restore", "web", "--detach"])?.expect(0)?;
+    web.ask("/b", 2)?;
+    bed.ctl(&["kill", "web"])?.expect(0)?;
+    web.refuses()
+}
+
+/// The folder moved: --map-path leads to it.
+fn map_path(bed: &mut Bed) -> Result<()> {
+    let (mut web, dir, _) = asleep(bed)?;
+    let moved = dir.with_extension("moved");
+    fs::rename(&dir, &moved)?;
+    bed.ctl(&["restore", "web", "--detach"])?.refused(3, &[&dir.display().to_string(), "--map-path"])?;
+    let map = format!("{}={}", dir.display(), moved.display());
+    bed.ctl(&["restore", "web", "--detach", "--map-path", &map])?.expect(0)?;
+    web.ask("/b", 2)?;
+    let log = fs::read_to_string(moved.join("written"))?;
+    ensure!(
+        log.contains("request 1: /a") && log.contains("request 2: /b"),
+        "the moved file should be written on: {log:?}"
+    );
+    bed.ctl(&["kill", "web"])?.expect(0)?;
+    web.refuses()
+}
+
+/// A mapped file that is another one now is refused by name.
+fn file_changed(bed: &mut Bed) -> Result<()> {
+    let copy = bed.dir.join("program-copy");
+    let program = bed.stage.program("counter");
+    fs::copy(&program, &copy)?;
+    let dir = bed.folder()?;
+    let mut c = bed.launcher_command(&["--name", "changed", "--detach", "--"]);
+    c.arg(&copy).arg("--dir").arg(&dir);
+    bed.run(&mut c)?.expect(0)?;
+    run::until("counter ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    bed.ctl(&["checkpoint", "changed", "--kill"])?.expect(0)?;
+    let aside = copy.with_extension("aside");
+    fs::rename(&copy, &aside)?;
+    bed.ctl(&["check", "changed"])?.refused(3, &["cannot restore changed@1", &copy.display().to_string(), "; "])?;
+    fs::copy(bed.stage.program("mem_anon"), &copy)?;
+    bed.ctl(&["check", "changed"])?.refused(3, &["cannot restore changed@1", &copy.display().to_string(), "; "])?;
+    bed.ctl(&["restore", "changed", "--detach"])?.refused(3, &[&copy.display().to_string()])?;
+    fs::rename(&aside, &copy)?;
+    bed.ctl(&["restore", "changed", "--detach"])?.expect(0)?;
+    bed.ctl(&["kill", "changed"])?.expect(0)?;
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! What must be kept: every behaviour program through every mode ([`matrix`]), and what takes more than a program.
+mod invisible;
+mod matrix;
+mod refusal;
+mod sessions;
+mod terminal;
+
+use dormouse_tests::stage::Stage;
+use dormouse_tests::{runner, Case};
+
+fn main() -> std::process::ExitCode {
+    runner::main(cases)
+}
+
+fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
+    let mut all = matrix::cases(stage)?;
+    all.extend(invisible::cases());
+    all.extend(refusal::cases());
+    all.extend(sessions::cases());
+    all.extend(terminal::cases());
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    runner::no_two_alike(&all)?;
+    Ok(all)
+}

@@ -1,0 +1,124 @@
+//! Every program of tests/programs through every mode, as everyone; and sabotaged, when its proof must fail. A new program is
+//! found by itself.
+use anyhow::{ensure, Result};
+use dormouse_tests::programs::{self, Variant};
+use dormouse_tests::stage::Stage;
+use dormouse_tests::target::{Door, Target};
+use dormouse_tests::{proc, unharmed, Bed, Case, Who};
+
+/// What is done to a program between `ready` and `gate`.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    /// A checkpoint; it runs on.
+    RunOn,
+    /// A checkpoint that kills it; restored.
+    Restore,
+    /// That, five times in a row.
+    Cycles,
+}
+
+impl Mode {
+    const ALL: [Mode; 3] = [Mode::RunOn, Mode::Restore, Mode::Cycles];
+
+    fn name(self) -> &'static str {
+        match self {
+            Mode::RunOn => "run-on",
+            Mode::Restore => "restore",
+            Mode::Cycles => "cycles",
+        }
+    }
+
+    /// By the launcher's name and by PID: both ways are gone with every program.
+    fn door(self) -> Door {
+        match self {
+            Mode::RunOn | Mode::Cycles => Door::Launched,
+            Mode::Restore => Door::Leader,
+        }
+    }
+
+    /// Longer than what is done takes, if all goes well.
+    fn timeout_ms(self) -> u32 {
+        match self {
+            Mode::RunOn => 1500,
+            Mode::Restore => 2000,
+            Mode::Cycles => 4000,
+        }
+    }
+}
+
+/// All cases of the matrix.
+pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
+    let mut all = Vec::new();
+    for v in programs::variants(stage)? {
+        for mode in Mode::ALL {
+            for who in Who::all() {
+                all.push(case(v.clone(), mode, *who, false));
+            }
+        }
+        // Once each: as root where it runs on, as the ordinary user where it is restored.
+        let (first, last) = (Who::all()[0], Who::all()[Who::all().len() - 1]);
+        for (mode, who) in [(Mode::RunOn, first), (Mode::Restore, last)] {
+            let case = case(v.clone(), mode, who, true);
+            all.push(if v.alike { case.full() } else { case });
+        }
+    }
+    Ok(all)
+}
+
+fn case(v: Variant, mode: Mode, who: Who, sabotage: bool) -> Case {
+    let name = format!("{}/{}{}", v.name, mode.name(), if sabotage { "-sabotage" } else { "" });
+    Case::new(name, who, move |bed| run(bed, &v, mode, sabotage))
+}
+
+fn run(bed: &mut Bed, v: &Variant, mode: Mode, sabotage: bool) -> Result<()> {
+    let mut start = v.start(mode.door(), mode.timeout_ms());
+    if sabotage {
+        start = start.args(["--sabotage"]);
+    }
+    let mut target = start.ready(bed)?;
+    if !(v.refusable && refused(bed, &target)?) {
+        go_through(bed, mode, &mut target)?;
+    }
+    if sabotage {
+        return target.fail(bed);
+    }
+    target.prove(bed).map(|_| ())
+}
+
+fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target) -> Result<()> {
+    match mode {
+        Mode::RunOn => target.checkpoint(bed),
+        Mode::Restore => {
+            target.kill(bed)?;
+            target.restore(bed)
+        }
+        Mode::Cycles => {
+            for _ in 0..5 {
+                target.kill(bed)?;
+                target.restore(bed)?;
+            }
+            one_level(target.pid)
+        }
+    }
+}
+
+/// Not one namespace in another, five times.
+fn one_level(pid: i32) -> Result<()> {
+    let Some(status) = proc::status(pid) else { return Ok(()) };
+    ensure!(status.ns_pids.len() <= 2, "after five cycles it has the PIDs {:?}", status.ns_pids);
+    Ok(())
+}
+
+/// True if this program may be refused and is: by `check` and by `checkpoint`, with the same message, unharmed.
+fn refused(bed: &mut Bed, target: &Target) -> Result<bool> {
+    let checked = bed.ctl(&["check", "--pid", &target.pid.to_string()])?;
+    if checked.code() == 0 {
+        return Ok(false);
+    }
+    let checked = checked.refused(3, &["cannot checkpoint", ";"])?;
+    let tried = bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint"])?;
+    let why = |said: &str| said.split_once(": ").map(|(_, why)| why.to_owned()).unwrap_or_default();
+    ensure!(why(&checked.err) == why(&tried.err), "check and checkpoint disagree:\n{}{}", checked.err, tried.err);
+    unharmed::entirely(target.pid)?;
+    Ok(true)
+}

@@ -1,0 +1,309 @@
+//! Sessions from outside: --stop, exit statuses through a restore, names that are live, private namespaces.
+use anyhow::{ensure, Result};
+use dormouse_tests::bed::{LIMIT, SOON};
+use dormouse_tests::target::{Door, Start};
+use dormouse_tests::{proc, run, store, sys, unharmed, Bed, Case, Target};
+use std::fs;
+use std::time::Duration;
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    all.extend(Case::each("stop/then-continue", stop_then_continue));
+    all.extend(Case::each("stop/then-restore-elsewhere", stop_then_restore));
+    for (name, end, code) in [("exit-7", "sys.exit(7)", 7), ("sigterm", "kill(15)", 143), ("sigkill", "kill(9)", 137)] {
+        all.extend(Case::each(&format!("status/{name}"), move |bed| status(bed, end, code)));
+    }
+    all.extend(Case::each("status/signal-passed-on", signal_passed_on));
+    all.extend(Case::each("restored/is-private-or-kept", private_or_kept));
+    all.extend(Case::each("restored/pid-taken", pid_taken));
+    all.extend(Case::each("restored/under-another-name", another_name));
+    all.extend(Case::each("restored/vdso-of-another-kernel", another_vdso));
+    all.extend(Case::each("restored/many-at-once", many_at_once));
+    all.extend(Case::each("checkpoint/ten-in-a-row", ten_in_a_row));
+    all.extend(Case::each("checkpoint/heartbeat", heartbeat));
+    all.extend(Case::each("state/private", state_private));
+    for option in ["--kill", "--stop"] {
+        all.extend(Case::each(&format!("checkpoint/frozen-until-the-end{option}"), move |bed| frozen(bed, option)));
+    }
+    all
+}
+
+/// The restore takes this kernel's vDSO for another one than the program's: the old one's entries lead to the new one, the clocks
+/// stay right, and what was so restored can be checkpointed and restored again.
+fn another_vdso(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("mem_vdso").door(Door::Leader).ready(bed)?;
+    for _ in 0..2 {
+        target.kill(bed)?;
+        let args = ["restore", &target.session, "--detach", "--json"];
+        let said = bed.ctl_fault("restore-vdso-differs:2:fail", &args)?.expect(0)?.json()?;
+        target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
+        let vdso = fs::read_to_string(format!("/proc/{}/maps", target.pid))?;
+        let vdso = vdso.lines().filter(|l| l.ends_with("[vdso]")).count();
+        ensure!(vdso == 1, "the program should have one vDSO of the kernel's beside its old one, it has {vdso}");
+    }
+    target.prove(bed).map(|_| ())
+}
+
+/// --stop leaves it stopped, whole; SIGCONT lets it go on.
+fn stop_then_continue(bed: &mut Bed) -> Result<()> {
+    for door in [Door::Leader, Door::Launched] {
+        let mut target = Start::program("mem_anon").door(door).ready(bed)?;
+        bed.ctl(&target.checkpoint_args(&["--stop"]))?.expect(0)?;
+        stopped(&target)?;
+        proceed(&target)?;
+        unharmed::entirely(target.pid)?;
+        target.prove(bed)?;
+    }
+    Ok(())
+}
+
+/// While the original is stopped, a copy of it is restored under another name: both prove themselves.
+fn stop_then_restore(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("mem_anon").door(Door::Launched).ready(bed)?;
+    bed.ctl(&target.checkpoint_args(&["--stop"]))?.expect(0)?;
+    stopped(&target)?;
+    let name = target.session.clone();
+    bed.ctl(&["restore", &name, "--detach"])?.refused(3, &["--as"])?;
+    let said = bed.ctl_json(&["restore", &name, "--detach", "--as", "copy"])?;
+    let copy = said["pid"].as_i64().unwrap_or(0) as i32;
+    ensure!(copy != target.pid && proc::alive(copy), "the copy should be another process, it is {copy}");
+    stopped(&target)?;
+    fs::write(target.dir.join("gate"), "")?;
+    let result = target.dir.join("result");
+    run::until("the copy's result", LIMIT, || Ok(result.exists()))?;
+    let of_copy = fs::read_to_string(&result)?;
+    ensure!(of_copy.starts_with("OK"), "the copy's proof failed: {of_copy}");
+    fs::remove_file(&result)?;
+    proceed(&target)?;
+    target.prove(bed).map(|_| ())
+}
+
+fn stopped(target: &Target) -> Result<()> {
+    let pid = target.pid;
+    run::until("the target stopped", SOON, || Ok(proc::status(pid).is_some_and(|s| s.state == 'T' && s.tracer == 0)))?;
+    ensure!(proc::ours(pid).is_empty(), "a mapping of ours is left in the stopped target");
+    ensure!(proc::children(pid).is_empty(), "a child of ours is left with the stopped target");
+    Ok(())
+}
+
+fn proceed(target: &Target) -> Result<()> {
+    Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(target.pid), nix::sys::signal::Signal::SIGCONT)?)
+}
+
+/// A program that waits for DIR/gate, and then ends in one way or another.
+const ENDS: &str = "
+import os, sys, time
+def kill(n): os.kill(os.getpid(), n)
+open('ready', 'w').close()
+while not os.path.exists('gate'): time.sleep(0.002)
+";
+
+/// The foreground restore ends with the program's own status.
+fn status(bed: &mut Bed, end: &str, code: i32) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = format!("{ENDS}{end}\n");
+    let mut c = bed.launcher_command(&["--name", "ends", "--detach", "--", "python3", "-c", &script]);
+    c.current_dir(&dir);
+    bed.run(&mut c)?.expect(0)?;
+    run::until("python ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    bed.ctl(&["checkpoint", "ends", "--kill"])?.expect(0)?;
+    let mut restore = bed.ctl_command(&["restore", "ends"]);
+    sys::own_session(&mut restore);
+    let (mut child, _, err) = bed.spawn(&mut restore)?;
+    run::until("the session live again", LIMIT, || {
+        ensure!(child.try_wait()?.is_none(), "ctl restore ended at once: {}", fs::read_to_string(&err)?);
+        Ok(bed.state().join("sessions/ends/live.json").exists())
+    })?;
+    fs::write(dir.join("gate"), "")?;
+    let ended = run::end(&mut child, "ctl restore in the foreground", LIMIT)?;
+    bed.let_go(&child);
+    ensure!(
+        run::code(ended) == code,
+        "ctl restore should end with {code}, it ended with {}: {}",
+        run::code(ended),
+        fs::read_to_string(&err)?
+    );
+    Ok(())
+}
+
+/// SIGTERM to the foreground ctl restore reaches the program.
+fn signal_passed_on(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "import signal,sys\nsignal.signal(15, lambda *_: sys.exit(5))\nopen('ready','w').close()\nwhile True: signal.pause()\n";
+    let mut c = bed.launcher_command(&["--name", "ends", "--detach", "--", "python3", "-c", script]);
+    c.current_dir(&dir);
+    bed.run(&mut c)?.expect(0)?;
+    run::until("python ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    bed.ctl(&["checkpoint", "ends", "--kill"])?.expect(0)?;
+    let mut restore = bed.ctl_command(&["restore", "ends"]);
+    sys::own_session(&mut restore);
+    let (mut child, _, err) = bed.spawn(&mut restore)?;
+    run::until("the session live again", LIMIT, || Ok(bed.state().join("sessions/ends/live.json").exists()))?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)?;
+    let ended = run::end(&mut child, "ctl restore after SIGTERM", LIMIT)?;
+    bed.let_go(&child);
+    ensure!(
+        run::code(ended) == 5,
+        "the program's handler ends it with 5, ctl restore ended with {}: {}",
+        run::code(ended),
+        fs::read_to_string(&err)?
+    );
+    Ok(())
+}
+
+/// Where PIDs may be kept they are; else it says in one line that they are private. Inside they are as before.
+fn private_or_kept(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_tid").ready(bed)?;
+    let before = target.pid;
+    target.kill(bed)?;
+    let said = bed.ctl_json(&["restore", &target.session, "--detach"])?;
+    target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
+    let levels = proc::status(target.pid).map(|s| s.ns_pids).unwrap_or_default();
+    ensure!(levels.last() == Some(&before), "it should see itself as PID {before}, its PIDs are {levels:?}");
+    if bed.who == dormouse_tests::Who::Root {
+        ensure!(
+            said["pids"] == "keep" && target.pid == before,
+            "root's PID {before} is free and should be kept: {said}"
+        );
+    } else {
+        ensure!(said["pids"] == "private" && levels.len() == 2, "an ordinary user's should be private: {said}");
+        let notes =
+            said["notes"].as_array().map_or(0, |n| n.iter().filter(|n| n.to_string().contains("private")).count());
+        ensure!(notes == 1, "one note should say that PIDs are private: {said}");
+        let namespace = |pid: i32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+        ensure!(
+            namespace(target.pid, "user")? != namespace(std::process::id() as i32, "user")?,
+            "it should have a user namespace"
+        );
+    }
+    target.prove(bed).map(|_| ())
+}
+
+/// A PID that is taken: private, automatically.
+fn pid_taken(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_tid").ready(bed)?;
+    bed.ctl(&target.checkpoint_args(&[]))?.expect(0)?;
+    let said = bed.ctl_json(&["restore", &target.session, "--detach", "--as", "copy"])?;
+    ensure!(
+        said["pids"] == "private",
+        "PID {} is taken by the original, so the copy's should be private: {said}",
+        target.pid
+    );
+    ensure!(
+        bed.ctl(&["restore", &target.session, "--detach", "--as", "other", "--pids", "keep"])?.code() == 3,
+        "--pids keep should be refused"
+    );
+    bed.ctl(&["kill", "copy"])?.expect(0)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// --as gives a session of its own with no checkpoint; the first is dead and can be restored too.
+fn another_name(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("mem_anon").door(Door::Launched).ready(bed)?;
+    target.kill(bed)?;
+    bed.ctl(&["restore", &target.session, "--detach", "--as", "copy"])?.expect(0)?;
+    store::holds(bed, &target.session.clone(), &[1])?;
+    bed.ctl(&["checkpoint", "copy"])?.expect(0)?;
+    store::holds(bed, "copy", &[1])?;
+    bed.ctl(&["kill", "copy"])?.expect(0)?;
+    target.restore(bed)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// Four copies of one checkpoint live side by side.
+fn many_at_once(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_join").door(Door::Launched).ready(bed)?;
+    target.kill(bed)?;
+    for n in 0..4 {
+        bed.ctl(&["restore", &target.session, "--detach", "--as", &format!("copy{n}")])?.expect(0)?;
+    }
+    let list = bed.ctl(&["list"])?.expect(0)?;
+    ensure!((0..4).all(|n| list.out.contains(&format!("copy{n}"))), "ctl list should show all four:\n{}", list.out);
+    for n in 0..4 {
+        bed.ctl(&["kill", &format!("copy{n}")])?.expect(0)?;
+    }
+    target.restore(bed)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// Nothing piles up in a target that is checkpointed again and again: no mapping, no descriptor, no child.
+fn ten_in_a_row(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_sync").ready(bed)?;
+    let look = |pid| (proc::maps(pid).len(), proc::descriptors(pid), proc::status(pid).map(|s| s.threads));
+    target.checkpoint(bed)?;
+    let before = look(target.pid);
+    for _ in 0..9 {
+        target.checkpoint(bed)?;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    ensure!(
+        look(target.pid) == before,
+        "mappings, descriptors, threads: before {before:?}, after {:?}",
+        look(target.pid)
+    );
+    store::holds(bed, &target.session.clone(), &(1..=10).collect::<Vec<u64>>())?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A hundred threads and 64 MiB that are written all the time run on through three checkpoints, none of them late for long.
+fn heartbeat(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("heartbeat").args(["--threads", "100", "--mib", "64", "--write"]).ready(bed)?;
+    for _ in 0..3 {
+        target.checkpoint(bed)?;
+    }
+    let said = target.prove(bed)?;
+    let worst = said.lines().find_map(|l| l.strip_prefix("worst_ns ")?.parse::<u64>().ok());
+    // A pause of a second would be a fault; what it is exactly is for the benchmarks to say.
+    ensure!(worst.is_some_and(|w| w < 1_000_000_000), "the worst pause is {worst:?} ns");
+    Ok(())
+}
+
+/// Images hold secrets: all of the state directory is its user's alone, whatever the umask is, while sessions live and after.
+fn state_private(bed: &mut Bed) -> Result<()> {
+    let mut c = bed.command("sh");
+    c.args(["-c", "umask 0; exec \"$@\"", "sh"]).arg(bed.stage.bin("launcher"));
+    c.args(["--name", "open", "--detach", "--", "sleep", "1000"]);
+    bed.run(&mut c)?.expect(0)?;
+    let mut c = bed.command("sh");
+    c.args(["-c", "umask 0; exec \"$@\"", "sh"]).arg(bed.stage.bin("ctl")).args(["checkpoint", "open"]);
+    bed.run(&mut c)?.expect(0)?;
+    store::is_private(bed)?;
+    bed.ctl(&["checkpoint", "open", "--kill"])?.expect(0)?;
+    bed.ctl(&["restore", "open", "--detach"])?.expect(0)?;
+    store::is_private(bed)?;
+    bed.ctl(&["kill", "open"])?.expect(0)?;
+    store::is_private(bed)
+}
+
+/// Appends to a file as fast as it can, and counts: every byte in the file must be one that it remembers.
+const APPENDS: &str = "
+import os
+log = os.open('log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+n = 0
+open('ready', 'w').close()
+while n % 64 or not os.path.exists('gate'): n += os.write(log, b'x')
+size = os.path.getsize('log')
+open('result.tmp', 'w').write('OK' if size == n else f'{n} bytes written, {size} in the file')
+os.rename('result.tmp', 'result')
+";
+
+/// What is to be killed or stopped makes no step between what is recorded and its end: nothing of it happens twice.
+fn frozen(bed: &mut Bed, option: &str) -> Result<()> {
+    let dir = bed.folder()?;
+    let mut c = bed.launcher_command(&["--name", "appends", "--detach", "--", "python3", "-c", APPENDS]);
+    c.current_dir(&dir);
+    bed.run(&mut c)?.expect(0)?;
+    run::until("python ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    let rounds: &[&str] = if option == "--kill" { &["appends"; 5] } else { &["copy"] };
+    for name in rounds {
+        bed.ctl(&["checkpoint", "appends", option])?.expect(0)?;
+        bed.ctl(&["restore", "appends", "--detach", "--as", name])?.expect(0)?;
+    }
+    fs::write(dir.join("gate"), "")?;
+    let result = dir.join("result");
+    run::until("a result", LIMIT, || Ok(result.exists()))?;
+    let said = fs::read_to_string(result)?;
+    bed.ctl(&["kill", "appends"])?;
+    ensure!(said == "OK", "it ran on after it was recorded: {said}");
+    Ok(())
+}

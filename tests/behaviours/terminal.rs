@@ -1,0 +1,96 @@
+//! Programs on terminals: restored onto another one, with the size of that and the settings of the program's; and under the
+//! job control of a shell.
+use anyhow::{ensure, Result};
+use dormouse_tests::bed::{LIMIT, SOON};
+use dormouse_tests::pty::Pty;
+use dormouse_tests::target::{Door, Start};
+use dormouse_tests::{proc, run, Bed, Case};
+use std::fs;
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    all.extend(Case::each("terminal/another", another));
+    all.extend(Case::each("terminal/another-by-pid", another_by_pid));
+    all.extend(Case::each("terminal/job-control", job_control));
+    all
+}
+
+/// Restored in the foreground of a terminal of another size, whose exit status is the program's.
+fn another(bed: &mut Bed) -> Result<()> {
+    onto_another(bed, Door::Terminal)
+}
+
+/// The same for a program that we did not launch.
+fn another_by_pid(bed: &mut Bed) -> Result<()> {
+    onto_another(bed, Door::OnTerminal)
+}
+
+fn onto_another(bed: &mut Bed, door: Door) -> Result<()> {
+    let mut target = Start::program("tty").env("DORMOUSE_TEST_SIZE", "40 100").door(door).ready(bed)?;
+    target.kill(bed)?;
+    let pty = Pty::new((40, 100))?;
+    let mut restore = bed.ctl_command(&["restore", &target.session]);
+    target.child = Some(pty.spawn(bed, &mut restore)?);
+    drop(restore);
+    let live = bed.state().join("sessions").join(&target.session).join("live.json");
+    run::until("the session live again", SOON, || Ok(live.exists()))?;
+    let proof = target.prove(bed);
+    bed.log.push(format!("the new terminal shows: {}", pty.said()));
+    proof.map(|_| ())
+}
+
+/// Reads lines and answers them; says CONT when it was continued and INT on Ctrl-C.
+const ANSWERS: &str = "
+import os, signal, sys, time
+signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'<CONT>'))
+def int_(*_):
+    os.write(1, b'<INT>'); sys.exit(3)
+signal.signal(signal.SIGINT, int_)
+os.write(1, b'<ready>')
+while True:
+    line = sys.stdin.readline()
+    if not line: sys.exit(4)
+    os.write(1, b'<got ' + line.strip().encode() + b'>')
+";
+
+/// In an interactive shell: restored in the foreground, stopped by Ctrl-Z, continued by fg, read from, ended by Ctrl-C.
+fn job_control(bed: &mut Bed) -> Result<()> {
+    let script = bed.dir.join("answers.py");
+    fs::write(&script, ANSWERS)?;
+    bed.give(&script)?;
+    let mut pty = Pty::new((24, 80))?;
+    let mut shell = bed.command("bash");
+    shell.args(["--norc", "--noprofile", "-i"]).env("PS1", "PROMPT> ").env("TERM", "dumb");
+    let mut child = pty.spawn(bed, &mut shell)?;
+    drop(shell);
+    let (launcher, ctl) = (bed.stage.bin("launcher"), bed.stage.bin("ctl"));
+    pty.wait_for("PROMPT> ")?;
+    pty.type_in(&format!("{} --name job -- python3 {}\n", launcher.display(), script.display()))?;
+    pty.wait_for("<ready>")?;
+    pty.type_in("one\n")?;
+    pty.wait_for("<got one>")?;
+    bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
+    pty.type_in("echo left with $?\n")?;
+    pty.wait_for("left with 85")?;
+    pty.type_in(&format!("{} restore job\n", ctl.display()))?;
+    let live = bed.state().join("sessions/job/live.json");
+    run::until("the session live again", SOON, || Ok(live.exists()))?;
+    pty.type_in("two\n")?;
+    pty.wait_for("<got two>")?;
+    pty.type_in("\x1a")?;
+    pty.wait_for("Stopped")?;
+    let pid = bed.ctl_json(&["list"])?["sessions"][0]["live"]["program"]["pid"].as_i64().unwrap_or(0) as i32;
+    ensure!(pid == 0 || proc::status(pid).is_some_and(|s| s.state == 'T'), "Ctrl-Z should have stopped PID {pid}");
+    pty.type_in("fg\n")?;
+    pty.wait_for("<CONT>")?;
+    pty.type_in("three\n")?;
+    pty.wait_for("<got three>")?;
+    pty.type_in("\x03")?;
+    pty.wait_for("<INT>")?;
+    pty.type_in("echo ended with $?\n")?;
+    pty.wait_for("ended with 3")?;
+    pty.type_in("exit\n")?;
+    run::end(&mut child, "the shell", LIMIT)?;
+    bed.let_go(&child);
+    Ok(())
+}

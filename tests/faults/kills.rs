@@ -1,0 +1,196 @@
+//! Somebody dies during a checkpoint: the tracer, the recorder or the target, after every single ptrace call and every single
+//! wire message, one after the other until the fault comes too late to happen.
+use anyhow::{ensure, Context, Result};
+use dormouse_tests::target::{Start, Target};
+use dormouse_tests::{proc, store, unharmed, Bed, Case, Who};
+
+/// Who dies, and what is left for ctl to say.
+#[derive(Clone, Copy)]
+struct Kill {
+    /// DORMOUSE_FAULT is `SITE:N:ACTION`.
+    site: &'static str,
+    action: &'static str,
+    victim: Victim,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Victim {
+    Tracer,
+    Recorder,
+    Target,
+}
+
+const KILLS: [Kill; 5] = [
+    Kill { site: "ptrace", action: "kill-self", victim: Victim::Tracer },
+    Kill { site: "ptrace", action: "kill-parent", victim: Victim::Recorder },
+    Kill { site: "ptrace", action: "kill-target", victim: Victim::Target },
+    Kill { site: "wire", action: "kill-self", victim: Victim::Recorder },
+    Kill { site: "wire", action: "kill-target", victim: Victim::Target },
+];
+
+/// A call that any stop interrupts (where the tracer dies, one that the kernel takes up again by itself: what the other returns
+/// between the stop and its repair is EINTR, and nobody is left to change that); registers and FPU held by threads that spin and sleep; threads asleep in futexes. The second
+/// takes all processors, so `make test` tries every fifth point of it.
+const TARGETS: [(&str, &[&str], u32); 3] =
+    [("blocked", &["--call", "epoll_wait"], 1), ("cpu_regs", &[], 5), ("thr_sync", &[], 5)];
+
+/// More points than any checkpoint of these passes.
+const TOO_MANY: u32 = 2000;
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for kill in KILLS {
+        for (program, mut args, step) in TARGETS {
+            if kill.victim == Victim::Tracer && program == "blocked" {
+                args = &["--call", "read_pipe"];
+            }
+            let name = format!("{}-{}/{program}", kill.site, kill.action);
+            for who in Who::all() {
+                all.push(
+                    Case::new(&name, *who, move |bed| every_point(bed, kill, program, args, &[], step)).limit(240),
+                );
+                if step > 1 {
+                    let every = Case::new(format!("{name}-every"), *who, move |bed| {
+                        every_point(bed, kill, program, args, &[], 1)
+                    });
+                    all.push(every.limit(240).full());
+                }
+            }
+        }
+        // A checkpoint that is to kill or stop takes another way from the record on.
+        for option in ["--kill", "--stop"] {
+            let name = format!("{}-{}/thr_join{option}", kill.site, kill.action);
+            for who in Who::all() {
+                all.push(
+                    Case::new(&name, *who, move |bed| every_point(bed, kill, "thr_join", &[], &[option], 4)).limit(240),
+                );
+                let every = Case::new(format!("{name}-every"), *who, move |bed| {
+                    every_point(bed, kill, "thr_join", &[], &[option], 1)
+                });
+                all.push(every.limit(240).full());
+            }
+        }
+    }
+    all
+}
+
+fn every_point(bed: &mut Bed, kill: Kill, program: &str, args: &[&str], options: &[&str], step: u32) -> Result<()> {
+    for n in (1..TOO_MANY).step_by(step as usize) {
+        let fault = format!("{}:{n}:{}", kill.site, kill.action);
+        let mut target = Start::program(program).args(args.iter().copied()).ready(bed)?;
+        let fired = one_point(bed, kill, &fault, &mut target, options, n % 10 == 1)
+            .with_context(|| format!("with DORMOUSE_FAULT={fault}"))?;
+        if !fired {
+            ensure!(n > 4, "{fault} did not happen: this site is hardly ever passed");
+            println!("{} points", n - 1);
+            return Ok(());
+        }
+        bed.log.clear();
+    }
+    anyhow::bail!("{}:{TOO_MANY} still happens", kill.site)
+}
+
+/// False if the fault came too late: the checkpoint was over. `thorough`: not only are the store's files as they were, ctl says
+/// so too.
+fn one_point(
+    bed: &mut Bed,
+    kill: Kill,
+    fault: &str,
+    target: &mut Target,
+    options: &[&str],
+    thorough: bool,
+) -> Result<bool> {
+    let session = target.session.clone();
+    // What the store holds before.
+    target.checkpoint(bed)?;
+    let before = store::content(bed, &session);
+    let args = target.checkpoint_args(options);
+    let ran = bed.ctl_fault(fault, &args)?;
+    bed.reap();
+    if ran.code() != 0 && !options.is_empty() && store::numbers(bed, &session) == [1, 2] {
+        return complete(bed, target).map(|()| true);
+    }
+    if kill.victim == Victim::Target && (ran.code() == 8 || !proc::alive(target.pid)) {
+        target.gone(bed)?;
+        // Its death may come when nothing more is wanted of it: then the checkpoint is there, whole.
+        return match ran.code() {
+            0 => store::holds(bed, &session, &[1, 2]).map(|()| options != ["--kill"]),
+            _ => {
+                ran.refused(8, &["cannot checkpoint", "; "])?;
+                store_is(bed, &session, &before).map(|()| true)
+            }
+        };
+    }
+    match (ran.code(), kill.victim) {
+        (0, _) => return too_late(bed, target, options).map(|()| false),
+        (137, Victim::Recorder) => {}
+        (code @ (3 | 9), Victim::Tracer) => drop(ran.refused(code, &["cannot checkpoint", "; "])?),
+        _ => anyhow::bail!("{}: exit code {} is not documented for this\n{}", ran.command, ran.code(), ran.said()),
+    }
+    unharmed::but_for_the_documented(target.pid)?;
+    // What a recorder that was killed had begun stays aside until the next begins.
+    ensure!(store::content(bed, &session) == before, "the store's checkpoints changed");
+    if thorough {
+        store::holds(bed, &session, &[1])?;
+    }
+    again(bed, target, thorough)?;
+    Ok(true)
+}
+
+/// The checkpoint was there already, and whether its kill or stop came about is open: then it did, or it runs on unharmed.
+fn complete(bed: &mut Bed, target: &mut Target) -> Result<()> {
+    store::holds(bed, &target.session.clone(), &[1, 2])?;
+    if !proc::alive(target.pid) {
+        return target.gone(bed);
+    }
+    // Where it is not stopped, this changes nothing.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(target.pid), nix::sys::signal::Signal::SIGCONT)?;
+    unharmed::but_for_the_documented(target.pid)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// The next checkpoint works and takes away what was left; the program proves itself.
+fn again(bed: &mut Bed, target: &mut Target, thorough: bool) -> Result<()> {
+    target.checkpoint(bed).context("the next checkpoint")?;
+    let session = target.session.clone();
+    let there = store::numbers(bed, &session);
+    ensure!(there.len() == 2, "the next checkpoint should be the second, the store holds {there:?}");
+    if thorough {
+        store::holds(bed, &session, &there)?;
+    }
+    nothing_aside(bed, &session)?;
+    target.prove(bed).map(|_| ())
+}
+
+fn store_is(
+    bed: &mut Bed,
+    session: &str,
+    before: &std::collections::BTreeMap<std::path::PathBuf, (usize, u64)>,
+) -> Result<()> {
+    ensure!(store::content(bed, session) == *before, "the store's checkpoints changed");
+    store::holds(bed, session, &[1])?;
+    nothing_aside(bed, session)
+}
+
+/// No half-made checkpoint lies about.
+fn nothing_aside(bed: &Bed, session: &str) -> Result<()> {
+    let aside: Vec<String> = std::fs::read_dir(store::session_dir(bed, session))?
+        .filter_map(|e| e.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with('.') || name.ends_with(".tmp"))
+        .collect();
+    ensure!(aside.is_empty(), "the store keeps what is neither a checkpoint nor any more being made: {aside:?}");
+    Ok(())
+}
+
+fn too_late(bed: &mut Bed, target: &mut Target, options: &[&str]) -> Result<()> {
+    store::holds(bed, &target.session.clone(), &[1, 2])?;
+    match options {
+        ["--kill"] => return target.gone(bed),
+        ["--stop"] => {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(target.pid), nix::sys::signal::Signal::SIGCONT)?;
+        }
+        _ => {}
+    }
+    unharmed::but_for_the_documented(target.pid)?;
+    target.prove(bed).map(|_| ())
+}

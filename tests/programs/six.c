@@ -1,0 +1,53 @@
+#include "common.h"
+#include <arpa/inet.h>
+#include <linux/io_uring.h>
+#include <linux/netlink.h>
+#include <sys/inotify.h>
+#include <sys/ipc.h>
+#include <sys/shm.h>
+#include <sys/socket.h>
+
+static const char *about = "six things that are refused at once: an established TCP connection (with itself), io_uring, inotify, netlink, pidfd, SysV shared memory; all unharmed by the refusal";
+
+static int tcp, ring, watch, netlink, pidfd, shm_id;
+static char *shm;
+
+static void setup(void) {
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof a;
+    tcp = MUST(socket(AF_INET, SOCK_STREAM, 0)); // connected to itself: one descriptor, one established connection
+    MUST(bind(tcp, (struct sockaddr *)&a, n)), MUST(getsockname(tcp, (struct sockaddr *)&a, &n));
+    MUST(connect(tcp, (struct sockaddr *)&a, n));
+    struct io_uring_params p = {0};
+    ring = (int)syscall(SYS_io_uring_setup, 4, &p);
+    if (ring < 0) ring = MUST(socket(AF_ALG, SOCK_SEQPACKET, 0)); // no io_uring here: a crypto socket is the sixth
+    watch = MUST(inotify_init1(IN_NONBLOCK));
+    MUST(inotify_add_watch(watch, dir, IN_DELETE_SELF));
+    netlink = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE));
+    MUST(bind(netlink, (struct sockaddr *)&(struct sockaddr_nl){.nl_family = AF_NETLINK}, sizeof(struct sockaddr_nl)));
+    pidfd = (int)MUST(syscall(SYS_pidfd_open, getpid(), 0));
+    shm_id = MUST(shmget(IPC_PRIVATE, 8192, 0600));
+    shm = MUST(shmat(shm_id, NULL, 0));
+    MUST(shmctl(shm_id, IPC_RMID, NULL)); // goes with us
+    strcpy(shm, "in shared memory");
+    // For the test's eyes: which descriptor is which.
+    char text[256];
+    snprintf(text, sizeof text, "tcp %d\nio_uring %d\ninotify %d\nnetlink %d\npidfd %d\nshm %p\n", tcp, ring, watch, netlink, pidfd, (void *)shm);
+    MUST(write_file("objects", text) ? 0 : -1);
+}
+static void spoil(void) { shutdown(tcp, SHUT_RDWR); }
+static void prove(void) {
+    char t[8] = "", events[512];
+    struct stat s;
+    CHECK_EQ(4, send(tcp, "ping", 4, MSG_NOSIGNAL), "sending by the connection");
+    CHECK_EQ(4, recv(tcp, t, 4, MSG_WAITALL), "receiving by the connection");
+    CHECK_MEM("ping", t, 4, "what was received");
+    CHECK_OK(fstat(ring, &s), "the ring");
+    CHECK_ERRNO(EAGAIN, read(watch, events, sizeof events), "an event of inotify");
+    struct sockaddr_nl a = {0};
+    socklen_t n = sizeof a;
+    CHECK_OK(getsockname(netlink, (struct sockaddr *)&a, &n), "netlink");
+    CHECK(a.nl_pid != 0, "netlink port");
+    CHECK_OK(syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0), "pidfd");
+    CHECK_STR("in shared memory", shm, "SysV shared memory");
+}

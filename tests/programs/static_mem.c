@@ -1,0 +1,2 @@
+// build: static
+#include "mem_anon.c"

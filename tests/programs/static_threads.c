@@ -1,0 +1,2 @@
+// build: static
+#include "thr_attrs.c"

@@ -1,0 +1,46 @@
+//! The few system calls that std and nix do not offer safely. The only file here with unsafe.
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Descriptors above 2 that were inherited (make's job server, a terminal's) are not passed on to what tests start.
+pub fn keep_descriptors_to_myself() {
+    // SAFETY: only sets a flag on descriptors, closes none.
+    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// The command starts in a session of its own; with the terminal that is its stdin as controlling terminal if there is one.
+pub fn own_session(command: &mut Command) {
+    let setup = || {
+        // SAFETY: async-signal-safe calls with integers only. Without a terminal at 0 the ioctl fails, as it may.
+        unsafe {
+            libc::setsid();
+            libc::ioctl(0, libc::TIOCSCTTY, 0);
+        }
+        Ok(())
+    };
+    // SAFETY: `setup` makes async-signal-safe calls only and allocates nothing.
+    unsafe { command.pre_exec(setup) };
+}
+
+/// The command's process leads a new process group.
+pub fn own_group(command: &mut Command) {
+    command.process_group(0);
+}
+
+/// Rows and columns of a terminal are set.
+pub fn set_window_size(terminal: &impl AsRawFd, (rows, columns): (u16, u16)) -> std::io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads a winsize, which `size` is.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Reaps the zombie `pid` if it is a child of ours that has ended.
+pub fn reap(pid: i32) {
+    let mut status = 0;
+    // SAFETY: `status` lives; a null rusage is allowed. __WALL: also children that ended with another signal than SIGCHLD.
+    unsafe { libc::wait4(pid, &mut status, libc::WNOHANG | libc::__WALL, std::ptr::null_mut()) };
+}

@@ -1,0 +1,61 @@
+//! What must hold of a program that a checkpoint has let go: nothing of ours is in it or with it.
+use crate::bed::SOON;
+use crate::{proc, run};
+use anyhow::{bail, Result};
+
+/// It runs, with nothing of ours left.
+pub fn entirely(pid: i32) -> Result<()> {
+    soon(pid, false)
+}
+
+/// It runs; after an emergency exit the one documented mapping may be in it, and one zombie be its child, until the next
+/// checkpoint.
+pub fn but_for_the_documented(pid: i32) -> Result<()> {
+    soon(pid, true)
+}
+
+/// A tracer whose recorder was killed needs a moment to cure.
+fn soon(pid: i32, emergency: bool) -> Result<()> {
+    let mut wrong = String::new();
+    let settled = run::until("", SOON, || {
+        wrong = look(pid, emergency);
+        Ok(wrong.is_empty())
+    });
+    if settled.is_err() {
+        bail!("PID {pid} is not as it was {SOON:?} after: {wrong}");
+    }
+    Ok(())
+}
+
+fn look(pid: i32, emergency: bool) -> String {
+    let Some(status) = proc::status(pid) else { return "it is gone".into() };
+    if !matches!(status.state, 'R' | 'S' | 'D') {
+        return format!("its state is {}", status.state);
+    }
+    if status.tracer != 0 {
+        return format!("it is traced by PID {}", status.tracer);
+    }
+    let children: Vec<_> = proc::children(pid).into_iter().filter_map(|c| Some((c, proc::status(c)?))).collect();
+    let zombies = children.iter().filter(|(_, s)| s.state == 'Z').count();
+    if children.len() > zombies || zombies > emergency as usize {
+        let list: Vec<String> = children.iter().map(|(c, s)| format!("{c} ({}, {})", s.comm, s.state)).collect();
+        return format!("it has children: {}", list.join(", "));
+    }
+    let ours = proc::ours(pid);
+    let one_block = ours.windows(2).all(|w| w[0].end == w[1].start);
+    let permitted = ours.is_empty() || (emergency && one_block);
+    if !permitted {
+        return format!("it has mappings of ours: {ours:x?}");
+    }
+    if stopped_threads(pid) > 0 {
+        return "some of its threads are stopped".into();
+    }
+    String::new()
+}
+
+fn stopped_threads(pid: i32) -> usize {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+    let tids = tasks.filter_map(|t| t.ok()?.file_name().to_str()?.parse().ok());
+    // The status of a thread is read like that of a process.
+    tids.filter(|t| proc::status(*t).is_some_and(|s| matches!(s.state, 'T' | 't') || s.tracer != 0)).count()
+}
