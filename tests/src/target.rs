@@ -168,8 +168,18 @@ impl Target {
     }
 
     /// A checkpoint after which it runs on.
+    ///
+    /// After one that was broken off, a busy thread may still be on its way out: that is refused with the advice to try again,
+    /// which is followed here.
     pub fn checkpoint(&mut self, bed: &mut Bed) -> Result<()> {
-        bed.ctl(&self.checkpoint_args(&[]))?.expect(0)?;
+        let args = self.checkpoint_args(&[]);
+        run::until("everyone out of a broken-off checkpoint", SOON, || {
+            let ran = bed.ctl(&args)?;
+            if ran.code() == 3 && ran.said().contains("just leaving an earlier checkpoint") {
+                return Ok(false);
+            }
+            ran.expect(0).map(|_| true)
+        })?;
         self.known = true;
         crate::unharmed::entirely(self.pid)
     }
