@@ -1,13 +1,20 @@
-// The bare limits: `bare fork MIB REPEATS [thp]`: fork and _exit of a process with that much memory, ms each;
-// `bare seize PID REPEATS`: seize, interrupt, wait, read registers and detach of all threads of a process, ms each.
+// The bare limits, measured by the least that any program would have to do.
+//   bare fork MIB [thp]   for each line on stdin: fork and _exit of a process with so much memory, ms
+//   bare seize PID N      N times: seize, interrupt, wait, registers and detach of all threads of a process, ms each
+//   bare publish DIR PACK MANIFEST N   N times: the files and folders of one checkpoint written, fsync'ed and renamed, ms each
+//   bare write FILE MIB   so much incompressible memory written and fsync'ed, ms
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
@@ -15,50 +22,108 @@
 #include <time.h>
 #include <unistd.h>
 
+#define MUST(call)                                                                                 \
+    ({                                                                                             \
+        __typeof__(call) value_ = (call);                                                          \
+        if ((long)value_ == -1) fprintf(stderr, "bare: " #call ": %s\n", strerror(errno)), exit(1); \
+        value_;                                                                                    \
+    })
+
 static double ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
 }
-static int bare_fork(size_t mib, int n, int thp) {
-    size_t len = mib << 20;
-    char *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return perror("mmap"), 1;
+static char *filled(size_t len, int thp) {
+    char *p = MUST(mmap(NULL, len + (2 << 20), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    p = (char *)(((uintptr_t)p + (2 << 20) - 1) & ~((2UL << 20) - 1));
     madvise(p, len, thp ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-    for (size_t i = 0; i < len; i += 4096) p[i] = (char)(i >> 12) | 1;
-    for (int i = 0; i < n; i++) {
+    uint64_t x = 88172645463325252ULL;
+    for (size_t i = 0; i < len / 8; i++) x ^= x << 13, x ^= x >> 7, x ^= x << 17, ((uint64_t *)p)[i] = x;
+    return p;
+}
+static int bare_fork(size_t mib, int thp) {
+    filled(mib << 20, thp);
+    puts("ready"), fflush(stdout);
+    while (getchar() != EOF) {
         double t = ms();
-        pid_t c = fork();
+        pid_t c = MUST(fork());
         if (!c) _exit(0);
-        printf("%.3f\n", ms() - t);
-        waitpid(c, NULL, 0);
+        printf("%.3f\n", ms() - t), fflush(stdout);
+        MUST(waitpid(c, NULL, 0));
     }
     return 0;
 }
 static int bare_seize(int pid, int n) {
-    char path[64];
     static int tids[65536];
+    char path[64];
     snprintf(path, sizeof path, "/proc/%d/task", pid);
     for (int i = 0; i < n; i++) {
         double t = ms();
         int k = 0;
         DIR *d = opendir(path);
-        for (struct dirent *e; d && (e = readdir(d));)
+        if (!d) return perror(path), 1;
+        for (struct dirent *e; (e = readdir(d)) && k < 65536;)
             if (e->d_name[0] != '.') tids[k++] = atoi(e->d_name);
         closedir(d);
-        for (int j = 0; j < k; j++) ptrace(PTRACE_SEIZE, tids[j], 0, 0);
-        for (int j = 0; j < k; j++) ptrace(PTRACE_INTERRUPT, tids[j], 0, 0);
-        for (int j = 0; j < k; j++) waitpid(tids[j], NULL, __WALL);
         struct user_regs_struct r;
-        for (int j = 0; j < k; j++) ptrace(PTRACE_GETREGSET, tids[j], NT_PRSTATUS, &(struct iovec){&r, sizeof r});
-        for (int j = 0; j < k; j++) ptrace(PTRACE_DETACH, tids[j], 0, 0);
+        for (int j = 0; j < k; j++) MUST(ptrace(PTRACE_SEIZE, tids[j], 0, 0));
+        for (int j = 0; j < k; j++) MUST(ptrace(PTRACE_INTERRUPT, tids[j], 0, 0));
+        for (int j = k; j--;) MUST(waitpid(tids[j], NULL, __WALL)); // the leader, which is first, last
+        for (int j = 0; j < k; j++) MUST(ptrace(PTRACE_GETREGSET, tids[j], NT_PRSTATUS, &(struct iovec){&r, sizeof r}));
+        for (int j = 0; j < k; j++) MUST(ptrace(PTRACE_DETACH, tids[j], 0, 0));
         printf("%.3f\n", ms() - t);
-        usleep(100000); // lets the threads run between two measurements
     }
     return 0;
 }
+static void write_synced(const char *path, const char *from, size_t len) {
+    int fd = MUST(open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    for (ssize_t n; len; from += n, len -= n) n = MUST(write(fd, from, len < 1 << 20 ? len : 1 << 20));
+    MUST(fsync(fd));
+    close(fd);
+}
+static void sync_dir(const char *path) {
+    int fd = MUST(open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    MUST(fsync(fd));
+    close(fd);
+}
+// As the store does it (image/src/store/incoming.rs): folders, pack, manifest; pack and folder moved into their place.
+static int bare_publish(const char *dir, size_t pack, size_t manifest, int n) {
+    MUST(chdir(dir));
+    MUST(mkdir("packs", 0700));
+    MUST(mkdir("checkpoints", 0700));
+    char *bytes = filled(pack > manifest ? pack : manifest, 0), to[64];
+    for (int i = 0; i < n; i++) {
+        double t = ms();
+        MUST(mkdir(".incoming", 0700));
+        MUST(mkdir(".incoming/packs", 0700));
+        write_synced(".incoming/packs/0", bytes, pack);
+        write_synced(".incoming/manifest", bytes, manifest);
+        snprintf(to, sizeof to, "packs/%d", i);
+        MUST(rename(".incoming/packs/0", to));
+        sync_dir("packs");
+        MUST(rmdir(".incoming/packs"));
+        sync_dir(".incoming");
+        snprintf(to, sizeof to, "checkpoints/%d", i);
+        MUST(rename(".incoming", to));
+        sync_dir("checkpoints");
+        printf("%.3f\n", ms() - t);
+    }
+    return 0;
+}
+static int bare_write(const char *path, size_t mib) {
+    char *bytes = filled(mib << 20, 1);
+    sync();
+    double t = ms();
+    write_synced(path, bytes, mib << 20);
+    printf("%.3f\n", ms() - t);
+    return 0;
+}
 int main(int argc, char **argv) {
-    if (argc >= 4 && !strcmp(argv[1], "fork")) return bare_fork(atoi(argv[2]), atoi(argv[3]), argc > 4);
-    if (argc >= 4 && !strcmp(argv[1], "seize")) return bare_seize(atoi(argv[2]), atoi(argv[3]));
+    if (argc >= 3 && !strcmp(argv[1], "fork")) return bare_fork(atoi(argv[2]), argc > 3);
+    if (argc == 4 && !strcmp(argv[1], "seize")) return bare_seize(atoi(argv[2]), atoi(argv[3]));
+    if (argc == 6 && !strcmp(argv[1], "publish")) return bare_publish(argv[2], atol(argv[3]), atol(argv[4]), atoi(argv[5]));
+    if (argc == 4 && !strcmp(argv[1], "write")) return bare_write(argv[2], atoi(argv[3]));
+    fputs("usage: bare fork|seize|publish|write ... (bare.c)\n", stderr);
     return 2;
 }

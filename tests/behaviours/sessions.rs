@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("restored/many-at-once", many_at_once));
     all.extend(Case::each("checkpoint/ten-in-a-row", ten_in_a_row));
     all.extend(Case::each("checkpoint/heartbeat", heartbeat));
+    all.extend(Case::each("checkpoint/descriptors-come-and-go", come_and_go));
     all.extend(Case::each("state/private", state_private));
     for option in ["--kill", "--stop"] {
         all.extend(Case::each(&format!("checkpoint/frozen-until-the-end{option}"), move |bed| frozen(bed, option)));
@@ -223,6 +224,15 @@ fn many_at_once(bed: &mut Bed) -> Result<()> {
         bed.ctl(&["kill", &format!("copy{n}")])?.expect(0)?;
     }
     target.restore(bed)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A descriptor that closes while it is looked at is no failure, nor the target's death.
+fn come_and_go(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("fd_churn").ready(bed)?;
+    for _ in 0..60 {
+        target.checkpoint(bed)?;
+    }
     target.prove(bed).map(|_| ())
 }
 

@@ -6,17 +6,21 @@ static const char *usage = "  --threads N    1 (default): spins on the clock. N 
                            "  --period-us P  of the sleepers; default 1000, or 50 N where that is more (20,000 wake-ups a second in all)\n"
                            "  --mib M        incompressible memory to fill first\n"
                            "  --thp          ask for huge pages for it (else refuse them)\n"
-                           "  --write        the spinning thread also writes one page after the other";
+                           "  --write        the spinning thread also writes one page after the other\n"
+                           "  --samples      whenever DIR/sample appears: DIR/gap gets the largest gap since the last time,\n"
+                           "                 and the spinning thread's over 0.3 ms, in their order; then it is removed";
 
 static long threads = 1, mib, period_us;
 static int64_t period;
-static bool thp, writes, spins;
+static bool thp, writes, spins, samples;
 static unsigned char *memory;
 struct beat {
     int64_t worst, at, beats, first;
     unsigned char pad[32];
 };
 static struct beat *beats;
+static struct { int64_t at, length; } gaps[256]; // the spinning thread's since the last sample
+static volatile unsigned gaps_count;
 static volatile int stop, started;
 
 static int own_option(const char *name, const char *value) {
@@ -25,6 +29,7 @@ static int own_option(const char *name, const char *value) {
     if (!strcmp(name, "--period-us") && value) return period_us = atol(value), 2;
     if (!strcmp(name, "--spin")) return spins = true, 1;
     if (!strcmp(name, "--thp")) return thp = true, 1;
+    if (!strcmp(name, "--samples")) return samples = true, 1;
     if (!strcmp(name, "--write")) return writes = true, 1;
     return 0;
 }
@@ -39,6 +44,7 @@ static void *spin(void *arg) { // gap between two looks at the clock
     for (; !stop; last = now) {
         now = mono_ns();
         if (now - last > b->worst) b->worst = now - last, b->at = last;
+        if (now - last > 300000 && gaps_count < COUNT(gaps)) gaps[gaps_count].at = last, gaps[gaps_count].length = now - last, gaps_count++;
         b->beats++;
         if (writes && pages) memory[(page++ % pages) * PAGE] ^= 1;
     }
@@ -83,6 +89,22 @@ static void setup(void) {
     sleep_ms(50 + 2 * period_us / 1000);
     for (long i = 0; i < threads; i++) beats[i].worst = beats[i].at = 0; // starting up does not count
 }
+static void sample(void) { // the figures so far, and from here on anew
+    if (!samples || access(work("sample"), F_OK) != 0) return;
+    int64_t worst = 0, at = 0;
+    long who = 0;
+    for (long i = 0; i < threads; i++) {
+        if (beats[i].worst > worst) worst = beats[i].worst, at = beats[i].at, who = i;
+        beats[i].worst = beats[i].at = 0;
+    }
+    static char text[16384];
+    int n = snprintf(text, sizeof text, "worst_ns %ld\nworst_thread %ld\nworst_at_ns %ld\n", (long)worst, who, (long)at);
+    for (unsigned i = 0; i < gaps_count; i++) n += snprintf(text + n, sizeof text - (size_t)n, "gap_ns %ld %ld\n", (long)gaps[i].at, (long)gaps[i].length);
+    gaps_count = 0;
+    MUST(unlink(work("sample")));
+    if (!write_file("gap", text)) fail("writing DIR/gap failed");
+}
+static void (*tick)(void) = sample;
 static void spoil(void) { stop = 1, sleep_ms(20), beats[0].beats = 0, beats[threads - 1].first = 0; }
 static void prove(void) {
     stop = 1;

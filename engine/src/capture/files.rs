@@ -84,11 +84,17 @@ impl FileView {
 }
 
 /// All open files of a process, its descriptors grouped by what they share.
-pub(super) fn list(pid: i32) -> Step<Vec<FileView>> {
+///
+/// While it runs (`frozen` false) a descriptor may close between two looks at it: it is left out, and the freeze lists anew.
+/// In the freeze nothing may be left out, so there it is an error.
+pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
     let fds = sys::procfs::fd::list(pid)?;
     let mut views: Vec<FileView> = Vec::with_capacity(fds.len());
     for f in fds {
-        let info = sys::procfs::fdinfo::read(pid, f.fd)?;
+        let info = match sys::procfs::fdinfo::read(pid, f.fd) {
+            Err(e) if !frozen && e.is_gone() && sys::procfs::pid_exists(pid) => continue,
+            info => info?,
+        };
         let stat = f.stat.ok();
         let cloexec = info.cloexec();
         let same = views.iter().position(|v| {
@@ -108,19 +114,26 @@ pub(super) fn list(pid: i32) -> Step<Vec<FileView>> {
         };
         views.push(FileView { fds: vec![(f.fd, cloexec)], link, stat, info, both_ends: false, deleted, socket: None });
     }
-    look_at_sockets(pid, &mut views)?;
+    look_at_sockets(pid, frozen, &mut views)?;
     Ok(views)
 }
 
 /// Asks every socket what it is, through a copy of the descriptor.
-fn look_at_sockets(pid: i32, views: &mut [FileView]) -> Step<()> {
+fn look_at_sockets(pid: i32, frozen: bool, views: &mut Vec<FileView>) -> Step<()> {
     if !views.iter().any(|v| v.link.starts_with(b"socket:")) {
         return Ok(());
     }
     let pidfd = sys::pidfd::PidFd::open(pid)?;
     let mut diag = sys::sockdiag::SockDiag::open().ok();
+    let mut closed = Vec::new();
     for v in views.iter_mut().filter(|v| v.link.starts_with(b"socket:")) {
-        let fd = pidfd.get(v.first_fd())?;
+        let fd = match pidfd.get(v.first_fd()) {
+            Err(e) if !frozen && e.errno() == Some(libc::EBADF) => {
+                closed.push(v.first_fd());
+                continue;
+            }
+            fd => fd?,
+        };
         let int = |name| sys::sockopt::get_int(&fd, libc::SOL_SOCKET, name).unwrap_or(0);
         let ino = v.stat.as_ref().map_or(0, |s| s.ino);
         v.socket = Some(SocketView {
@@ -134,6 +147,7 @@ fn look_at_sockets(pid: i32, views: &mut [FileView]) -> Step<()> {
             own_peer: false,
         });
     }
+    views.retain(|v| !closed.contains(&v.first_fd()));
     let inodes: Vec<u64> = views.iter().filter_map(|v| v.stat.as_ref().map(|s| s.ino)).collect();
     for s in views.iter_mut().filter_map(|v| v.socket.as_mut()) {
         s.own_peer = s.unix().and_then(|u| u.peer).is_some_and(|p| inodes.contains(&(p as u64)));

@@ -1,6 +1,6 @@
 //! Phase find: who the target is, and every reason why it could not be captured or restored, at once.
 use super::files::{self, FileView};
-use super::{explain, Fault};
+use super::{explain, Fault, Step};
 use crate::{objects, Error, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
@@ -27,17 +27,29 @@ pub struct Survey {
     pub private: bool,
     /// Reasons to refuse.
     pub reasons: Vec<Reason>,
+    /// Reasons that only stand if they still do in the freeze: a peer of a unix socket that is no open file of the process may
+    /// be just about to be closed by it.
+    pub unsure: Vec<Reason>,
     /// What is not kept, each with what is lost.
     pub reported: Vec<String>,
 }
 
 impl Survey {
-    /// Refuses if there is any reason to.
+    /// Refuses if there is any certain reason to, naming the others too.
     pub fn refuse(&self) -> Result<()> {
         if self.reasons.is_empty() {
             return Ok(());
         }
-        Err(Error { kind: Kind::Refused, attempted: self.attempted.clone(), reasons: self.reasons.clone() })
+        self.refuse_unsure_too()
+    }
+
+    /// Refuses if there is any reason to.
+    pub fn refuse_unsure_too(&self) -> Result<()> {
+        let reasons: Vec<Reason> = self.reasons.iter().chain(&self.unsure).cloned().collect();
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        Err(Error { kind: Kind::Refused, attempted: self.attempted.clone(), reasons })
     }
 
     /// PID in the innermost namespace.
@@ -97,13 +109,14 @@ pub fn survey(pid: i32, attempted: String) -> Result<Survey> {
         threads: Default::default(),
         private: false,
         reasons: Vec::new(),
+        unsure: Vec::new(),
         reported: Vec::new(),
     };
     s.rights();
     // without the right to look there is nothing more to say
     s.refuse()?;
     let r: std::result::Result<(), Fault> = (|| {
-        s.files = files::list(pid)?;
+        s.files = files::list(pid, false)?;
         files::mark_ends(pid, &mut s.files);
         s.smaps = procfs::smaps::read(pid)?;
         Ok(())
@@ -113,7 +126,7 @@ pub fn survey(pid: i32, attempted: String) -> Result<Survey> {
     s.threads = super::threads::facts(pid, s.private);
     s.process();
     s.mappings();
-    s.open_files();
+    s.open_files().map_err(|f| explain(f, &s.attempted, "find", false))?;
     Ok(s)
 }
 
@@ -252,16 +265,39 @@ impl Survey {
         self.reasons.extend(reasons);
     }
 
-    fn open_files(&mut self) {
-        let mut reasons = Vec::new();
-        for f in &self.files {
-            match objects::of(f) {
-                Some(k) => reasons.extend(k.inspect(f, self)),
-                None => reasons.push(objects::refusal(f, self)),
-            }
+    /// Refusals of open files. The process runs: what was opened, closed and its number given to another while it was looked at
+    /// is seen as a mixture. So a refusal counts only if a second look finds the same open file there; the freeze decides.
+    fn open_files(&mut self) -> Step<()> {
+        let mut first = refused(&self.files, self.pid);
+        if !first.is_empty() {
+            let mut again = files::list(self.pid, false)?;
+            files::mark_ends(self.pid, &mut again);
+            let again = refused(&again, self.pid);
+            first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
         }
-        self.reasons.extend(reasons);
+        let pairs: Vec<i32> = self.files.iter().filter(|f| has_unix_peer(f)).map(FileView::first_fd).collect();
+        for ((fd, ..), reasons) in first {
+            if pairs.contains(&fd) { &mut self.unsure } else { &mut self.reasons }.extend(reasons);
+        }
+        Ok(())
     }
+}
+
+fn has_unix_peer(f: &FileView) -> bool {
+    f.socket.as_ref().and_then(|s| s.unix()).is_some_and(|u| u.peer.is_some())
+}
+
+/// What tells an open file from the next one under its number: descriptor, link, inode.
+type Key = (i32, Vec<u8>, u64);
+
+/// The open files with reasons to refuse them.
+fn refused(all: &[FileView], pid: i32) -> Vec<(Key, Vec<Reason>)> {
+    let reasons = |f: &FileView| match objects::of(f) {
+        Some(k) => k.inspect(f, all, pid),
+        None => vec![objects::refusal(f)],
+    };
+    let key = |f: &FileView| (f.first_fd(), f.link.clone(), f.stat.as_ref().map_or(0, |s| s.ino));
+    all.iter().map(|f| (key(f), reasons(f))).filter(|(_, r)| !r.is_empty()).collect()
 }
 
 /// EI_CLASS of its executable: 1 for 32-bit, 2 for 64-bit (elf(5)).

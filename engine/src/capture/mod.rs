@@ -61,7 +61,7 @@ impl Phase {
 /// reported as not kept.
 pub fn preflight(pid: i32) -> Result<Vec<String>> {
     let s = survey(pid, format!("checkpoint PID {pid}"))?;
-    s.refuse()?;
+    s.refuse_unsure_too()?;
     way_in(&s, &[0; 8]).map(|_| s.reported)
 }
 

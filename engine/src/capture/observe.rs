@@ -293,7 +293,7 @@ impl<'a> Observer<'a> {
     }
 
     fn open_files(&mut self) -> Step<Files> {
-        let mut views = files::list(self.survey.pid)?;
+        let mut views = files::list(self.survey.pid, true)?;
         // the one that the blob talks through is not the target's
         let ours = self.own_descriptor()?;
         views.retain(|v| v.first_fd() != ours);
@@ -303,10 +303,10 @@ impl<'a> Observer<'a> {
         let mut reasons = Vec::new();
         for v in &views {
             let Some(kind) = objects::of(v) else {
-                reasons.push(objects::refusal(v, self.survey));
+                reasons.push(objects::refusal(v));
                 continue;
             };
-            let more = kind.inspect(v, self.survey);
+            let more = kind.inspect(v, &views, self.survey.pid);
             if !more.is_empty() {
                 reasons.extend(more);
                 continue;

@@ -1,6 +1,6 @@
 //! The kernel's anonymous inodes whose whole state fdinfo tells: eventfd, timerfd, signalfd, epoll.
 use super::{encode, Object};
-use crate::capture::{FileView, Observer, Survey};
+use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Made, Maker, Remake};
 use crate::restore::Step;
 use crate::{Reason, Result};
@@ -106,8 +106,8 @@ impl Object for Epoll {
         is(f, b"eventpoll")
     }
 
-    fn inspect(&self, f: &FileView, s: &Survey) -> Vec<Reason> {
-        let lost = numbered(f).into_iter().filter(|(t, n)| live(f, t.tfd, *n, &s.files, s.pid).is_none());
+    fn inspect(&self, f: &FileView, all: &[FileView], pid: i32) -> Vec<Reason> {
+        let lost = numbered(f).into_iter().filter(|(t, n)| live(f, t.tfd, *n, all, pid).is_none());
         let say = |(t, _): (&sys::procfs::fdinfo::EpollTarget, u32)| {
             let why = format!(
                 "it watches an open file, once added as descriptor {}, that only another process still holds",

@@ -1,6 +1,6 @@
 //! Regular files without a name: deleted ones, and O_TMPFILE. Their content is in the image.
 use super::{encode, Object};
-use crate::capture::{FileView, Observer, Survey};
+use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Made, Maker, Remake};
 use crate::restore::{cannot, Step};
 use crate::{Reason, Result};
@@ -22,7 +22,7 @@ impl Object for Deleted {
         regular && f.deleted && f.link.starts_with(b"/") && !f.link.starts_with(b"/memfd:")
     }
 
-    fn inspect(&self, f: &FileView, _s: &Survey) -> Vec<Reason> {
+    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
         if f.stat.as_ref().is_some_and(|s| s.nlink > 0) {
             return vec![Reason::new(
                 f.describe(),

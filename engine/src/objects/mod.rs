@@ -14,7 +14,7 @@ mod tcp;
 mod udp;
 mod unix;
 
-use crate::capture::{FileView, Observer, Survey};
+use crate::capture::{FileView, Observer};
 use crate::{Reason, Result};
 use image::v1::objects::Kind;
 
@@ -35,8 +35,9 @@ pub trait Object: Sync {
     /// Whether this open file is of this kind.
     fn claims(&self, f: &FileView) -> bool;
 
-    /// What would make its capture or its restore fail. Runs before the freeze, and `ctl check --pid` runs just this.
-    fn inspect(&self, _f: &FileView, _s: &Survey) -> Vec<Reason> {
+    /// What would make its capture or its restore fail; `all` are the open files of process `pid` at the same time. Runs before
+    /// the freeze and again in it, and `ctl check --pid` runs just this.
+    fn inspect(&self, _f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
         Vec::new()
     }
 
@@ -69,7 +70,7 @@ pub fn of(f: &FileView) -> Option<&'static dyn Object> {
 }
 
 /// The refusal of what nobody claims.
-pub fn refusal(f: &FileView, _s: &Survey) -> Reason {
+pub fn refusal(f: &FileView) -> Reason {
     let link = f.link.as_slice();
     let (why, remedy) = if link.starts_with(b"socket:") {
         ("this kind of socket is not kept yet", "close it before the checkpoint")

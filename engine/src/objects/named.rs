@@ -1,6 +1,6 @@
 //! Files with a name: regular files, directories, devices without state, and whatever was opened with O_PATH.
 use super::{encode, Object};
-use crate::capture::{FileView, Observer, Survey};
+use crate::capture::{FileView, Observer};
 use crate::{Reason, Result};
 use image::v1::objects::{Kind, Named};
 use std::os::unix::ffi::OsStrExt;
@@ -59,7 +59,7 @@ impl Object for Regular {
         format_of(f) == libc::S_IFREG && f.link.starts_with(b"/") && f.has_name()
     }
 
-    fn inspect(&self, f: &FileView, _s: &Survey) -> Vec<Reason> {
+    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
         let mut r = check_name(f);
         if f.link.starts_with(b"/proc/") || f.link.starts_with(b"/sys/") {
             r = vec![Reason::new(f.describe(), "files of /proc and /sys are not kept yet", "close it")];
@@ -82,7 +82,7 @@ impl Object for Directory {
         format_of(f) == libc::S_IFDIR && f.has_name()
     }
 
-    fn inspect(&self, f: &FileView, _s: &Survey) -> Vec<Reason> {
+    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
         check_name(f).into_iter().chain(super::locks(f)).collect()
     }
 

@@ -1,6 +1,6 @@
 //! TCP sockets: listening ones, and ones that are neither bound nor connected.
 use super::{encode, sock, Object};
-use crate::capture::{FileView, Observer, Survey};
+use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Checker, Made, Maker, Remake};
 use crate::restore::Step;
 use crate::{Reason, Result};
@@ -31,7 +31,7 @@ impl Object for Tcp {
         is_tcp(f)
     }
 
-    fn inspect(&self, f: &FileView, _s: &Survey) -> Vec<Reason> {
+    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
         let Some(s) = &f.socket else { return Vec::new() };
         // TCP_LISTEN 10, TCP_CLOSE 7 (include/net/tcp_states.h)
         let state = s.inet().map_or(if s.listening { 10 } else { 7 }, |i| i.state);

@@ -1,6 +1,6 @@
 //! Unix sockets: listening ones, unconnected ones, and pairs within the process with their queues.
 use super::{encode, sock, Object};
-use crate::capture::{FileView, Observer, SocketView, Survey};
+use crate::capture::{FileView, Observer, SocketView};
 use crate::restore::files::{self, Checker, Made, Maker, Remake};
 use crate::restore::Step;
 use crate::{Reason, Result};
@@ -36,7 +36,7 @@ impl Object for UnixListen {
         unix(f).is_some_and(|s| s.listening || s.remote.is_none() && s.unix().is_none_or(|u| u.peer.is_none()))
     }
 
-    fn inspect(&self, f: &FileView, _s: &Survey) -> Vec<Reason> {
+    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
         let waiting =
             unix(f).and_then(|s| s.unix()).map_or(0, |u| if u.pending.is_empty() { 0 } else { u.pending.len() });
         if waiting == 0 {
@@ -79,7 +79,7 @@ impl Object for UnixPair {
         unix(f).is_some_and(|s| s.own_peer || s.unix().is_some_and(|u| u.peer == Some(0)))
     }
 
-    fn inspect(&self, f: &FileView, _s: &Survey) -> Vec<Reason> {
+    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
         let mut r = Vec::new();
         if f.info.scm_fds.is_some_and(|n| n > 0) {
             r.push(Reason::new(
