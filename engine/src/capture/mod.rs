@@ -269,8 +269,13 @@ fn died(attempted: &str, phase: &str) -> Error {
 
 fn way_in(s: &Survey, addr: &[u8]) -> Result<tracer::EntryPlan> {
     let visit = observe::visit_program();
-    tracer::prepare(s.pid, addr, tracer::Visit::All, visit.encode_calls())
-        .map_err(|e| explain(Fault::Sys(e), &s.attempted, "find", false))
+    tracer::prepare(s.pid, addr, tracer::Visit::All, visit.encode_calls()).map_err(|e| match e {
+        sys::Error::Unfit { what } => {
+            let remedy = "nothing was touched; run a build of it that uses an ordinary C library and stack";
+            Error::new(Kind::Refused, s.attempted.clone(), format!("PID {}", s.pid), what, remedy)
+        }
+        e => explain(Fault::Sys(e), &s.attempted, "find", false),
+    })
 }
 
 fn sink(incoming: &NewCheckpoint) -> Step<PageSink> {

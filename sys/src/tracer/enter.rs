@@ -77,8 +77,9 @@ fn must(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u64; 6]) -> 
     Ok(r as u64)
 }
 
-/// Writes the frame (and the mapping's name) into the scratch place.
-pub fn prepare_scratch(tasks: &Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan) -> Result<()> {
+/// Borrows the scratch place: writes the frame (and the mapping's name) there, and keeps what was there before. Below the stack
+/// pointer nothing is in use, but the program may stand on another stack, and this one hold live frames down to its end.
+fn borrow_scratch(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan) -> Result<()> {
     let mut f = tasks.emergency_frame(tid, plan.scratch, plan.sigreturn);
     let name_at = f.len();
     f.extend_from_slice(MAPPING_NAME.as_bytes());
@@ -88,7 +89,21 @@ pub fn prepare_scratch(tasks: &Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPla
             what: format!("the signal frame of {} bytes does not fit the unused part of the stack", name_at),
         });
     }
+    // borrowed already: what is there now is ours
+    if tasks.borrowed.is_none() {
+        let mut was = vec![0; f.len()];
+        mem.read(plan.scratch, &mut was)?;
+        tasks.borrowed = Some(was);
+    }
     mem.write(plan.scratch, &f)
+}
+
+/// Gives back exactly what was there. No thread may be in a call of ours any more.
+fn give_back_scratch(tasks: &mut Tasks, mem: &RemoteMem, plan: &EntryPlan) -> Result<()> {
+    match tasks.borrowed.take() {
+        Some(was) => mem.write(plan.scratch, &was),
+        None => Ok(()),
+    }
 }
 
 /// Offset of the name behind the frame.
@@ -104,17 +119,30 @@ pub fn enter(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan, bef
     };
     let frame = tasks.all.values().map(|t| sigframe::size(t.xstate.len())).max().unwrap_or(0);
     let l = Layout::new(others.len() as u64, frame as u64);
-    prepare_scratch(tasks, mem, tid, plan)?;
-    for (start, len) in &plan.stale {
-        must(tasks, tid, plan, libc::SYS_munmap, [*start, *len, 0, 0, 0, 0])?;
-    }
-    let map = [HOME, l.len, 5, 0x4022, u64::MAX, 0]; // PROT_READ|PROT_EXEC, PRIVATE|ANONYMOUS|NORESERVE
-    let l = l.at(must(tasks, tid, plan, libc::SYS_mmap, map)?);
+    borrow_scratch(tasks, mem, tid, plan)?;
+    let l = match map_fresh(tasks, tid, plan, l) {
+        Ok(l) => l,
+        Err(e) => {
+            // not in yet: out of the call of ours, then the stack is what it was
+            let out = tasks.bring_to_stop(&[tid]).and_then(|()| tasks.cure(tid));
+            let _ = out.and_then(|()| give_back_scratch(tasks, mem, plan));
+            return Err(e);
+        }
+    };
     let r = in_mapping(tasks, mem, tid, plan, &l, &others);
     if r.is_err() {
         let _ = leave_mapping(tasks, mem, tid, plan, &l, before);
     }
     r.map(|()| l)
+}
+
+/// What an earlier attach left goes, and a fresh mapping comes.
+fn map_fresh(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, l: Layout) -> Result<Layout> {
+    for (start, len) in &plan.stale {
+        must(tasks, tid, plan, libc::SYS_munmap, [*start, *len, 0, 0, 0, 0])?;
+    }
+    let map = [HOME, l.len, 5, 0x4022, u64::MAX, 0]; // PROT_READ|PROT_EXEC, PRIVATE|ANONYMOUS|NORESERVE
+    Ok(l.at(must(tasks, tid, plan, libc::SYS_mmap, map)?))
 }
 
 fn in_mapping(
@@ -134,6 +162,8 @@ fn in_mapping(
     mem.write(l.frame(0), &tasks.emergency_frame(tid, l.frame(0), l.sigreturn()))?;
     prepare_visits(tasks, mem, l, plan, others)?;
     send_in(tasks, tid, l.serve_entry(), l.params(), l.stack())?;
+    // it leaves through its frame in the mapping now; and the snapshot must see the program's stack
+    give_back_scratch(tasks, mem, plan)?;
     for (i, t) in others.iter().enumerate() {
         send_in(tasks, *t, l.thread_entry(), l.slot(i as u64), l.thread_stack(i as u64))?;
     }
@@ -212,7 +242,7 @@ pub fn leave_mapping(
     for t in entered.iter().filter(|t| **t != tid) {
         tasks.cure(*t)?;
     }
-    prepare_scratch(tasks, mem, tid, plan)?;
+    borrow_scratch(tasks, mem, tid, plan)?;
     // while nobody has left, nothing but the blob has run: whatever is open now and was not before is its connection
     if !left {
         let now = procfs::fd::numbers(tasks.pid).unwrap_or_default();
@@ -224,10 +254,5 @@ pub fn leave_mapping(
     // from the exit of that call to a stop from which the kernel restarts the interrupted call, then its own state
     tasks.bring_to_stop(&[tid])?;
     tasks.cure(tid)?;
-    clear_scratch(tasks, mem, tid, plan)
-}
-
-/// The frame's bytes are not left behind.
-fn clear_scratch(tasks: &Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan) -> Result<()> {
-    mem.write(plan.scratch, &vec![0; name_offset(tasks, tid) as usize + MAPPING_NAME.len() + 1])
+    give_back_scratch(tasks, mem, plan)
 }

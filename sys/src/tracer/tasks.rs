@@ -49,6 +49,8 @@ pub struct Tasks {
     pub all: BTreeMap<i32, Task>,
     /// Signals pending for the process at the freeze: raw siginfo.
     pub shared_pending: Vec<Vec<u8>>,
+    /// What was in the scratch place before a frame of ours.
+    pub borrowed: Option<Vec<u8>>,
     /// Whether stops are wanted now; while the blob runs they are not, and a stop (a SIGCONT's) is passed over.
     pub hold: bool,
     /// It is being restored: not cured but killed if it is not woken.
@@ -64,7 +66,15 @@ impl Tasks {
         use nix::sys::signalfd::{SfdFlags, SignalFd};
         let sigfd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|e| Error::Call { doing: "signalfd".into(), pid, source: e.into() })?;
-        Ok(Tasks { pid, all: BTreeMap::new(), shared_pending: Vec::new(), hold: true, adopted: false, sigfd })
+        Ok(Tasks {
+            pid,
+            all: BTreeMap::new(),
+            borrowed: None,
+            shared_pending: Vec::new(),
+            hold: true,
+            adopted: false,
+            sigfd,
+        })
     }
 
     /// Readable when a traced thread has news.
