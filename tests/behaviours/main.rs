@@ -4,6 +4,7 @@ mod matrix;
 mod refusal;
 mod sessions;
 mod terminal;
+mod vdso;
 
 use dormouse_tests::stage::Stage;
 use dormouse_tests::{runner, Case};
@@ -18,6 +19,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(refusal::cases());
     all.extend(sessions::cases());
     all.extend(terminal::cases());
+    all.extend(vdso::cases());
     all.sort_by(|a, b| a.name.cmp(&b.name));
     runner::no_two_alike(&all)?;
     Ok(all)

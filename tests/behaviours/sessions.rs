@@ -17,7 +17,6 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("restored/is-private-or-kept", private_or_kept));
     all.extend(Case::each("restored/pid-taken", pid_taken));
     all.extend(Case::each("restored/under-another-name", another_name));
-    all.extend(Case::each("restored/vdso-of-another-kernel", another_vdso));
     all.extend(Case::each("restored/many-at-once", many_at_once));
     all.extend(Case::each("checkpoint/ten-in-a-row", ten_in_a_row));
     all.extend(Case::each("checkpoint/heartbeat", heartbeat));
@@ -27,22 +26,6 @@ pub fn cases() -> Vec<Case> {
         all.extend(Case::each(&format!("checkpoint/frozen-until-the-end{option}"), move |bed| frozen(bed, option)));
     }
     all
-}
-
-/// The restore takes this kernel's vDSO for another one than the program's: the old one's entries lead to the new one, the clocks
-/// stay right, and what was so restored can be checkpointed and restored again.
-fn another_vdso(bed: &mut Bed) -> Result<()> {
-    let mut target = Start::program("mem_vdso").door(Door::Leader).ready(bed)?;
-    for _ in 0..2 {
-        target.kill(bed)?;
-        let args = ["restore", &target.session, "--detach", "--json"];
-        let said = bed.ctl_fault("restore-vdso-differs:2:fail", &args)?.expect(0)?.json()?;
-        target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
-        let vdso = fs::read_to_string(format!("/proc/{}/maps", target.pid))?;
-        let vdso = vdso.lines().filter(|l| l.ends_with("[vdso]")).count();
-        ensure!(vdso == 1, "the program should have one vDSO of the kernel's beside its old one, it has {vdso}");
-    }
-    target.prove(bed).map(|_| ())
 }
 
 /// --stop leaves it stopped, whole; SIGCONT lets it go on.

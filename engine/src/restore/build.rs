@@ -326,12 +326,15 @@ fn retire_init(channel: &mut Channel, fds: &ForChild, l: &Layout, program: i32, 
 fn occupied(image: &Image<'_>) -> Step<Vec<(u64, u64)>> {
     let own: Vec<Vma> = sys::procfs::maps::read(std::process::id() as i32)?;
     let mut used: Vec<(u64, u64)> = own.iter().map(|v| (v.start, v.end)).collect();
-    used.extend(image.memory.vmas.iter().map(|v| {
-        let gap = if super::place::has_flag(&v.flags, "gd") { STACK_GAP } else { 0 };
-        (v.start.saturating_sub(gap), v.end)
-    }));
+    used.extend(image.memory.vmas.iter().map(taken));
     used.sort_unstable();
     Ok(used)
+}
+
+/// The range of a mapping, with what is kept free below a growing stack.
+pub fn taken(v: &image::v1::memory::Vma) -> (u64, u64) {
+    let gap = if super::place::has_flag(&v.flags, "gd") { STACK_GAP } else { 0 };
+    (v.start.saturating_sub(gap), v.end)
 }
 
 /// The first free range of `len` bytes from `from` on; `used` is ascending.

@@ -20,6 +20,7 @@ const REACH: u64 = 1 << 30;
 const SHT_DYNSYM: u32 = 11;
 /// jmp rel32
 const JUMP: u8 = 0xe9;
+const JUMP_LEN: u64 = 5;
 
 /// One of the kernel's mappings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +77,8 @@ pub fn fits(own: &[Part], image: &Image<'_>) -> Result<Fit, Reason> {
     };
     let Some(place) = vdso(&theirs) else { return refuse("the program has none, which is not supported yet") };
     let Ok(ours) = own_text(own) else { return refuse("this kernel gives none to this process (vdso=0)") };
-    // tests pretend that the kernel is another one
-    let pretend = sys::fault::point("restore-vdso-differs").is_err();
     let old = stored_text(image);
-    let parts = same_parts(own, &theirs) && !pretend;
+    let parts = same_parts(own, &theirs);
     match old {
         None if parts => return Ok(Fit::Same),
         None => return refuse("this kernel's has another layout, and the image does not hold the program's"),
@@ -94,6 +93,11 @@ pub fn fits(own: &[Part], image: &Image<'_>) -> Result<Fit, Reason> {
             }
             if symbols(&old).is_empty() || symbols(&ours).is_empty() {
                 return refuse("this kernel's has another layout, and its symbols cannot be read");
+            }
+            if let Some(entry) = too_small(&old, &symbols(&ours)) {
+                return refuse(&format!(
+                    "this kernel's is another one, and the program's {entry} has no room for a jump to it"
+                ));
             }
         }
     }
@@ -182,31 +186,43 @@ fn substitute(name: &[u8]) -> Vec<u8> {
     code
 }
 
+/// An entry of the old one that cannot take what would lead to ours (or, where ours has no such entry, stand in for it).
+fn too_small(old: &[u8], ours: &[Symbol]) -> Option<String> {
+    let need = |name: &[u8]| if ours.iter().any(|o| o.0 == name) { JUMP_LEN } else { substitute(name).len() as u64 };
+    let fits = |(name, at, size): &Symbol| *size >= need(name) && at + size <= old.len() as u64;
+    symbols(old).iter().find(|s| !fits(s)).map(|s| String::from_utf8_lossy(&s.0).into_owned())
+}
+
 /// The old one's bytes, each of its entries sent to ours. `old_at` and `new_at` are where they lie.
 fn forwarded(mut old: Vec<u8>, old_at: u64, ours: &[u8], new_at: u64) -> Vec<u8> {
     let targets = symbols(ours);
-    for (name, at, size) in symbols(&old) {
+    for (name, at, _) in symbols(&old) {
         let code = match targets.iter().find(|t| t.0 == name) {
             Some((_, to, _)) => {
-                let distance = new_at.wrapping_add(*to).wrapping_sub(old_at.wrapping_add(at).wrapping_add(5)) as u32;
+                let distance =
+                    new_at.wrapping_add(*to).wrapping_sub(old_at.wrapping_add(at).wrapping_add(JUMP_LEN)) as u32;
                 [&[JUMP], &distance.to_le_bytes()[..]].concat()
             }
             None => substitute(&name),
         };
+        // it has the room: see `too_small`
         let end = at.saturating_add(code.len() as u64) as usize;
-        if let Some(place) = old.get_mut(at as usize..end).filter(|_| size >= code.len() as u64) {
+        if let Some(place) = old.get_mut(at as usize..end) {
             place.copy_from_slice(&code);
         }
     }
     old
 }
 
-/// Where ours comes to lie if it cannot take the program's place: near it, where nothing is mapped.
-fn near(place: &Part, vmas: &[Vma], len: u64) -> Step<u64> {
+/// Where ours comes to lie if it cannot take the program's place: near it, where nothing is mapped or will grow to, the blob
+/// (`blob`: its range) included.
+fn near(place: &Part, vmas: &[Vma], blob: (u64, u64), len: u64) -> Step<u64> {
     let from = place.start.saturating_sub(REACH).max(1 << 20);
-    let used: Vec<(u64, u64)> = vmas.iter().map(|v| (v.start, v.end)).collect();
+    let mut used: Vec<(u64, u64)> = vmas.iter().map(super::build::taken).collect();
+    used.push(blob);
+    used.sort_unstable();
     let at = super::build::free(&used, from, len)?;
-    if at > place.start + REACH {
+    if at + len > place.start + REACH {
         return Err(cannot(
             "vDSO",
             "no free place near the program's can be found for this kernel's",
@@ -225,7 +241,8 @@ pub fn settle(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
     let targets: Vec<u64> = match p.fit {
         Fit::Same => theirs.iter().map(|t| t.start).collect(),
         Fit::Forward => {
-            let base = near(place, &image.memory.vmas, len)?;
+            let blob = (p.layout.base, p.park + PARK_LEN);
+            let base = near(place, &image.memory.vmas, blob, len)?;
             own.iter()
                 .scan(base, |at, x| {
                     let here = *at;
@@ -283,6 +300,31 @@ mod tests {
         let mut bad = text.clone();
         bad[0x28..0x30].fill(0xff);
         assert!(symbols(&bad).is_empty());
+    }
+
+    #[test]
+    fn an_entry_without_room_for_a_jump_is_refused() {
+        let text = own_text(&own().unwrap()).unwrap();
+        let all = symbols(&text);
+        assert_eq!(too_small(&text, &all), None);
+        let table = text
+            .windows(24)
+            .position(|w| w[8..16] == all[0].1.to_le_bytes() && w[16..24] == all[0].2.to_le_bytes() && w[4] & 15 == 2);
+        let mut small = text.clone();
+        small[table.unwrap() + 16..][..8].copy_from_slice(&4u64.to_le_bytes());
+        assert!(too_small(&small, &all).is_some());
+    }
+
+    #[test]
+    fn ours_lies_where_nothing_grows_to() {
+        let place = Part { name: b"[vdso]".to_vec(), start: 0x7fff_0000_0000, len: 0x2000 };
+        let from = place.start - REACH;
+        let stack =
+            Vma { start: from + 0x10_0000, end: from + 0x20_0000, flags: "rdwrgd".into(), ..Default::default() };
+        let blob = (from + 0x20_0000, from + 0x30_0000);
+        assert_eq!(near(&place, &[stack.clone()], blob, 0x8000).unwrap(), blob.1);
+        let full = Vma { start: from, end: place.start + REACH, ..Default::default() };
+        assert!(near(&place, &[full], blob, 0x8000).is_err());
     }
 
     #[test]
