@@ -3,6 +3,7 @@
 use crate::arch::{syscall6, vfork_middle};
 use crate::serve::{answer, connect, sys3};
 use core::mem::size_of;
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use wire::*;
 
 const CLONE_VM: u64 = 0x100;
@@ -10,6 +11,8 @@ const CLONE_FILES: u64 = 0x400;
 const CLONE_VFORK: u64 = 0x4000;
 /// wait4 option: only children whose exit signal is not SIGCHLD.
 const WCLONE: u64 = 0x8000_0000;
+const SYS_PRCTL: u64 = 157;
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
 
 /// Makes the child and answers with its PID.
 ///
@@ -19,29 +22,32 @@ const WCLONE: u64 = 0x8000_0000;
 /// # Safety
 /// `p` is the host's [`Params`], the request buffer holds `h.len` bytes.
 pub unsafe fn fork(p: *mut Params, h: &FrameHeader) -> bool {
-    // SAFETY: the request is read only if it is complete; the clones are those of vfork and fork.
+    // SAFETY: the request is read only if it is complete; `Params` lies in the mapping; the clones are those of vfork and fork.
     unsafe {
-        let double = h.len as usize >= size_of::<ForkRequest>() && *((*p).request as *const u32) != 0;
+        let subreaper = h.len as usize >= size_of::<ForkRequest>() && *((*p).request as *const u32) != 0;
+        let aside = &*(&raw const (*p).subreaper as *const AtomicU32);
+        if subreaper {
+            // said before and taken back after: if the tracer takes this thread out in between, it knows what to mend
+            aside.store(1, SeqCst);
+            sys3(SYS_PRCTL, PR_SET_CHILD_SUBREAPER, 0, 0);
+        }
         let mut pid: i64 = -22;
-        if double {
-            let middle = vfork_middle(
-                CLONE_VM | CLONE_VFORK | CLONE_FILES,
-                CLONE_FILES,
-                child as *const () as u64,
-                p as u64,
-                &raw mut pid,
-            );
-            if middle < 0 {
-                pid = middle;
-            } else {
-                syscall6(61, [middle as u64, 0, WCLONE, 0, 0, 0]);
-            }
+        let middle = vfork_middle(
+            CLONE_VM | CLONE_VFORK | CLONE_FILES,
+            CLONE_FILES,
+            child as *const () as u64,
+            p as u64,
+            &raw mut pid,
+        );
+        if middle < 0 {
+            pid = middle;
         } else {
-            let r = syscall6(56, [CLONE_FILES, 0, 0, 0, 0, 0]);
-            if r == 0 {
-                child(p);
-            }
-            pid = r;
+            syscall6(61, [middle as u64, 0, WCLONE, 0, 0, 0]);
+        }
+        if subreaper {
+            // not before the middle has ended: we run again when it has left our memory, and only then is its child given away
+            sys3(SYS_PRCTL, PR_SET_CHILD_SUBREAPER, 1, 0);
+            aside.store(0, SeqCst);
         }
         let reply = ForkReply { pid };
         answer(p, h, OP_FORK, &raw const reply as u64, size_of::<ForkReply>() as u32)

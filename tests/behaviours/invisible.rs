@@ -27,6 +27,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 seen = []
 signal.signal(signal.SIGCHLD, lambda *_: seen.append('SIGCHLD'))
 if SUBREAPER: libc.prctl(36, 1, 0, 0, 0)
+def reaper():
+    n = ctypes.c_int()
+    libc.prctl(37, ctypes.byref(n), 0, 0, 0)
+    return n.value == 1
 def wait():
     status = ctypes.c_int()
     while not done:
@@ -40,6 +44,7 @@ open('ready', 'w').close()
 while not os.path.exists('gate'): time.sleep(0.001)
 done = True
 t.join()
+if reaper() != SUBREAPER: seen.append('it is a subreaper no more')
 open('result.tmp', 'w').write('OK' if not seen else '\\n'.join(seen))
 os.rename('result.tmp', 'result')
 ";
@@ -49,7 +54,9 @@ fn wait_and_sigchld(bed: &mut Bed, subreaper: bool) -> Result<()> {
     let (mut child, dir) = python(bed, &script, |_| ())?;
     let pid = child.id().to_string();
     for _ in 0..12 {
-        bed.ctl(&["checkpoint", "--pid", &pid, "--name", "waits"])?.expect(0)?;
+        let ran = bed.ctl(&["checkpoint", "--pid", &pid, "--name", "waits"])?.expect(0)?;
+        ensure!(!ran.said().contains("pause was as long as"), "there was no snapshot child:\n{}", ran.said());
+        ensure!(proc::children(child.id() as i32).is_empty(), "it has a child or a zombie");
     }
     unharmed::entirely(child.id() as i32)?;
     fs::write(dir.join("gate"), "")?;

@@ -61,7 +61,7 @@ fn move_to_another_kernel(bed: &mut Bed, target: &mut Target) -> Result<()> {
         let ran = bed.run(&mut c)?;
         if ran.code() == 0 {
             bed.ctl(&["verify", &target.session])?.expect(0)?;
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(target.pid), nix::sys::signal::Signal::SIGKILL)?;
+            bed.ctl(&["kill", &target.session])?.expect(0)?;
             return target.gone(bed);
         }
         // 75: a thread was just inside the vDSO

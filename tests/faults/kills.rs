@@ -29,10 +29,10 @@ const KILLS: [Kill; 5] = [
 ];
 
 /// A call that any stop interrupts (where the tracer dies, one that the kernel takes up again by itself: what the other returns
-/// between the stop and its repair is EINTR, and nobody is left to change that); registers and FPU held by threads that spin and sleep; threads asleep in futexes. The second
-/// takes all processors, so `make test` tries every fifth point of it.
-const TARGETS: [(&str, &[&str], u32); 3] =
-    [("blocked", &["--call", "epoll_wait"], 1), ("cpu_regs", &[], 5), ("thr_sync", &[], 5)];
+/// between the stop and its repair is EINTR, and nobody is left to change that); registers and FPU held by threads that spin and sleep; threads asleep in futexes; a
+/// subreaper. The second takes all processors, so `make test` tries every fifth point of it.
+const TARGETS: [(&str, &[&str], u32); 4] =
+    [("blocked", &["--call", "epoll_wait"], 1), ("cpu_regs", &[], 5), ("thr_sync", &[], 5), ("proc_prctl", &[], 3)];
 
 /// More points than any checkpoint of these passes.
 const TOO_MANY: u32 = 2000;

@@ -17,7 +17,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of everything in this file. A peer of another version is not talked to.
-pub const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 
 /// First field of every frame: "DMse" in memory.
 pub const FRAME_MAGIC: u32 = 0x6573_4d44;
@@ -155,8 +155,9 @@ pub struct BatchReply {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ForkRequest {
-    /// 1: double fork, the child is reparented to the nearest subreaper. 0: direct child with exit signal 0.
-    pub double: u32,
+    /// 1: the target is a child subreaper (PR_SET_CHILD_SUBREAPER) without children. It is none for the moment of the fork, or the
+    /// child would be reparented to the target itself and not to the nearest subreaper above it. See [`Params::subreaper`].
+    pub subreaper: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -282,6 +283,11 @@ pub struct Params {
     pub pending: u32,
     /// Set when everyone must leave.
     pub release: u32,
+    /// 1 while the target is made no subreaper, though it is one: whoever takes the serving thread out of the blob then has to
+    /// make it one again.
+    pub subreaper: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 impl Params {
@@ -301,6 +307,8 @@ impl Params {
         nslots: 0,
         pending: 0,
         release: 0,
+        subreaper: 0,
+        reserved: 0,
     };
 }
 

@@ -351,13 +351,16 @@ impl<'a> Observer<'a> {
 
     /// Makes the snapshot child; None where the kernel refuses one.
     pub(super) fn fork(&mut self, l: &Listener, subreaper: bool) -> Step<Option<Child>> {
-        if self.survey.inner_pid() == 1 || subreaper {
-            // the child would be reparented to the target itself, which would see it
-            let why = "the pause was as long as the copying of memory: the program is a reaper (PR_SET_CHILD_SUBREAPER or PID 1), and would see a snapshot child";
+        // it would be reparented to the target itself, which would see it; with children of its own, being no subreaper for a
+        // moment could lose it an orphan
+        let sees = self.survey.inner_pid() == 1
+            || subreaper && procfs::children(self.survey.pid).map_or(true, |c| !c.is_empty());
+        if sees {
+            let why = "the pause was as long as the copying of memory: the program is a reaper (PID 1, or PR_SET_CHILD_SUBREAPER and has children), and would see a snapshot child";
             self.reported.push(why.into());
             return Ok(None);
         }
-        let a = self.channel.ask(wire::OP_FORK, &[1, 0, 0, 0, 0, 0, 0, 0])?;
+        let a = self.channel.ask(wire::OP_FORK, &[subreaper as u8, 0, 0, 0, 0, 0, 0, 0])?;
         let pid = a.try_into().map_or(-libc::EPROTO as i64, i64::from_le_bytes);
         if pid < 0 {
             let e = std::io::Error::from_raw_os_error(-pid as i32);

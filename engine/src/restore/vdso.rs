@@ -322,7 +322,7 @@ mod tests {
         let stack =
             Vma { start: from + 0x10_0000, end: from + 0x20_0000, flags: "rdwrgd".into(), ..Default::default() };
         let blob = (from + 0x20_0000, from + 0x30_0000);
-        assert_eq!(near(&place, &[stack.clone()], blob, 0x8000).unwrap(), blob.1);
+        assert_eq!(near(&place, std::slice::from_ref(&stack), blob, 0x8000).unwrap(), blob.1);
         let full = Vma { start: from, end: place.start + REACH, ..Default::default() };
         assert!(near(&place, &[full], blob, 0x8000).is_err());
     }

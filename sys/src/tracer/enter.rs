@@ -216,6 +216,13 @@ fn send_in(tasks: &mut Tasks, tid: i32, entry: u64, arg: u64, stack: u64) -> Res
     tasks.resume(tid)
 }
 
+/// Whether the target is a subreaper and the blob has made it none for the moment.
+fn subreaper_aside(mem: &RemoteMem, l: &Layout) -> Result<bool> {
+    let mut b = [0; 4];
+    mem.read(l.params() + std::mem::offset_of!(wire::Params, subreaper) as u64, &mut b)?;
+    Ok(b != [0; 4])
+}
+
 /// Takes the mapping away again: everyone but `tid` is cured first, then `tid` unmaps it from outside.
 ///
 /// Where the recorder is gone, the blob has seen that too, and its threads may have left through their frames before they
@@ -243,6 +250,11 @@ pub fn leave_mapping(
         tasks.cure(*t)?;
     }
     borrow_scratch(tasks, mem, tid, plan)?;
+    // taken out in the middle of making the snapshot child. First of all calls: this is the step with which the blob's own
+    // instructions, which would have seen to it, are left for good
+    if !left && subreaper_aside(mem, l)? {
+        remote_call(tasks, tid, plan, libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as u64, 1, 0, 0, 0, 0])?;
+    }
     // while nobody has left, nothing but the blob has run: whatever is open now and was not before is its connection
     if !left {
         let now = procfs::fd::numbers(tasks.pid).unwrap_or_default();
