@@ -41,6 +41,8 @@ pub struct Summary {
     pub gid: u32,
     /// Threads: TID and name.
     pub threads: Vec<(i32, String)>,
+    /// Threads in a call whose time-out starts again as a whole: TID and name of the call.
+    pub whole_time_again: Vec<(i32, String)>,
     /// Mappings.
     pub mappings: usize,
     /// Bytes of address space.
@@ -121,6 +123,12 @@ pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
         uid: image.process.uid[0],
         gid: image.process.gid[0],
         threads: image.threads.iter().map(|t| (t.tid, text(&t.comm))).collect(),
+        whole_time_again: image
+            .threads
+            .iter()
+            .filter(|t| t.restarted_call >= 0)
+            .map(|t| (t.tid, sys::syscalls::name(t.restarted_call)))
+            .collect(),
         mappings: vmas.len(),
         mapped_bytes: vmas.iter().filter(mapped).map(|v| v.end - v.start).sum(),
         recorded_bytes: image.memory.pages.iter().map(|r| r.pages * page).sum(),
@@ -148,6 +156,9 @@ impl fmt::Display for Summary {
             mib(self.recorded_bytes),
             mib(self.stored_bytes)
         )?;
+        for (tid, call) in &self.whole_time_again {
+            writeln!(f, "in a call    thread {tid}: {call}, whose whole time starts again")?;
+        }
         for d in &self.descriptors {
             writeln!(f, "descriptor   {:<4} {:<12} {}", d.fd, d.kind, d.what)?;
         }

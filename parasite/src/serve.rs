@@ -178,7 +178,10 @@ unsafe fn answer_error(p: *mut Params, h: &FrameHeader, errno: i64) -> bool {
 }
 
 /// Frames until the stream ends; why it ended.
-unsafe fn converse(p: *mut Params) -> i32 {
+///
+/// # Safety
+/// `p` is the host's [`Params`], and connected.
+pub unsafe fn converse(p: *mut Params) -> i32 {
     let mut h = FrameHeader { magic: 0, version: 0, op: 0, len: 0, seq: 0 };
     loop {
         // SAFETY: the request buffer lies in the mapping and its length is checked before anything is read into it.

@@ -1,7 +1,7 @@
 //! The snapshot child: a copy-on-write copy of the frozen memory that holds no descriptor, is in a session of its
 //! own and is never seen by `wait` or as SIGCHLD.
 use crate::arch::{syscall6, vfork_middle};
-use crate::serve::{answer, connect, sys3};
+use crate::serve::{answer, connect, converse, sys3};
 use core::mem::size_of;
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use wire::*;
@@ -54,22 +54,15 @@ pub unsafe fn fork(p: *mut Params, h: &FrameHeader) -> bool {
     }
 }
 
-/// Body of the child: let go of everything, tell the recorder, live until it closes the connection.
+/// Body of the child: let go of everything, connect to the recorder and serve it until it closes the connection. What it
+/// runs for it happens to this process only: the program never sees it.
 unsafe extern "C" fn child(p: *mut Params) -> ! {
     // SAFETY: the memory is this process's own copy.
     unsafe {
         sys3(436, 0, u32::MAX as u64, 2);
         sys3(112, 0, 0, 0);
-        let s = connect(p);
-        if s >= 0 {
-            let mut byte = 0u8;
-            // any answer, an error included, means that the recorder is done or gone
-            loop {
-                let r = syscall6(45, [s as u64, &raw mut byte as u64, 1, 0, 0, 0]);
-                if r != -4 {
-                    break;
-                }
-            }
+        if connect(p) >= 0 {
+            converse(p);
         }
         loop {
             sys3(231, 0, 0, 0);

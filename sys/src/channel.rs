@@ -112,6 +112,11 @@ impl Channel {
         Channel { sock, pid, seq: 0 }
     }
 
+    /// With a process that is none of the target's: its snapshot child.
+    pub fn beside(sock: UnixStream, pid: i32) -> Channel {
+        Channel { sock, pid, seq: 0 }
+    }
+
     /// The process on the other end.
     pub fn pid(&self) -> i32 {
         self.pid

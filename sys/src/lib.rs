@@ -9,6 +9,7 @@ pub mod inject;
 pub mod kcmp;
 pub mod mem;
 pub mod nest;
+pub mod own;
 pub mod pidfd;
 pub mod probe;
 pub mod procfs;

@@ -624,7 +624,7 @@ pub fn file_system(path: &Path) -> io::Result<FileSystem> {
 }
 
 /// A forked child: killed and reaped when it goes.
-struct Child(i32);
+pub(crate) struct Child(i32);
 
 impl Child {
     /// Waits for its end by itself; its PID, which is free now.
@@ -634,7 +634,7 @@ impl Child {
     }
 
     /// Waits for its end by itself; its wait status.
-    fn wait(self) -> Result<i32, Failed> {
+    pub(crate) fn wait(self) -> Result<i32, Failed> {
         let pid = self.0;
         std::mem::forget(self);
         reap(pid)
@@ -664,7 +664,7 @@ fn reap(pid: i32) -> Result<i32, Failed> {
 }
 
 /// Forks a child that does `f`, which may only make system calls, and ends.
-fn fork(f: impl FnOnce() -> libc::c_long) -> Result<Child, Failed> {
+pub(crate) fn fork(f: impl FnOnce() -> libc::c_long) -> Result<Child, Failed> {
     let parent = std::process::id() as i32;
     // SAFETY: the child only makes system calls (`f` promises it) and leaves by _exit. A raw clone rather than fork:
     // libc's runs handlers of pthread_atfork.

@@ -1,10 +1,46 @@
 //! A program that cannot be captured is refused with all the reasons at once, and is none the worse for it.
 use anyhow::{ensure, Context, Result};
-use dormouse_tests::target::Start;
+use dormouse_tests::target::{Start, Target};
 use dormouse_tests::{store, unharmed, Bed, Case};
 
 pub fn cases() -> Vec<Case> {
-    Case::each("six/refused", six)
+    let mut all = Case::each("six/refused", six);
+    all.extend(Case::each("restricted/landlock", landlock));
+    all.extend(Case::each("restricted/keys", keys));
+    all
+}
+
+/// Only in the freeze is it found out, whatever is to become of the program; then it runs on, in its domain.
+fn landlock(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("restricted").args(["--landlock"]).ready(bed)?;
+    for options in [&[][..], &["--kill"], &["--stop"]] {
+        bed.ctl(&target.checkpoint_args(options))?.refused(3, &["PID", "Landlock", "; start it without"])?;
+        unharmed::entirely(target.pid)?;
+    }
+    store::holds(bed, &target.session, &[])?;
+    target.prove(bed).map(|_| ())
+}
+
+/// Keys are not kept, and that is said, of each keyring once; a program without any hears nothing of it.
+fn keys(bed: &mut Bed) -> Result<()> {
+    let mut plain = Start::program("restricted").ready(bed)?;
+    let mut target = Start::program("restricted").args(["--keys"]).ready(bed)?;
+    let mut said = |t: &Target, options: &[&str]| -> Result<String> {
+        let args = t.checkpoint_args(&[&["--json"], options].concat());
+        Ok(bed.ctl(&args)?.expect(0)?.json()?["reported"].to_string())
+    };
+    ensure!(said(&plain, &[])? == "[]", "a program without keys should have nothing reported: {}", said(&plain, &[])?);
+    for options in [&[][..], &["--kill"]] {
+        let said = said(&target, options)?;
+        for keyring in ["process keyring: ", "keyring of thread ", "session keyring of-a-test: "] {
+            ensure!(said.matches(keyring).count() == 1, "{keyring:?} should be reported once: {said}");
+        }
+    }
+    let session = target.session.clone();
+    target.gone(bed)?;
+    let inspected = bed.ctl(&["inspect", &session])?.expect(0)?;
+    ensure!(inspected.out.contains("not kept     session keyring of-a-test"), "inspect: {}", inspected.out);
+    plain.prove(bed).map(|_| ())
 }
 
 /// Six objects, six lines; `check` and `checkpoint` say the same, in text and in JSON.

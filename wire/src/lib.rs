@@ -24,7 +24,7 @@ pub const FRAME_MAGIC: u32 = 0x6573_4d44;
 
 /// A program of system calls, run by the serving thread.
 pub const OP_BATCH: u16 = 1;
-/// Make the snapshot child. Payload: [`ForkRequest`]; answer: [`ForkReply`].
+/// Make the snapshot child, which connects and serves too. Payload: [`ForkRequest`]; answer: [`ForkReply`].
 pub const OP_FORK: u16 = 2;
 /// Run programs on many parked threads at once. Payload: [`BatchHeader`] (whose `ncalls` counts all calls), then
 /// [`ThreadProgram`]s (their count in `nthreads`), calls, relocations, data. Answer as for [`OP_BATCH`], results

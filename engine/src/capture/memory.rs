@@ -82,6 +82,7 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         offset: v.offset,
         share: 0,
         flags: flags.iter().map(|f| String::from_utf8_lossy(&f.0).into_owned()).collect(),
+        mempolicy: (0, 0),
         name: Default::default(),
     };
     match v.kind() {

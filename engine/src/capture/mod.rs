@@ -6,6 +6,7 @@ mod memory;
 mod observe;
 mod record;
 mod threads;
+mod unseen;
 
 pub use files::{FileView, SocketView};
 pub use find::{survey, Survey};
@@ -153,11 +154,13 @@ impl Run<'_> {
         let seen = obs.everything()?;
 
         if self.o.after != After::Run {
+            obs.unseen_by_a_child_of_its_own(&listener, seen.process.subreaper)?;
             return self.while_frozen(obs, seen, tracer, incoming, began);
         }
         self.enter(Phase::Fork)?;
         let Some(child) = obs.fork(&listener, seen.process.subreaper)? else {
             // no child is to be had: copy within the freeze, and say so
+            obs.unseen_unknown();
             return self.while_frozen(obs, seen, tracer, incoming, began);
         };
         self.enter(Phase::Thaw)?;
@@ -166,6 +169,8 @@ impl Run<'_> {
         drop(tracer);
 
         self.enter(Phase::Record)?;
+        let mut child = child;
+        obs.unseen(&mut child)?;
         let mut record = record::Recorder::new(obs, seen, &snapshot, pause);
         record.memory(child.pid, self.o.progress)?;
         drop(child);

@@ -23,7 +23,7 @@ const SIGACTION: usize = 32;
 const MEMBARRIER_GET_REGISTRATIONS: i32 = 1 << 9;
 
 /// Runs in every thread but the serving one: what only the thread itself can be asked. Buffer: alternate stack at 0
-/// (24 bytes), clear_child_tid at 24, robust list's head and length at 32, pdeathsig at 48.
+/// (24 bytes), clear_child_tid at 24, robust list's head and length at 32, pdeathsig at 48, NUMA policy at 52, its nodes at 56.
 pub(super) fn visit_program() -> Program {
     let mut p = Program::new();
     let o = p.out(tracer::VISIT_BUF as usize);
@@ -31,31 +31,68 @@ pub(super) fn visit_program() -> Program {
     p
 }
 
-/// Timer slack and I/O priority come as results, the rest in `o`.
-fn ask_thread(p: &mut Program, o: Out) -> (CallId, CallId) {
+/// How many results of a visit are answers: the last ones, [`Told`]'s.
+const ANSWERS: u64 = 3;
+
+/// Timer slack, I/O priority and thread keyring come as results, the rest in `o`.
+fn ask_thread(p: &mut Program, o: Out) -> [CallId; ANSWERS as usize] {
     p.may(libc::SYS_sigaltstack, &[0.into(), o.arg()]);
     p.may(libc::SYS_prctl, &[libc::PR_GET_TID_ADDRESS.into(), o.at(24)]);
     p.may(libc::SYS_get_robust_list, &[0.into(), o.at(32), o.at(40)]);
     p.may(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG.into(), o.at(48)]);
+    // first without the nodes, which the kernel refuses to tell if there are more than 64
+    p.may(libc::SYS_get_mempolicy, &[o.at(52), 0.into(), 0.into(), 0.into(), 0.into()]);
+    p.may(libc::SYS_get_mempolicy, &[o.at(52), o.at(56), 64.into(), 0.into(), 0.into()]);
     let slack = p.may(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK.into()]);
     let ioprio = p.may(libc::SYS_ioprio_get, &[1.into(), 0.into()]);
-    (slack, ioprio)
+    let keyring = p.may(libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID.into(), KEY_THREAD.into(), 0.into()]);
+    [slack, ioprio, keyring]
 }
+
+/// keyctl(2), linux/keyctl.h. Asking for a thread's or a process's keyring makes none.
+const KEYCTL_GET_KEYRING_ID: i32 = 0;
+const KEY_THREAD: i32 = -1;
+const KEY_PROCESS: i32 = -2;
+
+/// Modes of NUMA policy that name nodes (linux/mempolicy.h): bind, interleave, preferred-many, weighted interleave.
+const MPOL_WITH_NODES: [u32; 4] = [2, 3, 5, 6];
 
 /// The snapshot child: ends when this is dropped.
 pub(super) struct Child {
     /// PID here.
     pub pid: i32,
-    _sock: std::os::unix::net::UnixStream,
+    /// The conversation with it.
+    pub channel: Channel,
 }
 
-/// What a thread said of itself: TID, buffer, timer slack, I/O priority.
-pub(super) type Told = (i32, Vec<u8>, i64, i64);
+/// What a thread said of itself.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub tid: i32,
+    /// As [`visit_program`] lays it out.
+    pub buf: Vec<u8>,
+    pub slack: i64,
+    pub ioprio: i64,
+    /// Its own keyring, or -errno.
+    pub keyring: i64,
+}
+
+impl Told {
+    fn new(tid: i32, buf: Vec<u8>, [slack, ioprio, keyring]: [i64; ANSWERS as usize]) -> Told {
+        Told { tid, buf, slack, ioprio, keyring }
+    }
+
+    /// NUMA policy and nodes.
+    pub fn mempolicy(&self) -> (u32, u64) {
+        let mode = self.buf[52..56].try_into().map_or(0, u32::from_le_bytes);
+        (mode, self.buf[56..64].try_into().map_or(0, u64::from_le_bytes))
+    }
+}
 
 /// Everything observed, but for the memory.
 pub(super) struct Seen {
     pub process: Process,
-    /// What each thread said of itself: (TID, buffer, timer slack, I/O priority).
+    /// What each thread said of itself; the serving one comes last.
     pub told: Vec<Told>,
     pub files: Files,
     pub maps: Vec<Vma>,
@@ -159,7 +196,7 @@ impl<'a> Observer<'a> {
         Ok(Seen { process, told, files, maps, monotonic_ns })
     }
 
-    /// Raw answers of the visited threads: (TID, buffer, timer slack, I/O priority).
+    /// Answers of the visited threads.
     fn visited(&mut self) -> Step<Vec<Told>> {
         let (l, n) = (self.entered.layout, self.entered.visited.len() as u64);
         let ncalls = visit_program().len() as u64;
@@ -176,7 +213,7 @@ impl<'a> Observer<'a> {
         };
         let one = |(i, tid): (usize, &i32)| {
             let b = bufs[i * tracer::VISIT_BUF as usize..][..tracer::VISIT_BUF as usize].to_vec();
-            (*tid, b, result(i, ncalls - 2), result(i, ncalls - 1))
+            Told::new(*tid, b, [3, 2, 1].map(|back| result(i, ncalls - back)))
         };
         Ok(self.entered.visited.iter().enumerate().map(one).collect())
     }
@@ -286,10 +323,30 @@ impl<'a> Observer<'a> {
     fn server_told(&mut self, mut all: Vec<Told>) -> Step<Vec<Told>> {
         let mut p = Program::new();
         let o = p.out(tracer::VISIT_BUF as usize);
-        let (slack, ioprio) = ask_thread(&mut p, o);
+        let answers = ask_thread(&mut p, o);
+        let keyring = p.may(libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID.into(), KEY_PROCESS.into(), 0.into()]);
         let r = self.channel.run(&p)?;
-        all.push((self.entered.server, r.bytes(o).to_vec(), r.raw(slack), r.raw(ioprio)));
+        all.push(Told::new(self.entered.server, r.bytes(o).to_vec(), answers.map(|c| r.raw(c))));
+        self.report_threads(&all, r.raw(keyring));
         Ok(all)
+    }
+
+    /// What the threads have and a restore cannot bring back; `keyring`: the process's, or -errno.
+    fn report_threads(&mut self, all: &[Told], keyring: i64) {
+        if keyring > 0 {
+            self.reported.push("process keyring: its keys are not kept; a restored program has none".into());
+        }
+        for t in all {
+            let tid = self.inner_tid(t.tid);
+            if t.keyring > 0 {
+                self.reported
+                    .push(format!("keyring of thread {tid}: its keys are not kept; a restored thread has none"));
+            }
+            if matches!(t.mempolicy(), (mode, 0) if MPOL_WITH_NODES.contains(&(mode & 0xff))) {
+                let what = "its nodes have numbers above 63; a restored thread has the default policy";
+                self.reported.push(format!("NUMA policy of thread {tid}: {what}"));
+            }
+        }
     }
 
     fn open_files(&mut self) -> Step<Files> {
@@ -369,7 +426,7 @@ impl<'a> Observer<'a> {
             return Ok(None);
         }
         let (sock, pid) = l.accept(0, self.survey.status.uid.effective)?;
-        Ok(Some(Child { pid, _sock: sock }))
+        Ok(Some(Child { pid, channel: Channel::beside(sock, pid) }))
     }
 }
 

@@ -7,6 +7,7 @@ use image::store::NewCheckpoint;
 use image::v1::process::Thread;
 use image::v1::{self, memory::Memory, meta::Meta};
 use image::{ManifestWriter, PackRef, PageSink};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use sys::mem::RemoteMem;
 use sys::procfs::pagemap::{Categories, Pagemap, Region};
@@ -17,6 +18,38 @@ use sys::tracer::Snapshot;
 const SCHED_DEADLINE: u32 = 6;
 /// Offset of the feature bits in the extended state (XSAVE header).
 const XSTATE_BV: usize = 512;
+
+/// NUMA policies of mappings.
+struct Policies {
+    by_start: BTreeMap<u64, Option<procfs::numa::Policy>>,
+    /// The serving thread's, with which mappings that have none are shown.
+    threads: procfs::numa::Policy,
+}
+
+impl Policies {
+    fn new(from: i32, target: i32, seen: &Seen, before: &[procfs::smaps::Smap]) -> Step<Policies> {
+        // a snapshot child lacks some mappings
+        let lacks = from != target && before.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
+        let mut all = if lacks { procfs::numa::read(target)? } else { Vec::new() };
+        all.extend(procfs::numa::read(from)?);
+        let threads = seen.told.last().map_or((0, 0), |t| t.mempolicy());
+        Ok(Policies { by_start: all.into_iter().map(|m| (m.start, m.policy)).collect(), threads })
+    }
+
+    /// A mapping's own, if it has one.
+    fn of(&self, v: &procfs::maps::Vma, reported: &mut Vec<String>) -> (u32, u64) {
+        match self.by_start.get(&v.start) {
+            None => (0, 0),
+            Some(Some(p)) if *p == self.threads => (0, 0),
+            Some(Some(p)) => *p,
+            Some(None) => {
+                let what = "it is of a kind that is not kept, or its nodes have numbers above 63";
+                reported.push(format!("NUMA policy of {}: {what}", super::find::describe(v)));
+                (0, 0)
+            }
+        }
+    }
+}
 
 pub(super) struct Recorder {
     seen: Seen,
@@ -30,6 +63,7 @@ pub(super) struct Recorder {
     pause: Duration,
     memory: Memory,
     attempted: String,
+    pid: i32,
     /// Held open while a frozen target is read: when it closes, the blob lets everyone go.
     pub talk: Option<sys::channel::Channel>,
 }
@@ -55,6 +89,7 @@ impl Recorder {
             pause,
             memory: Memory::default(),
             attempted: obs.survey.attempted.clone(),
+            pid: obs.survey.pid,
             talk: Some(obs.channel),
         }
     }
@@ -69,6 +104,7 @@ impl Recorder {
         let smaps = procfs::smaps::read(from)?;
         let (mem, pagemap) = (RemoteMem::open(from)?, Pagemap::open(from)?);
         let mut mapped = Mapped::default();
+        let policies = Policies::new(from, self.pid, &self.seen, &self.before)?;
         let mut todo: Vec<(Region, bool)> = Vec::new();
         for v in &self.seen.maps {
             if self.ours.iter().any(|o| v.start < o.1 && o.0 < v.end) {
@@ -81,7 +117,8 @@ impl Recorder {
             };
             let (now, was) = (find(&smaps), find(&self.before));
             let flags = now.clone().or_else(|| was.clone()).unwrap_or_default();
-            let Some(t) = memory::translate(v, &flags, &mut mapped) else { continue };
+            let Some(mut t) = memory::translate(v, &flags, &mut mapped) else { continue };
+            t.mempolicy = policies.of(v, &mut self.reported);
             // judged as in the freeze, so that nothing falls between the two
             let early = memory::is_unforkable(v, was.as_ref().unwrap_or(&VmFlags::default()));
             if !early && memory::is_unforkable(v, &flags) || now.is_none() && was.is_none() {

@@ -39,18 +39,18 @@ pub(super) fn fact(pid: i32, tid: i32, private: bool) -> Facts {
 
 /// All threads, in the order of their TIDs.
 pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>) -> Vec<Thread> {
-    let told: BTreeMap<i32, &Told> = seen.told.iter().map(|t| (t.0, t)).collect();
+    let told: BTreeMap<i32, &Told> = seen.told.iter().map(|t| (t.tid, t)).collect();
     let one = |t: &ThreadState| {
-        let (_, buf, slack, ioprio) = told.get(&t.tid)?;
+        let told = told.get(&t.tid)?;
         let pending = snapshot.thread_pending.iter().find(|p| p.0 == t.tid).map(|p| p.1.clone()).unwrap_or_default();
         let f = facts.get(&t.tid).cloned().unwrap_or_default();
-        Some(Thread { pending, ..thread(t, &f, buf, *slack, *ioprio) })
+        Some(Thread { pending, ..thread(t, &f, told) })
     };
     snapshot.threads.iter().filter_map(one).collect()
 }
 
-fn thread(t: &ThreadState, f: &Facts, buf: &[u8], slack: i64, ioprio: i64) -> Thread {
-    let word = |at: usize| buf.get(at..at + 8).map_or(0, |b| b.try_into().map_or(0, u64::from_le_bytes));
+fn thread(t: &ThreadState, f: &Facts, told: &Told) -> Thread {
+    let word = |at: usize| told.buf.get(at..at + 8).map_or(0, |b| b.try_into().map_or(0, u64::from_le_bytes));
     Thread {
         tid: f.inner_tid,
         regs: sys::restart::for_new(&t.regs, t.signal).words().to_vec(),
@@ -63,9 +63,10 @@ fn thread(t: &ThreadState, f: &Facts, buf: &[u8], slack: i64, ioprio: i64) -> Th
         comm: ByteBuf::from(f.comm.clone()),
         affinity: ByteBuf::from(f.affinity.clone()),
         sched: f.sched,
-        timerslack: slack.max(0) as u64,
+        timerslack: told.slack.max(0) as u64,
         pdeathsig: word(48) as u32 as i32,
-        ioprio: ioprio.max(0) as u32,
+        ioprio: told.ioprio.max(0) as u32,
+        mempolicy: told.mempolicy(),
         pending: Vec::new(),
         restarted_call: sys::restart::whole_time_again(&t.regs).unwrap_or(-1),
     }

@@ -107,6 +107,26 @@ pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
     for vmas in by_share.values() {
         share(p, vmas)?;
     }
+    policies(p, image, notes)
+}
+
+/// NUMA policies, before there are pages that would lie on the wrong node.
+fn policies(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let mut prog = Program::new();
+    let mut soft = super::process::Soft::new();
+    for v in image.memory.vmas.iter().filter(|v| v.mempolicy.0 != 0) {
+        let nodes = prog.bytes(&v.mempolicy.1.to_le_bytes());
+        let (mode, bits) = (Imm(v.mempolicy.0 as u64), Imm(super::threads::NODE_BITS));
+        let c = prog.may(libc::SYS_mbind, &[Imm(v.start), Imm(v.end - v.start), mode, nodes, bits, Imm(0)]);
+        soft.add(c, format!("the NUMA policy of mapping {:x}-{:x} is not as it was", v.start, v.end));
+        if prog.size() > 256 << 10 {
+            soft.note(&p.run(&prog)?, notes);
+            prog = Program::new();
+        }
+    }
+    if !prog.is_empty() {
+        soft.note(&p.run(&prog)?, notes);
+    }
     Ok(())
 }
 

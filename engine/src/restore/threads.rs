@@ -14,6 +14,8 @@ const ARCH_SET_FS: u64 = 0x1002;
 const SS_DISABLE: u32 = 2;
 const SS_ONSTACK: u32 = 1;
 const SCHED_DEADLINE: u32 = 6;
+/// Bits of a mask of nodes, and one more, as the kernel counts (set_mempolicy(2), BUGS).
+pub(super) const NODE_BITS: u64 = 65;
 
 /// Starts all threads but the leader, parked, with their TIDs.
 pub fn start(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
@@ -143,6 +145,14 @@ fn before_creds(p: &mut Program, soft: &mut Soft, pid: i32, t: &Thread, own: &Ow
             p.may(libc::SYS_ioprio_set, &[Imm(1), Imm(0), Imm(t.ioprio as u64)]),
             "its I/O priority is not as it was",
         );
+    }
+    // also where it has none: it has ours by the fork
+    let (mode, nodes) = t.mempolicy;
+    let mask = if nodes == 0 { Imm(0) } else { p.bytes(&nodes.to_le_bytes()) };
+    let bits = if nodes == 0 { 0 } else { NODE_BITS };
+    let c = p.may(libc::SYS_set_mempolicy, &[Imm(mode as u64), mask, Imm(bits)]);
+    if mode != 0 {
+        soft.add(c, format!("the NUMA policy of thread {} is not as it was", t.tid));
     }
     for info in &t.pending {
         let sig = i32::from_le_bytes([info[0], info[1], info[2], info[3]]);

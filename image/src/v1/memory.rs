@@ -54,6 +54,8 @@ pub struct Vma {
     pub share: u64,
     /// Two-letter flags as smaps shows them, concatenated ("rdwrmrmw...").
     pub flags: String,
+    /// NUMA policy (MPOL_ constant with its flags) and nodes, bit n for node n; 0: none of its own.
+    pub mempolicy: (u32, u64),
     /// Name (PR_SET_VMA_ANON_NAME), or the kernel's in brackets.
     pub name: ByteBuf,
 }

@@ -121,6 +121,8 @@ pub struct Thread {
     pub pdeathsig: i32,
     /// I/O priority, ioprio_get(2).
     pub ioprio: u32,
+    /// NUMA policy (MPOL_ constant with its flags) and nodes, bit n for node n; 0: the default.
+    pub mempolicy: (u32, u64),
     /// Signals pending for the thread: siginfo, 128 bytes each, in order.
     pub pending: Vec<ByteBuf>,
     /// Which call it was in, if its time-out starts again as a whole: number, else -1.

@@ -21,6 +21,7 @@ pub mod maps;
 pub mod mountinfo;
 pub mod net;
 pub mod ns;
+pub mod numa;
 pub mod pagemap;
 pub mod smaps;
 pub mod stat;
