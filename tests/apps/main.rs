@@ -1,4 +1,5 @@
-//! Real programs: the Python web server of the main job.
+//! Real programs, and images of older builds: the Python web server of the main job, the golden images.
+mod golden;
 mod preflight;
 mod server;
 
@@ -8,6 +9,7 @@ fn main() -> std::process::ExitCode {
     runner::main(|_| {
         let mut all = server::cases();
         all.extend(preflight::cases());
+        all.extend(golden::cases());
         runner::no_two_alike(&all)?;
         Ok(all)
     })

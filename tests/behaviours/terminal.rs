@@ -12,6 +12,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("terminal/another", another));
     all.extend(Case::each("terminal/another-by-pid", another_by_pid));
     all.extend(Case::each("terminal/job-control", job_control));
+    all.extend(Case::each("terminal/progress", progress).into_iter().map(|c| c.limit(60)));
     all
 }
 
@@ -93,4 +94,27 @@ fn job_control(bed: &mut Bed) -> Result<()> {
     run::end(&mut child, "the shell", LIMIT)?;
     bed.let_go(&child);
     Ok(())
+}
+
+/// A checkpoint that takes over half a second shows on a terminal how far it is; nowhere else.
+fn progress(bed: &mut Bed) -> Result<()> {
+    const MIB: u64 = 768;
+    let args = ["--mib".to_owned(), MIB.to_string()];
+    let mut target = Start::program("heartbeat").args(args).ready(bed)?;
+    let pty = Pty::new((24, 100))?;
+    let mut ctl = bed.ctl_command(&target.checkpoint_args(&[]));
+    ctl.env("TERM", "xterm");
+    let mut child = pty.spawn(bed, &mut ctl)?;
+    drop(ctl);
+    let status = run::end(&mut child, "ctl checkpoint", LIMIT)?;
+    bed.let_go(&child);
+    pty.wait_for(", took ")?;
+    let said = pty.said();
+    ensure!(status.success(), "ctl checkpoint: {status}: {said}");
+    ensure!(said.contains("record [") && said.contains("MiB") && said.contains("/s"), "no progress is shown: {said:?}");
+    let again = bed.ctl(&["--json", "checkpoint", &target.session])?.expect(0)?;
+    let took = again.json()?["took_ms"].as_f64().unwrap_or(0.0);
+    ensure!(took > 500.0, "this machine is too fast for {MIB} MiB to show anything: it took {took} ms");
+    ensure!(again.err.is_empty(), "progress where no terminal is: {}", again.err);
+    target.prove(bed).map(|_| ())
 }

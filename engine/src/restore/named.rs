@@ -121,7 +121,11 @@ impl Remake for Device {
 }
 
 fn missing(c: &Checker<'_>, f: &OpenFile, path: &std::path::Path, e: std::io::Error) -> Reason {
-    Reason::new(c.describe(f), format!("{}: {e}", path.display()), "put it back, or pass --map-path OLD=NEW")
+    Reason::new(
+        c.describe(f),
+        format!("{}: {}", path.display(), crate::check::in_words(&e)),
+        "put it back, or pass --map-path OLD=NEW",
+    )
 }
 
 fn unreadable(c: &Checker<'_>, f: &OpenFile) -> Reason {

@@ -1,0 +1,84 @@
+//! Images that older builds wrote (tests/golden): verified, read and restored, whatever has changed since.
+use anyhow::{ensure, Result};
+use dormouse_tests::bed::LIMIT;
+use dormouse_tests::stage::checkout;
+use dormouse_tests::{run, Bed, Case, Who};
+use std::fs;
+use std::path::Path;
+
+/// Where the program was when the images were made.
+const THEN: &str = "/tmp/dormouse-golden";
+/// Whose the images are.
+const IMAGES: [(&str, u32); 2] = [("root.image", 0), ("user.image", dormouse_tests::who::ORDINARY)];
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Case::each("golden/v1-restores", restores);
+    all.extend(Case::each("golden/v1-spoilt-file-is-refused", spoilt));
+    all
+}
+
+/// Whoever's it is restores it, and the program proves itself; everybody else can read it, and is told whose it is.
+fn restores(bed: &mut Bed) -> Result<()> {
+    let mut restored = 0;
+    for (image, uid) in IMAGES {
+        let dir = lay_out(bed, image)?;
+        bed.ctl(&["verify", "golden"])?.expect(0)?;
+        let inspected = bed.ctl_json(&["inspect", "golden"])?;
+        let threads = inspected["summary"]["threads"].as_array().map_or(0, Vec::len);
+        ensure!(threads == 2, "it has two threads, inspect says {inspected}");
+        let map = format!("{THEN}={}", dir.display());
+        let restore = bed.ctl(&["restore", "golden", "--detach", "--map-path", &map])?;
+        if bed.who == Who::Root || bed.who.uid() == uid {
+            restore.expect(0)?;
+            proves_itself(&dir)?;
+            let live = bed.state().join("sessions/golden/live.json");
+            run::until("the end of the session", LIMIT, || Ok(!live.exists()))?;
+            restored += 1;
+        } else {
+            restore.refused(3, &[&format!("the program runs as user {uid}"), "or as root"])?;
+        }
+        bed.ctl(&["rm", "golden"])?.expect(0)?;
+    }
+    let own = IMAGES.iter().filter(|(_, uid)| bed.who == Who::Root || *uid == bed.who.uid()).count();
+    ensure!(restored == own, "{own} images should have been restored, {restored} were");
+    Ok(())
+}
+
+/// The open file of the image is not long enough any more: refused by name, nothing is started.
+fn spoilt(bed: &mut Bed) -> Result<()> {
+    let image = if bed.who == Who::Root { "root.image" } else { "user.image" };
+    let dir = lay_out(bed, image)?;
+    fs::remove_file(dir.join("data"))?;
+    let map = format!("{THEN}={}", dir.display());
+    let data = dir.join("data");
+    let words = [data.to_str().unwrap_or_default(), "does not exist"];
+    bed.ctl(&["restore", "golden", "--detach", "--map-path", &map])?.refused(3, &words)?;
+    ensure!(!dir.join("result").exists(), "it ran");
+    Ok(())
+}
+
+/// A folder with what the program had around it, and the image in the store.
+fn lay_out(bed: &mut Bed, image: &str) -> Result<std::path::PathBuf> {
+    let golden = checkout().join("tests/golden/v1");
+    let dir = bed.folder()?;
+    for name in ["sleeper", "data", image] {
+        fs::copy(golden.join(name), dir.join(name))?;
+        bed.give(&dir.join(name))?;
+    }
+    let owner = IMAGES.iter().find(|(name, _)| *name == image).map(|(_, uid)| *uid);
+    if bed.who == Who::Root {
+        std::os::unix::fs::chown(&dir, owner, owner)?; // it writes its result there
+    }
+    let file = dir.join(image).to_string_lossy().into_owned();
+    bed.ctl(&["import", &file])?.expect(0)?;
+    Ok(dir)
+}
+
+fn proves_itself(dir: &Path) -> Result<()> {
+    fs::write(dir.join("gate"), "")?;
+    let result = dir.join("result");
+    run::until("a result", LIMIT, || Ok(fs::read_to_string(&result).is_ok_and(|s| s.ends_with('\n'))))?;
+    let said = fs::read_to_string(result)?;
+    ensure!(said == "OK\n", "the restored program says: {said}");
+    Ok(())
+}
