@@ -194,7 +194,10 @@ impl Check<'_> {
         for (i, f) in self.image.files.open.iter().enumerate() {
             let c = Checker { image: self.image, o: self.o, id: i as u32 };
             match remaker(f.kind) {
-                Some(k) => self.reasons.extend(k.check(&c, f)),
+                Some(k) => {
+                    self.reasons.extend(k.check(&c, f));
+                    self.reasons.extend(crate::objects::locks::check(&c, f));
+                }
                 None => {
                     let why = format!("this build does not know its kind {}", f.kind);
                     self.refuse(c.describe(f), why, "use the version that made the image");

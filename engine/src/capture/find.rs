@@ -292,12 +292,8 @@ type Key = (i32, Vec<u8>, u64);
 
 /// The open files with reasons to refuse them.
 fn refused(all: &[FileView], pid: i32) -> Vec<(Key, Vec<Reason>)> {
-    let reasons = |f: &FileView| match objects::of(f) {
-        Some(k) => k.inspect(f, all, pid),
-        None => vec![objects::refusal(f)],
-    };
     let key = |f: &FileView| (f.first_fd(), f.link.clone(), f.stat.as_ref().map_or(0, |s| s.ino));
-    all.iter().map(|f| (key(f), reasons(f))).filter(|(_, r)| !r.is_empty()).collect()
+    all.iter().map(|f| (key(f), objects::inspect(f, all, pid))).filter(|(_, r)| !r.is_empty()).collect()
 }
 
 /// EI_CLASS of its executable: 1 for 32-bit, 2 for 64-bit (elf(5)).

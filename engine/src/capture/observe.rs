@@ -359,15 +359,11 @@ impl<'a> Observer<'a> {
         let mut out = Files::default();
         let mut reasons = Vec::new();
         for v in &views {
-            let Some(kind) = objects::of(v) else {
-                reasons.push(objects::refusal(v));
-                continue;
-            };
-            let more = kind.inspect(v, &views, self.survey.pid);
-            if !more.is_empty() {
+            let more = objects::inspect(v, &views, self.survey.pid);
+            let (true, Some(kind)) = (more.is_empty(), objects::of(v)) else {
                 reasons.extend(more);
                 continue;
-            }
+            };
             let data = kind.capture(v, self)?;
             let (owner, sig) = self.owner(v)?;
             let id = out.open.len() as u32;
@@ -377,6 +373,7 @@ impl<'a> Observer<'a> {
                 pos: v.info.pos,
                 owner,
                 sig,
+                locks: objects::locks::held(v),
                 label: v.link.clone().into(),
                 data: data.into(),
             });

@@ -6,6 +6,7 @@
 mod anon;
 pub(crate) mod content;
 mod deleted;
+pub(crate) mod locks;
 mod named;
 mod pipe;
 mod sock;
@@ -88,11 +89,10 @@ pub fn refusal(f: &FileView) -> Reason {
     Reason::new(f.describe(), why, remedy)
 }
 
-/// The refusal of a lock that is held through a file.
-fn locks(f: &FileView) -> Option<Reason> {
-    let kind = &f.info.locks.first()?.kind;
-    let why = format!("a lock ({kind:?}) is held on it, and locks are not kept yet");
-    Some(Reason::new(f.describe(), why, "release the lock"))
+/// Every reason against an open file: its kind's, and what is held on it.
+pub fn inspect(f: &FileView, all: &[FileView], pid: i32) -> Vec<Reason> {
+    let kinds = of(f).map_or_else(|| vec![refusal(f)], |k| k.inspect(f, all, pid));
+    kinds.into_iter().chain(locks::refusal(f)).collect()
 }
 
 /// A failed step of a restore.

@@ -239,7 +239,8 @@ pub fn all(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mu
         prog.call(libc::SYS_close_range, &[base.into(), Imm(keep as u64 - 1), Imm(0)]);
     }
     prog.call(libc::SYS_close_range, &[Imm(keep as u64 + 1), Imm(u32::MAX as u64), Imm(0)]);
-    m.run(&prog).map(drop)
+    m.run(&prog)?;
+    objects::locks::take(&mut m, image)
 }
 
 fn way(f: &OpenFile, image: &Image<'_>, id: u32) -> Step<&'static dyn Remake> {
