@@ -1,7 +1,7 @@
 //! Phase find: who the target is, and every reason why it could not be captured or restored, at once.
 use super::files::{self, FileView};
 use super::{explain, Fault, Step};
-use crate::{objects, Error, Kind, Reason, Result};
+use crate::{objects, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
 use sys::procfs::{self, ns::NsKind, stat::Stat, status::Status};
@@ -23,6 +23,8 @@ pub struct Survey {
     pub smaps: Vec<Smap>,
     /// Threads, and what can be asked of them from outside.
     pub threads: std::collections::BTreeMap<i32, super::threads::Facts>,
+    /// What the caller decided about external ends.
+    pub external: Externals,
     /// PID namespaces of our own making around it.
     pub private: bool,
     /// Reasons to refuse.
@@ -59,7 +61,7 @@ impl Survey {
 }
 
 /// Looks at a process without touching it.
-pub fn survey(pid: i32, attempted: String) -> Result<Survey> {
+pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Survey> {
     let refused = |o: &str, w: &str, r: &str| Error::new(Kind::Refused, attempted.clone(), o, w, r);
     let me = std::process::id() as i32;
     if pid <= 0 || !procfs::pid_exists(pid) {
@@ -107,6 +109,7 @@ pub fn survey(pid: i32, attempted: String) -> Result<Survey> {
         files: Vec::new(),
         smaps: Vec::new(),
         threads: Default::default(),
+        external: external.clone(),
         private: false,
         reasons: Vec::new(),
         unsure: Vec::new(),
@@ -118,6 +121,7 @@ pub fn survey(pid: i32, attempted: String) -> Result<Survey> {
     let r: std::result::Result<(), Fault> = (|| {
         s.files = files::list(pid, false)?;
         files::mark_ends(pid, &mut s.files);
+        files::decide(&mut s.files, external);
         s.smaps = procfs::smaps::read(pid)?;
         Ok(())
     })();
@@ -272,6 +276,7 @@ impl Survey {
         if !first.is_empty() {
             let mut again = files::list(self.pid, false)?;
             files::mark_ends(self.pid, &mut again);
+            files::decide(&mut again, &self.external);
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
         }

@@ -355,6 +355,7 @@ impl<'a> Observer<'a> {
         let ours = self.own_descriptor()?;
         views.retain(|v| v.first_fd() != ours);
         files::mark_ends(self.survey.pid, &mut views);
+        files::decide(&mut views, &self.survey.external);
         self.files = views.clone();
         let mut out = Files::default();
         let mut reasons = Vec::new();

@@ -56,7 +56,7 @@ fn words(l: &Lock) -> String {
 
 /// Who has a lock that is in the way.
 pub fn check(c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
-    if f.locks.is_empty() || f.kind == Kind::Deleted as u32 {
+    if f.locks.is_empty() || [Kind::Deleted as u32, Kind::External as u32].contains(&f.kind) {
         return Vec::new();
     }
     let Ok(meta) = std::fs::metadata(c.path(&f.label)) else { return Vec::new() };
@@ -86,7 +86,8 @@ pub fn check(c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
 pub fn take(m: &mut Maker<'_>, image: &Image<'_>) -> Step<()> {
     for (i, f) in image.files.open.iter().enumerate() {
         let Some(fd) = image.fds_of(i as u32).next() else { continue };
-        for l in &f.locks {
+        // one whose other end is outside is another file now
+        for l in f.locks.iter().filter(|_| f.kind != Kind::External as u32) {
             let mut p = Program::new();
             let c = match l.kind {
                 LOCK_FLOCK => {

@@ -51,9 +51,9 @@ pub static ALL: &[&dyn Object] = &[
     &OPath,
     &UnixPair,
     &Pipe,
-    &Tcp,
     &Udp,
     &Stdio,
+    &Tcp,
     &UnixListen,
     &EventFd,
     &TimerFd,
@@ -73,18 +73,22 @@ pub fn of(f: &FileView) -> Option<&'static dyn Object> {
 /// The refusal of what nobody claims.
 pub fn refusal(f: &FileView) -> Reason {
     let link = f.link.as_slice();
+    let close = "close it before the checkpoint";
+    if stdio::is_external(f) {
+        let what = if f.socket.is_some() { "socket" } else { "pipe" };
+        let why = format!("the other end of this {what} is outside the process");
+        return Reason::new(f.describe(), why, stdio::remedy(f, "connect it to descriptor 0, 1 or 2, close it"));
+    }
     let (why, remedy) = if link.starts_with(b"socket:") {
-        ("this kind of socket is not kept yet", "close it before the checkpoint")
+        ("this kind of socket is not kept yet", close)
     } else if link == b"anon_inode:[io_uring]" {
         ("io_uring is not kept yet", "close the ring, or run the program without io_uring")
     } else if link.starts_with(b"anon_inode:") {
-        ("this kind of kernel object is not kept yet", "close it before the checkpoint")
-    } else if f.is_pipe() {
-        ("the other end of this pipe is outside the process", "connect it to descriptor 0, 1 or 2, or close it")
+        ("this kind of kernel object is not kept yet", close)
     } else if f.deleted {
-        ("the file was deleted, and files without a name are not kept yet", "close it before the checkpoint")
+        ("the file was deleted, and files without a name are not kept yet", close)
     } else {
-        ("this kind of file is not kept yet", "close it before the checkpoint")
+        ("this kind of file is not kept yet", close)
     };
     Reason::new(f.describe(), why, remedy)
 }
