@@ -9,6 +9,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("restricted/landlock", landlock));
     all.extend(Case::each("restricted/keys", keys));
     all.extend(Case::each("fd_locks/taken", taken));
+    all.extend(Case::each("aio/unread", unread));
     all
 }
 
@@ -43,6 +44,16 @@ fn taken(bed: &mut Bed) -> Result<()> {
     holder.wait()?;
     bed.let_go(&holder);
     target.restore(bed)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A completion of asynchronous I/O that nobody has read yet is not lost: it is refused.
+fn unread(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("aio").args(["--unread"]).ready(bed)?;
+    let words = ["mapping ", "completed asynchronous I/O", "; let the program read it"];
+    bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &words)?;
+    bed.ctl(&target.checkpoint_args(&["--kill"]))?.refused(3, &words)?;
+    unharmed::entirely(target.pid)?;
     target.prove(bed).map(|_| ())
 }
 

@@ -267,6 +267,10 @@ impl Survey {
             .filter_map(|m| unsupported(m).map(|(w, r)| Reason::new(describe(&m.vma), w, r)))
             .collect();
         self.reasons.extend(reasons);
+        let rings = self.smaps.iter().map(|m| &m.vma).filter(|v| v.kind() == VmaKind::AioRing);
+        let mem = sys::mem::RemoteMem::open(self.pid).ok();
+        let unread = rings.filter_map(|v| super::memory::unread_completions(mem.as_ref()?, v));
+        self.unsure.extend(unread);
     }
 
     /// Refusals of open files. The process runs: what was opened, closed and its number given to another while it was looked at
@@ -328,7 +332,6 @@ fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
         }
         VmaKind::Memfd(_) => return Some(("memory of a memfd is not kept yet", close)),
         VmaKind::AnonHugepage => return Some(("hugetlb pages are not kept yet", "run it without MAP_HUGETLB")),
-        VmaKind::AioRing => return Some(("asynchronous I/O (io_setup) is not kept yet", "end it with io_destroy")),
         VmaKind::AnonInode(_) => {
             return Some((
                 "it belongs to a kernel object that is not kept yet (io_uring, perf, ...)",

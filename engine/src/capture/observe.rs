@@ -192,6 +192,7 @@ impl<'a> Observer<'a> {
         let told = self.server_told(visited)?;
         let files = self.open_files()?;
         let maps = procfs::maps::read(self.survey.pid)?;
+        self.asynchronous(&maps)?;
         self.unforkable(&maps)?;
         Ok(Seen { process, told, files, maps, monotonic_ns })
     }
