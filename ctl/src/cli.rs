@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use engine::{External, Pids};
+use engine::{External, Externals, Pids};
 
 /// Checkpoints and restores running programs.
 #[derive(Debug, Parser)]
@@ -83,6 +83,10 @@ pub struct Checkpoint {
     /// Leave the program stopped once the checkpoint is complete (SIGCONT lets it go on)
     #[arg(long)]
     pub stop: bool,
+    /// Give up what has its other end outside and is not descriptor 0, 1 or 2 (connections, pipes): `close` closes all of it
+    /// at restore, FD=PATH opens PATH in place of one, FD=close closes one (repeatable)
+    #[arg(long, value_name = "close|FD=PATH", value_parser = external)]
+    pub external: Vec<ExternalArg>,
 }
 
 #[derive(Debug, Args)]
@@ -99,8 +103,8 @@ pub struct Restore {
     /// Which PIDs it gets [default: keep where permitted and free, else private]
     #[arg(long, value_enum)]
     pub pids: Option<PidsArg>,
-    /// What becomes of external descriptors other than 0, 1 and 2: `close` closes them all, FD=PATH opens PATH in
-    /// place of one, FD=close closes one (repeatable)
+    /// What becomes of external descriptors, if not what the checkpoint was told: `close` closes all but 0, 1 and 2, FD=PATH
+    /// opens PATH in place of one, FD=close closes one (repeatable)
     #[arg(long, value_name = "close|FD=PATH", value_parser = external)]
     pub external: Vec<ExternalArg>,
     /// Look for files below OLD below NEW instead (repeatable)
@@ -135,6 +139,18 @@ pub enum ExternalArg {
     Close,
     /// One descriptor.
     One(i32, External),
+}
+
+/// All values of --external.
+pub fn externals(given: &[ExternalArg]) -> Externals {
+    let mut all = Externals::default();
+    for e in given {
+        match e {
+            ExternalArg::Close => all.close = true,
+            ExternalArg::One(fd, what) => drop(all.named.insert(*fd, what.clone())),
+        }
+    }
+    all
 }
 
 fn external(text: &str) -> Result<ExternalArg, String> {
@@ -189,6 +205,9 @@ pub struct Check {
     /// A process: can it be checkpointed?
     #[arg(long, allow_negative_numbers = true)]
     pub pid: Option<i32>,
+    /// As for checkpoint or restore (repeatable)
+    #[arg(long, value_name = "close|FD=PATH", value_parser = external)]
+    pub external: Vec<ExternalArg>,
 }
 
 #[derive(Debug, Args)]

@@ -72,8 +72,8 @@ fn run(out: &Out, cli: &Cli) -> Result<Done, Error> {
         // Tells what is wrong with the state directory, rather than failing on it.
         return verbs::doctor::run(out, &StateDir::locate(given)?);
     }
-    if let Verb::Check(cli::Check { pid: Some(pid), .. }) = cli.verb {
-        return verbs::check::process(out, pid);
+    if let Verb::Check(args @ cli::Check { pid: Some(pid), .. }) = &cli.verb {
+        return verbs::check::process(out, *pid, args);
     }
     // Names are judged before anything is made on the disk.
     verbs::names(&cli.verb)?;

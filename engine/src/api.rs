@@ -27,11 +27,22 @@ pub struct Progress {
     pub total: u64,
 }
 
+/// What becomes of external ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Externals {
+    /// Of these descriptors.
+    pub named: BTreeMap<i32, External>,
+    /// All others but 0, 1, 2 are closed.
+    pub close: bool,
+}
+
 /// How to make a checkpoint.
 #[derive(Default)]
 pub struct CaptureOptions<'a> {
     /// What becomes of the target.
     pub after: After,
+    /// What a restore does with external ends, unless it is told otherwise; those of which nothing is said are refused.
+    pub external: Externals,
     /// What the session crate wants to find again at restore (opaque to the engine): command line, options.
     pub labels: BTreeMap<String, String>,
     /// Told how far it is.

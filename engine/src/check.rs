@@ -194,7 +194,10 @@ impl Check<'_> {
         for (i, f) in self.image.files.open.iter().enumerate() {
             let c = Checker { image: self.image, o: self.o, id: i as u32 };
             match remaker(f.kind) {
-                Some(k) => self.reasons.extend(k.check(&c, f)),
+                Some(k) => {
+                    self.reasons.extend(k.check(&c, f));
+                    self.reasons.extend(crate::objects::locks::check(&c, f));
+                }
                 None => {
                     let why = format!("this build does not know its kind {}", f.kind);
                     self.refuse(c.describe(f), why, "use the version that made the image");
@@ -245,6 +248,7 @@ impl Check<'_> {
                 self.reasons.push(r);
             }
         }
+        self.reasons.extend(crate::restore::aio::check(self.image));
         let highest = self.image.process.timers.iter().map(|t| t.id).max().unwrap_or(0);
         if highest >= LOW_TIMERS && sys::probe::timer_ids().is_err() {
             let why = "its ID cannot be chosen on kernels before 6.16, and is too high to be reached by counting";

@@ -1,5 +1,5 @@
 //! What launcher and ctl say to this library and what they get back.
-use engine::{After, External, Pids, Progress};
+use engine::{After, External, Externals, Pids, Progress};
 use image::SessionName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -125,6 +125,8 @@ pub enum Target {
 pub struct CheckpointRequest<'a> {
     /// What becomes of the target.
     pub after: After,
+    /// What a restore does with external ends.
+    pub external: Externals,
     /// Told how far it is.
     pub progress: Option<&'a dyn Fn(Progress)>,
 }

@@ -165,7 +165,8 @@ fn take(
         ("command".to_string(), live.command.clone()),
         ("mode".to_string(), format!("{:?}", live.mode).to_lowercase()),
     ]);
-    let options = CaptureOptions { after: request.after, labels, progress: request.progress };
+    let options =
+        CaptureOptions { after: request.after, external: request.external.clone(), labels, progress: request.progress };
     let captured = match engine_calls::checkpoint(&store, name, pid, &options) {
         Ok(captured) => captured,
         Err(e) => {

@@ -1,4 +1,5 @@
 //! What must be kept: every behaviour program through every mode ([`matrix`]), and what takes more than a program.
+mod external;
 mod invisible;
 mod matrix;
 mod refusal;
@@ -15,6 +16,7 @@ fn main() -> std::process::ExitCode {
 
 fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     let mut all = matrix::cases(stage)?;
+    all.extend(external::cases());
     all.extend(invisible::cases());
     all.extend(refusal::cases());
     all.extend(sessions::cases());

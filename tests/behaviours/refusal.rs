@@ -1,12 +1,15 @@
 //! A program that cannot be captured is refused with all the reasons at once, and is none the worse for it.
 use anyhow::{ensure, Context, Result};
+use dormouse_tests::bed::SOON;
 use dormouse_tests::target::{Start, Target};
-use dormouse_tests::{store, unharmed, Bed, Case};
+use dormouse_tests::{run, store, unharmed, Bed, Case};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::each("six/refused", six);
     all.extend(Case::each("restricted/landlock", landlock));
     all.extend(Case::each("restricted/keys", keys));
+    all.extend(Case::each("fd_locks/taken", taken));
+    all.extend(Case::each("aio/unread", unread));
     all
 }
 
@@ -18,6 +21,39 @@ fn landlock(bed: &mut Bed) -> Result<()> {
         unharmed::entirely(target.pid)?;
     }
     store::holds(bed, &target.session, &[])?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A lock that somebody else has taken meanwhile: `check` and `restore` say whose it is; restored once it is free.
+fn taken(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("fd_locks").ready(bed)?;
+    target.kill(bed)?;
+    let mut script = bed.command("python3");
+    let path = target.dir.join("ranges");
+    let text = "import fcntl,sys,time\nf=open(sys.argv[1],'r+')\nfcntl.lockf(f,fcntl.LOCK_EX,1,29)\nopen(sys.argv[1]+'.taken','w')\ntime.sleep(60)";
+    script.args(["-c", text]).arg(&path);
+    let (mut holder, _, _) = bed.spawn(&mut script)?;
+    let mark = target.dir.join("ranges.taken");
+    run::until("the other program's lock", SOON, || Ok(mark.exists()))?;
+    let words = [&format!("held by PID {} (python3)", holder.id()), "POSIX write lock of bytes 10 to 29", "; end that"];
+    let words = words.map(|w| w.to_string());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    bed.ctl(&["check", &target.session])?.refused(3, &words)?;
+    bed.ctl(&["restore", &target.session, "--detach"])?.refused(3, &words)?;
+    holder.kill()?;
+    holder.wait()?;
+    bed.let_go(&holder);
+    target.restore(bed)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A completion of asynchronous I/O that nobody has read yet is not lost: it is refused.
+fn unread(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("aio").args(["--unread"]).ready(bed)?;
+    let words = ["mapping ", "completed asynchronous I/O", "; let the program read it"];
+    bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &words)?;
+    bed.ctl(&target.checkpoint_args(&["--kill"]))?.refused(3, &words)?;
+    unharmed::entirely(target.pid)?;
     target.prove(bed).map(|_| ())
 }
 

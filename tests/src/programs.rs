@@ -25,8 +25,8 @@ pub struct Variant {
     pub alike: bool,
 }
 
-/// Not rows of the matrix: `six` and `restricted` are to be refused, `heartbeat` measures. They have cases of their own.
-const APART: &[&str] = &["six", "restricted", "heartbeat"];
+/// Not rows of the matrix: `six`, `restricted` and `fd_external` are to be refused, `heartbeat` measures. They have cases of their own.
+const APART: &[&str] = &["six", "restricted", "fd_external", "heartbeat"];
 
 impl Variant {
     fn of(program: &str) -> Variant {

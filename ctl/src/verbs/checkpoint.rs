@@ -5,7 +5,7 @@ use engine::{After, Error};
 use serde_json::json;
 use session::{CheckpointRequest, StateDir, Target};
 
-use crate::cli::Checkpoint;
+use crate::cli::{externals, Checkpoint};
 use crate::out::{self, Out};
 use crate::progress::Bar;
 use crate::{name, Done};
@@ -24,7 +24,11 @@ pub fn run(out: &Out, state: &StateDir, args: &Checkpoint) -> Result<Done, Error
     };
     let bar = Bar::new(out);
     let tick = |p| bar.tick(p);
-    let made = session::checkpoint(state, &target, &CheckpointRequest { after, progress: Some(&tick) })?;
+    let made = session::checkpoint(
+        state,
+        &target,
+        &CheckpointRequest { after, external: externals(&args.external), progress: Some(&tick) },
+    )?;
     bar.clear();
     let c = &made.captured;
     for line in made.notes.iter().chain(&c.reported) {

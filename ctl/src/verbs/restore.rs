@@ -3,7 +3,7 @@ use engine::Error;
 use serde_json::{json, Value};
 use session::{Event, Outcome, RestoreRequest, Started, StateDir};
 
-use crate::cli::{ExternalArg, Restore};
+use crate::cli::{externals, Restore};
 use crate::out::Out;
 use crate::progress::Bar;
 use crate::{name, Done};
@@ -14,14 +14,8 @@ pub fn run(out: &Out, state: &StateDir, args: &Restore) -> Result<Done, Error> {
     request.detach = args.detach;
     request.pids = args.pids.map(Into::into).unwrap_or_default();
     request.map_path = args.map_path.clone();
-    for e in &args.external {
-        match e {
-            ExternalArg::Close => request.external_close = true,
-            ExternalArg::One(fd, what) => {
-                request.external.insert(*fd, what.clone());
-            }
-        }
-    }
+    let external = externals(&args.external);
+    (request.external, request.external_close) = (external.named, external.close);
     let bar = Bar::new(out);
     let outcome = session::restore(state, &request, &|event| match event {
         Event::Progress(p) => bar.tick(p),

@@ -1,6 +1,7 @@
 //! Open files of a target as the kinds in [`crate::objects`] see them: one view for each open file description, with
 //! all its descriptors.
 use super::Step;
+use crate::{External, Externals};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::AsFd;
 use sys::procfs::fd::FdStat;
@@ -21,6 +22,8 @@ pub struct FileView {
     pub both_ends: bool,
     /// The link named a file that is deleted.
     pub deleted: bool,
+    /// What the caller decided about it, should its other end be outside.
+    pub decided: Option<External>,
     /// For sockets: what they are.
     pub socket: Option<SocketView>,
 }
@@ -112,7 +115,16 @@ pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
             }
             _ => (f.target.clone(), gone && f.target.starts_with(b"/")),
         };
-        views.push(FileView { fds: vec![(f.fd, cloexec)], link, stat, info, both_ends: false, deleted, socket: None });
+        views.push(FileView {
+            fds: vec![(f.fd, cloexec)],
+            link,
+            stat,
+            info,
+            both_ends: false,
+            deleted,
+            decided: None,
+            socket: None,
+        });
     }
     look_at_sockets(pid, frozen, &mut views)?;
     Ok(views)
@@ -185,6 +197,14 @@ impl FileView {
             (Some(a), Some(b)) => a.dev == b.dev && a.ino == b.ino && a.rdev == b.rdev,
             _ => self.link == link,
         }
+    }
+}
+
+/// Notes what the caller decided about each.
+pub(super) fn decide(views: &mut [FileView], e: &Externals) {
+    for v in views {
+        let named = v.fds.iter().find_map(|f| e.named.get(&f.0)).cloned();
+        v.decided = named.or((e.close && v.stdio() < 0).then_some(External::Close));
     }
 }
 

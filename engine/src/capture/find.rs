@@ -1,7 +1,7 @@
 //! Phase find: who the target is, and every reason why it could not be captured or restored, at once.
 use super::files::{self, FileView};
 use super::{explain, Fault, Step};
-use crate::{objects, Error, Kind, Reason, Result};
+use crate::{objects, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
 use sys::procfs::{self, ns::NsKind, stat::Stat, status::Status};
@@ -23,6 +23,8 @@ pub struct Survey {
     pub smaps: Vec<Smap>,
     /// Threads, and what can be asked of them from outside.
     pub threads: std::collections::BTreeMap<i32, super::threads::Facts>,
+    /// What the caller decided about external ends.
+    pub external: Externals,
     /// PID namespaces of our own making around it.
     pub private: bool,
     /// Reasons to refuse.
@@ -59,7 +61,7 @@ impl Survey {
 }
 
 /// Looks at a process without touching it.
-pub fn survey(pid: i32, attempted: String) -> Result<Survey> {
+pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Survey> {
     let refused = |o: &str, w: &str, r: &str| Error::new(Kind::Refused, attempted.clone(), o, w, r);
     let me = std::process::id() as i32;
     if pid <= 0 || !procfs::pid_exists(pid) {
@@ -107,6 +109,7 @@ pub fn survey(pid: i32, attempted: String) -> Result<Survey> {
         files: Vec::new(),
         smaps: Vec::new(),
         threads: Default::default(),
+        external: external.clone(),
         private: false,
         reasons: Vec::new(),
         unsure: Vec::new(),
@@ -118,6 +121,7 @@ pub fn survey(pid: i32, attempted: String) -> Result<Survey> {
     let r: std::result::Result<(), Fault> = (|| {
         s.files = files::list(pid, false)?;
         files::mark_ends(pid, &mut s.files);
+        files::decide(&mut s.files, external);
         s.smaps = procfs::smaps::read(pid)?;
         Ok(())
     })();
@@ -263,6 +267,10 @@ impl Survey {
             .filter_map(|m| unsupported(m).map(|(w, r)| Reason::new(describe(&m.vma), w, r)))
             .collect();
         self.reasons.extend(reasons);
+        let rings = self.smaps.iter().map(|m| &m.vma).filter(|v| v.kind() == VmaKind::AioRing);
+        let mem = sys::mem::RemoteMem::open(self.pid).ok();
+        let unread = rings.filter_map(|v| super::memory::unread_completions(mem.as_ref()?, v));
+        self.unsure.extend(unread);
     }
 
     /// Refusals of open files. The process runs: what was opened, closed and its number given to another while it was looked at
@@ -272,6 +280,7 @@ impl Survey {
         if !first.is_empty() {
             let mut again = files::list(self.pid, false)?;
             files::mark_ends(self.pid, &mut again);
+            files::decide(&mut again, &self.external);
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
         }
@@ -292,12 +301,8 @@ type Key = (i32, Vec<u8>, u64);
 
 /// The open files with reasons to refuse them.
 fn refused(all: &[FileView], pid: i32) -> Vec<(Key, Vec<Reason>)> {
-    let reasons = |f: &FileView| match objects::of(f) {
-        Some(k) => k.inspect(f, all, pid),
-        None => vec![objects::refusal(f)],
-    };
     let key = |f: &FileView| (f.first_fd(), f.link.clone(), f.stat.as_ref().map_or(0, |s| s.ino));
-    all.iter().map(|f| (key(f), reasons(f))).filter(|(_, r)| !r.is_empty()).collect()
+    all.iter().map(|f| (key(f), objects::inspect(f, all, pid))).filter(|(_, r)| !r.is_empty()).collect()
 }
 
 /// EI_CLASS of its executable: 1 for 32-bit, 2 for 64-bit (elf(5)).
@@ -327,7 +332,6 @@ fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
         }
         VmaKind::Memfd(_) => return Some(("memory of a memfd is not kept yet", close)),
         VmaKind::AnonHugepage => return Some(("hugetlb pages are not kept yet", "run it without MAP_HUGETLB")),
-        VmaKind::AioRing => return Some(("asynchronous I/O (io_setup) is not kept yet", "end it with io_destroy")),
         VmaKind::AnonInode(_) => {
             return Some((
                 "it belongs to a kernel object that is not kept yet (io_uring, perf, ...)",

@@ -1,5 +1,6 @@
 //! Mappings in the image's words, and the pages that must be stored.
 use super::{Fault, Observer, Step};
+use crate::{Error, Kind, Reason};
 use image::v1::memory::*;
 use image::PageSink;
 use std::collections::HashMap;
@@ -90,6 +91,7 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         VmaKind::AnonNamed(n) if n == sys::inject::MAPPING_NAME.as_bytes() => return None,
         VmaKind::Vdso => out.backing = BACKING_VDSO,
         VmaKind::Vvar | VmaKind::VvarVclock => out.backing = BACKING_VVAR,
+        VmaKind::AioRing => out.backing = BACKING_AIO,
         VmaKind::SharedAnon => {
             out.backing = BACKING_SHARED_ANON;
             out.share = v.inode;
@@ -170,6 +172,35 @@ pub(super) fn copy(
 pub(super) fn is_unforkable(v: &Vma, flags: &VmFlags) -> bool {
     let shared_anon = matches!(v.kind(), VmaKind::SharedAnon | VmaKind::AnonShmemNamed(_));
     shared_anon || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
+}
+
+/// Why the context of asynchronous I/O that a ring belongs to cannot be kept: head and tail of the ring differ (fs/aio.c,
+/// `struct aio_ring`).
+pub(super) fn unread_completions(mem: &RemoteMem, v: &Vma) -> Option<Reason> {
+    let mut b = [0; 16];
+    mem.read(v.start, &mut b).ok()?;
+    let word = |i: usize| b[i..i + 4].try_into().map_or(0, u32::from_le_bytes);
+    let (why, remedy) = (
+        "completed asynchronous I/O waits in it to be read, which is not kept",
+        "let the program read it (io_getevents)",
+    );
+    (word(8) != word(12)).then(|| Reason::new(super::find::describe(v), why, remedy))
+}
+
+impl Observer<'_> {
+    /// Refuses contexts of asynchronous I/O with completions in them. What is still in flight nobody can see.
+    pub(super) fn asynchronous(&mut self, maps: &[Vma]) -> Step<()> {
+        let rings: Vec<&Vma> = maps.iter().filter(|v| v.kind() == VmaKind::AioRing).collect();
+        let reasons: Vec<Reason> = rings.iter().filter_map(|v| unread_completions(&self.mem, v)).collect();
+        if !reasons.is_empty() {
+            return Err(Error { kind: Kind::Refused, attempted: self.survey.attempted.clone(), reasons }.into());
+        }
+        for v in rings {
+            let what = "asynchronous I/O in flight, if there is any (the kernel does not tell), is lost at a restore";
+            self.reported.push(format!("{}: {what}", super::find::describe(v)));
+        }
+        Ok(())
+    }
 }
 
 impl Observer<'_> {

@@ -13,7 +13,7 @@ pub use find::{survey, Survey};
 pub(crate) use memory::build_id;
 pub use observe::Observer;
 
-use crate::{After, CaptureOptions, Captured, Error, Kind, Progress, Result};
+use crate::{After, CaptureOptions, Captured, Error, Externals, Kind, Progress, Result};
 use image::store::{NewCheckpoint, Store};
 use image::{PageSink, SessionName};
 use std::time::Instant;
@@ -60,8 +60,8 @@ impl Phase {
 
 /// Looks for everything that would make a checkpoint of a process fail, and changes nothing. Gives what would be
 /// reported as not kept.
-pub fn preflight(pid: i32) -> Result<Vec<String>> {
-    let s = survey(pid, format!("checkpoint PID {pid}"))?;
+pub fn preflight(pid: i32, external: &Externals) -> Result<Vec<String>> {
+    let s = survey(pid, format!("checkpoint PID {pid}"), external)?;
     s.refuse_unsure_too()?;
     way_in(&s, &[0; 8]).map(|_| s.reported)
 }
@@ -131,7 +131,7 @@ impl Run<'_> {
 
     fn all(&mut self, store: &Store, name: &SessionName, began: Instant) -> Step<Captured> {
         self.enter(Phase::Find)?;
-        let mut survey = survey(self.pid, self.attempted.clone())?;
+        let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external)?;
         survey.refuse()?;
         let listener = Listener::new()?;
         let plan = way_in(&survey, listener.addr())?;

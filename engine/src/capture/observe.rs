@@ -192,6 +192,7 @@ impl<'a> Observer<'a> {
         let told = self.server_told(visited)?;
         let files = self.open_files()?;
         let maps = procfs::maps::read(self.survey.pid)?;
+        self.asynchronous(&maps)?;
         self.unforkable(&maps)?;
         Ok(Seen { process, told, files, maps, monotonic_ns })
     }
@@ -355,19 +356,16 @@ impl<'a> Observer<'a> {
         let ours = self.own_descriptor()?;
         views.retain(|v| v.first_fd() != ours);
         files::mark_ends(self.survey.pid, &mut views);
+        files::decide(&mut views, &self.survey.external);
         self.files = views.clone();
         let mut out = Files::default();
         let mut reasons = Vec::new();
         for v in &views {
-            let Some(kind) = objects::of(v) else {
-                reasons.push(objects::refusal(v));
-                continue;
-            };
-            let more = kind.inspect(v, &views, self.survey.pid);
-            if !more.is_empty() {
+            let more = objects::inspect(v, &views, self.survey.pid);
+            let (true, Some(kind)) = (more.is_empty(), objects::of(v)) else {
                 reasons.extend(more);
                 continue;
-            }
+            };
             let data = kind.capture(v, self)?;
             let (owner, sig) = self.owner(v)?;
             let id = out.open.len() as u32;
@@ -377,6 +375,7 @@ impl<'a> Observer<'a> {
                 pos: v.info.pos,
                 owner,
                 sig,
+                locks: objects::locks::held(v),
                 label: v.link.clone().into(),
                 data: data.into(),
             });

@@ -214,6 +214,10 @@ impl Remake for Epoll {
         let fired = |t: &&anon::EpollTarget| t.events & !PRIVATE_BITS == 0 && t.events & libc::EPOLLONESHOT as u32 != 0;
         let ordered = e.targets.iter().filter(fired).chain(e.targets.iter().filter(|t| !fired(t)));
         for t in ordered {
+            if m.is_closed(t.fd) {
+                m.notes.push(format!("{} no longer watches descriptor {}, which is closed", m.describe(id, f), t.fd));
+                continue;
+            }
             let mut p = Program::new();
             let again =
                 if fired(&t) { (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP) as u32 } else { 0 };
@@ -245,7 +249,17 @@ impl Remake for Epoll {
                 let out = p.out(16);
                 p.may(libc::SYS_epoll_wait, &[efd.into(), out.arg(), Imm(1), Imm(0)]);
             }
-            m.run(&p)?;
+            match m.run(&p) {
+                // a regular file in its place cannot be watched
+                Err(_) if t.tfd == t.fd && m.is_external(t.fd) => {
+                    m.notes.push(format!(
+                        "{} no longer watches descriptor {}: what is there now cannot be watched",
+                        m.describe(id, f),
+                        t.fd
+                    ));
+                }
+                r => drop(r?),
+            }
         }
         Ok(())
     }

@@ -30,7 +30,7 @@ impl Object for Deleted {
                 "open it by the name that it has",
             )];
         }
-        super::locks(f).into_iter().collect()
+        Vec::new()
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {

@@ -6,6 +6,7 @@
 mod anon;
 pub(crate) mod content;
 mod deleted;
+pub(crate) mod locks;
 mod named;
 mod pipe;
 mod sock;
@@ -50,9 +51,9 @@ pub static ALL: &[&dyn Object] = &[
     &OPath,
     &UnixPair,
     &Pipe,
-    &Tcp,
     &Udp,
     &Stdio,
+    &Tcp,
     &UnixListen,
     &EventFd,
     &TimerFd,
@@ -72,27 +73,30 @@ pub fn of(f: &FileView) -> Option<&'static dyn Object> {
 /// The refusal of what nobody claims.
 pub fn refusal(f: &FileView) -> Reason {
     let link = f.link.as_slice();
+    let close = "close it before the checkpoint";
+    if stdio::is_external(f) {
+        let what = if f.socket.is_some() { "socket" } else { "pipe" };
+        let why = format!("the other end of this {what} is outside the process");
+        return Reason::new(f.describe(), why, stdio::remedy(f, "connect it to descriptor 0, 1 or 2, close it"));
+    }
     let (why, remedy) = if link.starts_with(b"socket:") {
-        ("this kind of socket is not kept yet", "close it before the checkpoint")
+        ("this kind of socket is not kept yet", close)
     } else if link == b"anon_inode:[io_uring]" {
         ("io_uring is not kept yet", "close the ring, or run the program without io_uring")
     } else if link.starts_with(b"anon_inode:") {
-        ("this kind of kernel object is not kept yet", "close it before the checkpoint")
-    } else if f.is_pipe() {
-        ("the other end of this pipe is outside the process", "connect it to descriptor 0, 1 or 2, or close it")
+        ("this kind of kernel object is not kept yet", close)
     } else if f.deleted {
-        ("the file was deleted, and files without a name are not kept yet", "close it before the checkpoint")
+        ("the file was deleted, and files without a name are not kept yet", close)
     } else {
-        ("this kind of file is not kept yet", "close it before the checkpoint")
+        ("this kind of file is not kept yet", close)
     };
     Reason::new(f.describe(), why, remedy)
 }
 
-/// The refusal of a lock that is held through a file.
-fn locks(f: &FileView) -> Option<Reason> {
-    let kind = &f.info.locks.first()?.kind;
-    let why = format!("a lock ({kind:?}) is held on it, and locks are not kept yet");
-    Some(Reason::new(f.describe(), why, "release the lock"))
+/// Every reason against an open file: its kind's, and what is held on it.
+pub fn inspect(f: &FileView, all: &[FileView], pid: i32) -> Vec<Reason> {
+    let kinds = of(f).map_or_else(|| vec![refusal(f)], |k| k.inspect(f, all, pid));
+    kinds.into_iter().chain(locks::refusal(f)).collect()
 }
 
 /// A failed step of a restore.

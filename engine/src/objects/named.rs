@@ -64,7 +64,6 @@ impl Object for Regular {
         if f.link.starts_with(b"/proc/") || f.link.starts_with(b"/sys/") {
             r = vec![Reason::new(f.describe(), "files of /proc and /sys are not kept yet", "close it")];
         }
-        r.extend(super::locks(f));
         r
     }
 
@@ -83,7 +82,7 @@ impl Object for Directory {
     }
 
     fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
-        check_name(f).into_iter().chain(super::locks(f)).collect()
+        check_name(f)
     }
 
     fn capture(&self, f: &FileView, _o: &mut Observer<'_>) -> Result<Vec<u8>> {

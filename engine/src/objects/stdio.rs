@@ -1,12 +1,29 @@
-//! External ends at 0, 1, 2 and their dups, and terminals wherever they are: reconnected at restore to the standard
-//! streams of the restoring command.
+//! External ends: at 0, 1, 2 and their dups, and terminals wherever they are, they are reconnected at restore to the standard
+//! streams of the restoring command. Elsewhere the caller decides, or they are refused.
 use super::{encode, Object};
 use crate::capture::{FileView, Observer};
 use crate::Result;
 use image::v1::objects::{External, Kind};
+use std::os::unix::ffi::OsStrExt;
 
-/// An external end that a standard stream of the restoring command replaces.
+/// An external end: a standard stream of the restoring command, or what the caller says, takes its place.
 pub struct Stdio;
+
+/// What to do about an external end, for refusals.
+pub fn remedy(f: &FileView, first: &str) -> String {
+    let fd = f.first_fd();
+    format!("{first}, or give it up: --external close, --external {fd}=close or {fd}=PATH")
+}
+
+/// Whether its other end is outside the process.
+pub fn is_external(f: &FileView) -> bool {
+    let fifo = f.stat.as_ref().is_some_and(|s| s.mode & libc::S_IFMT == libc::S_IFIFO) && !f.is_pipe();
+    let unix = |s: &crate::capture::SocketView| {
+        let peer = s.remote.is_some() || s.unix().is_some_and(|u| u.peer.is_some_and(|p| p != 0));
+        s.domain == libc::AF_UNIX && !s.listening && !s.own_peer && peer
+    };
+    fifo || f.is_pipe() && !f.both_ends || super::tcp::is_connected(f) || f.socket.as_ref().is_some_and(unix)
+}
 
 impl Object for Stdio {
     fn kind(&self) -> Kind {
@@ -15,13 +32,16 @@ impl Object for Stdio {
 
     fn claims(&self, f: &FileView) -> bool {
         // a file or /dev/null keeps being itself
-        f.is_terminal()
-            || (f.stdio() >= 0
-                && (f.is_pipe() && !f.both_ends || f.socket.as_ref().is_some_and(|s| s.remote.is_some())))
+        f.is_terminal() || (f.stdio() >= 0 || f.decided.is_some()) && is_external(f)
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
         let mut e = External { stdio: f.stdio(), ..External::default() };
+        match &f.decided {
+            Some(crate::External::Close) => e.close = true,
+            Some(crate::External::Path(p)) => e.path = p.as_os_str().as_bytes().to_vec().into(),
+            None => {}
+        }
         if f.is_terminal() {
             // a terminal that is not a standard stream: the first standard stream that is one stands for it
             if e.stdio < 0 {
@@ -31,7 +51,27 @@ impl Object for Stdio {
                 e.termios = t.termios.into();
                 e.winsize = t.winsize;
             }
+        } else if f.decided.is_some() || f.socket.is_some() {
+            let instead = match &f.decided {
+                Some(crate::External::Close) => "it is closed".into(),
+                Some(crate::External::Path(p)) => format!("it is {}", p.display()),
+                None => format!("it is the restoring command's descriptor {}", e.stdio),
+            };
+            o.reported.push(format!(
+                "{}{}: its other end is outside; after a restore {instead}",
+                f.describe(),
+                addresses(f)
+            ));
+        }
+        if !f.info.locks.is_empty() {
+            o.reported.push(format!("{}: the lock held on it is not kept", f.describe()));
         }
         Ok(encode(&e))
     }
+}
+
+/// " 127.0.0.1:80 -> 127.0.0.1:4711" of a connection.
+pub fn addresses(f: &FileView) -> String {
+    let inet = f.socket.as_ref().and_then(|s| s.inet());
+    inet.map_or_else(String::new, |i| format!(": TCP connection {} -> {}", i.local, i.remote))
 }

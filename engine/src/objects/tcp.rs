@@ -22,6 +22,14 @@ fn is_tcp(f: &FileView) -> bool {
     f.socket.as_ref().is_some_and(tcp)
 }
 
+/// Connected, or on the way to it or from it.
+pub(super) fn is_connected(f: &FileView) -> bool {
+    let Some(s) = f.socket.as_ref().filter(|_| is_tcp(f)) else { return false };
+    // TCP_LISTEN 10, TCP_CLOSE 7 (include/net/tcp_states.h)
+    let state = s.inet().map_or(if s.listening { 10 } else { 7 }, |i| i.state);
+    !(s.listening || state == 7 && s.remote.is_none())
+}
+
 impl Object for Tcp {
     fn kind(&self) -> Kind {
         Kind::TcpListen
@@ -32,17 +40,13 @@ impl Object for Tcp {
     }
 
     fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
-        let Some(s) = &f.socket else { return Vec::new() };
-        // TCP_LISTEN 10, TCP_CLOSE 7 (include/net/tcp_states.h)
-        let state = s.inet().map_or(if s.listening { 10 } else { 7 }, |i| i.state);
-        if s.listening || state == 7 && s.remote.is_none() {
+        if !is_connected(f) {
             return Vec::new();
         }
-        let addresses = s.inet().map_or_else(String::new, |i| format!(" {} -> {}", i.local, i.remote));
         vec![Reason::new(
-            format!("{}: TCP connection{addresses}", f.describe()),
+            format!("{}{}", f.describe(), super::stdio::addresses(f)),
             "an established TCP connection is not kept yet",
-            "close the connection, or checkpoint when it has ended",
+            super::stdio::remedy(f, "checkpoint when it has ended"),
         )]
     }
 

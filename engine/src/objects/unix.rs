@@ -18,6 +18,13 @@ fn unix(f: &FileView) -> Option<&SocketView> {
     f.socket.as_ref().filter(|s| s.domain == libc::AF_UNIX)
 }
 
+/// The other end is closed: it has no inode. Nor has one that an outside listener has yet to accept, but only a closed one has
+/// shut this end down too.
+fn peer_is_closed(s: &SocketView) -> bool {
+    const BOTH_WAYS: u8 = 3;
+    s.unix().is_some_and(|u| u.peer == Some(0) && (s.kind == libc::SOCK_DGRAM || u.shutdown == BOTH_WAYS))
+}
+
 /// The name in a sockaddr_un, without a path's NUL.
 pub(super) fn name(addr: &[u8]) -> &[u8] {
     let n = addr.get(2..).unwrap_or_default();
@@ -76,7 +83,7 @@ impl Object for UnixPair {
     }
 
     fn claims(&self, f: &FileView) -> bool {
-        unix(f).is_some_and(|s| s.own_peer || s.unix().is_some_and(|u| u.peer == Some(0)))
+        unix(f).is_some_and(|s| s.own_peer || peer_is_closed(s))
     }
 
     fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {

@@ -154,6 +154,19 @@ impl<'a> Maker<'a> {
         self.image.fds_of(id).collect()
     }
 
+    /// Its other end was outside, and it is to stay closed.
+    pub fn is_closed(&self, fd: i32) -> bool {
+        let open = self.image.files.fds.iter().find(|d| d.fd == fd).map(|d| d.open);
+        open.is_some_and(|id| self.made.get(&id) == Some(&Made::Closed))
+    }
+
+    /// Its other end was outside.
+    pub fn is_external(&self, fd: i32) -> bool {
+        let open =
+            self.image.files.fds.iter().find(|d| d.fd == fd).and_then(|d| self.image.files.open.get(d.open as usize));
+        open.is_some_and(|f| f.kind == Kind::External as u32)
+    }
+
     /// All descriptors from here on are free for temporary use.
     pub fn temp_base(&self) -> i32 {
         self.puppet.temp_base
@@ -239,7 +252,8 @@ pub fn all(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mu
         prog.call(libc::SYS_close_range, &[base.into(), Imm(keep as u64 - 1), Imm(0)]);
     }
     prog.call(libc::SYS_close_range, &[Imm(keep as u64 + 1), Imm(u32::MAX as u64), Imm(0)]);
-    m.run(&prog).map(drop)
+    m.run(&prog)?;
+    objects::locks::take(&mut m, image)
 }
 
 fn way(f: &OpenFile, image: &Image<'_>, id: u32) -> Step<&'static dyn Remake> {

@@ -4,6 +4,7 @@
 //! Read in this order: [`image`] (what is to be made), [`pids`] (under which numbers), [`build`] (the process),
 //! [`place`], [`fill`] and [`vdso`] (its memory), [`files`] (its descriptors), [`process`] and [`threads`], [`wake`].
 
+pub(crate) mod aio;
 mod build;
 mod creds;
 pub mod files;

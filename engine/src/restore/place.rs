@@ -87,7 +87,7 @@ pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
             BACKING_VDSO if p.fit == vdso::Fit::Forward => {
                 map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None);
             }
-            BACKING_VDSO | BACKING_VVAR => {}
+            BACKING_VDSO | BACKING_VVAR | BACKING_AIO => {}
             other => {
                 return Err(cannot(
                     format!("mapping {:x}-{:x}", v.start, v.end),
@@ -107,7 +107,8 @@ pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
     for vmas in by_share.values() {
         share(p, vmas)?;
     }
-    policies(p, image, notes)
+    policies(p, image, notes)?;
+    super::aio::make(p, image, notes)
 }
 
 /// NUMA policies, before there are pages that would lie on the wrong node.

@@ -4,7 +4,9 @@ use super::Step;
 use crate::{External as Wish, Reason, RestoreOptions};
 use ::image::v1::files::OpenFile;
 use ::image::v1::objects::External;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use sys::program::{Arg::Imm, Program};
 
 const TCSETS2: u64 = 0x402c_542b;
@@ -12,20 +14,22 @@ const TCSETS2: u64 = 0x402c_542b;
 /// An end whose other end is outside.
 pub struct Stdio;
 
-/// What the caller wants for an open file, by any of its descriptors.
-fn wish<'a>(fds: &[i32], o: &'a RestoreOptions<'_>) -> Option<&'a Wish> {
-    let named = fds.iter().find_map(|fd| o.external.get(fd));
-    named.or(if o.external_close { Some(&Wish::Close) } else { None })
+/// What is to become of it: as this command says, else as the checkpoint's did. None: a standard stream takes its place, or
+/// nobody has decided.
+fn wish(fds: &[i32], e: &External, o: &RestoreOptions<'_>) -> Option<Wish> {
+    let named = fds.iter().find_map(|fd| o.external.get(fd)).cloned();
+    let all = || (o.external_close && e.stdio < 0).then_some(Wish::Close);
+    let path = || Wish::Path(Path::new(OsStr::from_bytes(&e.path)).into());
+    let decided = || if e.close { Some(Wish::Close) } else { (!e.path.is_empty()).then(path) };
+    named.or_else(all).or_else(decided)
 }
 
 impl Remake for Stdio {
     fn check(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
         let fds: Vec<i32> = c.image.fds_of(c.id).collect();
-        let stdio = decode::<External>(f).map_or(-1, |e| e.stdio);
-        if stdio >= 0 {
-            return Vec::new();
-        }
-        match wish(&fds, c.o) {
+        let e = decode::<External>(f).unwrap_or_default();
+        match wish(&fds, &e, c.o) {
+            None if e.stdio >= 0 => Vec::new(),
             None => {
                 let remedy = format!("pass --external close, or --external {}=PATH", fds.first().unwrap_or(&0));
                 vec![Reason::new(c.describe(f), "its other end is outside", remedy)]
@@ -33,7 +37,8 @@ impl Remake for Stdio {
             Some(Wish::Close) => Vec::new(),
             Some(Wish::Path(p)) if p.exists() => Vec::new(),
             Some(Wish::Path(p)) => {
-                vec![Reason::new(c.describe(f), format!("{} does not exist", p.display()), "name an existing file")]
+                let remedy = format!("name an existing file: --external {}=PATH", fds.first().unwrap_or(&0));
+                vec![Reason::new(c.describe(f), format!("{} does not exist", p.display()), remedy)]
             }
         }
     }
@@ -42,15 +47,16 @@ impl Remake for Stdio {
         let e: External = decode(f)?;
         let fds = m.fds(id);
         let mut p = Program::new();
-        if let Some(named) = fds.iter().find_map(|fd| m.o.external.get(fd)) {
-            return match named {
-                Wish::Close => Ok(Made::Closed),
-                Wish::Path(path) => open(m, p, path.as_os_str().as_bytes(), f.flags),
-            };
-        }
-        if e.stdio < 0 {
-            m.notes.push(format!("{} is closed now", m.describe(id, f)));
-            return Ok(Made::Closed);
+        match wish(&fds, &e, m.o) {
+            None if e.stdio >= 0 => {}
+            None | Some(Wish::Close) => {
+                m.notes.push(format!("{} is closed now", m.describe(id, f)));
+                return Ok(Made::Closed);
+            }
+            Some(Wish::Path(path)) => {
+                m.notes.push(format!("{} is {} now", m.describe(id, f), path.display()));
+                return open(m, p, path.as_os_str().as_bytes(), f.flags);
+            }
         }
         let Some(ours) = m.stdio(e.stdio as usize) else { return open(m, p, b"/dev/null", f.flags) };
         let fd = p.call(libc::SYS_dup, &[ours.into()]);

@@ -41,10 +41,33 @@ pub struct OpenFile {
     pub owner: (i32, i32),
     /// F_SETSIG; 0: the default.
     pub sig: i32,
+    /// Locks held through it.
+    pub locks: Vec<Lock>,
     /// What it is, in words, for messages: a path, "pipe:[123]".
     pub label: ByteBuf,
     /// The kind's own struct, a msgpack named map.
     pub data: ByteBuf,
+}
+
+/// flock(2): belongs to the open file.
+pub const LOCK_FLOCK: u32 = 1;
+/// F_SETLK: belongs to the process.
+pub const LOCK_POSIX: u32 = 2;
+/// F_OFD_SETLK: belongs to the open file.
+pub const LOCK_OFD: u32 = 3;
+
+/// A lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lock {
+    /// One of the `LOCK_` constants.
+    pub kind: u32,
+    /// Exclusive; else shared.
+    pub write: bool,
+    /// First byte.
+    pub start: u64,
+    /// Last byte; all ones: to the end, however long.
+    pub end: u64,
 }
 
 /// Content of a file without a name.

@@ -17,6 +17,8 @@ pub const BACKING_VDSO: u32 = 4;
 pub const BACKING_VVAR: u32 = 5;
 /// Private mapping of a file that no longer exists: all its pages are stored.
 pub const BACKING_FILE_GONE: u32 = 6;
+/// Ring of an asynchronous I/O context, io_setup(2), with no completion in it.
+pub const BACKING_AIO: u32 = 7;
 
 /// An address space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

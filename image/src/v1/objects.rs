@@ -75,6 +75,10 @@ pub struct Unnamed {
 pub struct External {
     /// Which standard stream it is connected to at restore: 0, 1, 2; or -1: none.
     pub stdio: i32,
+    /// What the checkpoint's caller decided: it is closed.
+    pub close: bool,
+    /// Or this is opened in its place; empty: nothing was decided.
+    pub path: ByteBuf,
     /// termios as TCGETS2 gives it; empty: no terminal.
     pub termios: ByteBuf,
     /// Window size: rows, columns, x and y pixels.

@@ -309,6 +309,18 @@ fn lock(text: &[u8]) -> Option<Lock> {
     Some(Lock { kind, class, mode, pid, dev, ino, start, end })
 }
 
+/// Locks that are held, of a text in the form of /proc/locks; waiters, marked by an arrow, are left out.
+pub fn parse_locks(text: &[u8]) -> std::result::Result<Vec<Lock>, ParseError> {
+    let held = |(_, line): &(usize, &[u8])| find(line, b"->").is_none();
+    let one = |(number, line)| lock(line).ok_or_else(|| ParseError::new("locks", number, "unexpected lock", line));
+    lines(text).filter(held).map(one).collect()
+}
+
+/// Reads /proc/locks: the locks of everyone whom this PID namespace shows.
+pub fn all_locks() -> Result<Vec<Lock>> {
+    read_with(std::path::Path::new("/proc/locks"), parse_locks)
+}
+
 /// Reads `/proc/PID/fdinfo/FD`.
 pub fn read(pid: Pid, fd: i32) -> Result<FdInfo> {
     read_with(&path_of(pid, &format!("fdinfo/{fd}")), parse)

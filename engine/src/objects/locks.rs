@@ -1,0 +1,127 @@
+//! Locks held through open files, whatever their kind: flock(2), POSIX and OFD record locks (fcntl_locking(2)). A thread that
+//! waits for one holds nothing: its call is taken up again like any other.
+use crate::capture::FileView;
+use crate::restore::files::{describe, Checker, Maker};
+use crate::restore::{cannot, Image, Step};
+use crate::Reason;
+use image::v1::files::{Lock, OpenFile, LOCK_FLOCK, LOCK_OFD, LOCK_POSIX};
+use image::v1::objects::Kind;
+use std::os::unix::fs::MetadataExt;
+use sys::procfs::fdinfo::{Lock as Held, LockKind, LockMode};
+use sys::program::Program;
+
+/// A lock's number in the image; None: a lease, or what is not known.
+fn number(kind: LockKind) -> Option<u32> {
+    match kind {
+        LockKind::Flock => Some(LOCK_FLOCK),
+        LockKind::Posix => Some(LOCK_POSIX),
+        LockKind::Ofd => Some(LOCK_OFD),
+        _ => None,
+    }
+}
+
+/// What cannot be taken again.
+pub fn refusal(f: &FileView) -> Option<Reason> {
+    let lock = f.info.locks.iter().find(|l| number(l.kind).is_none())?;
+    let why = format!(
+        "a {} is held on it, which is not kept",
+        if lock.kind == LockKind::Lease { "lease" } else { "lock of an unknown kind" }
+    );
+    Some(Reason::new(f.describe(), why, "give it up first (fcntl F_SETLEASE F_UNLCK)"))
+}
+
+/// The locks held through an open file.
+pub fn held(f: &FileView) -> Vec<Lock> {
+    let one = |l: &Held| {
+        let write = l.mode == LockMode::Write;
+        Some(Lock { kind: number(l.kind)?, write, start: l.start, end: l.end.unwrap_or(u64::MAX) })
+    };
+    f.info.locks.iter().filter_map(one).collect()
+}
+
+/// "POSIX write lock of bytes 0 to 9".
+fn words(l: &Lock) -> String {
+    let kind = match l.kind {
+        LOCK_FLOCK => "flock",
+        LOCK_POSIX => "POSIX",
+        _ => "OFD",
+    };
+    let mode = if l.write { "write" } else { "read" };
+    match (l.kind, l.start, l.end) {
+        (LOCK_FLOCK, ..) | (_, 0, u64::MAX) => format!("{kind} {mode} lock"),
+        (_, start, u64::MAX) => format!("{kind} {mode} lock from byte {start} on"),
+        (_, start, end) => format!("{kind} {mode} lock of bytes {start} to {end}"),
+    }
+}
+
+/// Who has a lock that is in the way.
+pub fn check(c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
+    if f.locks.is_empty() || [Kind::Deleted as u32, Kind::External as u32].contains(&f.kind) {
+        return Vec::new();
+    }
+    let Ok(meta) = std::fs::metadata(c.path(&f.label)) else { return Vec::new() };
+    let here = sys::procfs::Dev::from_stat(meta.dev());
+    let all = sys::procfs::fdinfo::all_locks().unwrap_or_default();
+    let reason = |l: &Lock| {
+        let clash = |h: &&Held| {
+            // flock and record locks do not see each other
+            let same_world = (h.kind == LockKind::Flock) == (l.kind == LOCK_FLOCK) && number(h.kind).is_some();
+            let overlap = l.kind == LOCK_FLOCK || h.start <= l.end && l.start <= h.end.unwrap_or(u64::MAX);
+            h.ino == meta.ino() && h.dev == here && same_world && overlap && (l.write || h.mode == LockMode::Write)
+        };
+        let h = all.iter().find(clash)?;
+        let who = match h.pid {
+            p if p > 0 => {
+                format!("PID {p} ({})", sys::procfs::comm(p).map(|c| c.escape_ascii().to_string()).unwrap_or_default())
+            }
+            _ => "another open file (an OFD lock; lsof tells whose)".into(),
+        };
+        let why = format!("its {} is held by {who} now", words(l));
+        Some(Reason::new(c.describe(f), why, "end that program, or make it give up the lock"))
+    };
+    f.locks.iter().filter_map(reason).collect()
+}
+
+/// Takes all locks again. After everything else that concerns descriptors: closing any of a file gives up its POSIX locks.
+pub fn take(m: &mut Maker<'_>, image: &Image<'_>) -> Step<()> {
+    for (i, f) in image.files.open.iter().enumerate() {
+        let Some(fd) = image.fds_of(i as u32).next() else { continue };
+        // one whose other end is outside is another file now
+        for l in f.locks.iter().filter(|_| f.kind != Kind::External as u32) {
+            let mut p = Program::new();
+            let c = match l.kind {
+                LOCK_FLOCK => {
+                    let how = libc::LOCK_NB | if l.write { libc::LOCK_EX } else { libc::LOCK_SH };
+                    p.may(libc::SYS_flock, &[fd.into(), how.into()])
+                }
+                kind => {
+                    let set = if kind == LOCK_OFD { libc::F_OFD_SETLK } else { libc::F_SETLK };
+                    let a = p.bytes(&flock(l));
+                    p.may(libc::SYS_fcntl, &[fd.into(), set.into(), a])
+                }
+            };
+            if let Err(e) = m.run(&p)?.get(c) {
+                let why = format!("its {} cannot be taken again: {e}", words(l));
+                return Err(cannot(
+                    describe(image, i as u32, f),
+                    why,
+                    "`ctl check` tells who has it; no process is left",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `struct flock` (fcntl.h, x86_64): type, whence, start, length (0: to the end), PID.
+fn flock(l: &Lock) -> Vec<u8> {
+    let kind = if l.write { libc::F_WRLCK } else { libc::F_RDLCK } as i16;
+    let len = if l.end == u64::MAX { 0 } else { l.end - l.start + 1 };
+    let mut b = kind.to_le_bytes().to_vec();
+    b.extend_from_slice(&(libc::SEEK_SET as i16).to_le_bytes());
+    b.extend_from_slice(&[0; 4]);
+    b.extend_from_slice(&l.start.to_le_bytes());
+    b.extend_from_slice(&len.to_le_bytes());
+    b.extend_from_slice(&[0; 8]);
+    b
+}

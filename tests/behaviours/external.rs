@@ -1,0 +1,69 @@
+//! External ends beyond the standard streams: refused, unless the caller gives them up; and what is at 0 when a server is
+//! started by inetd.
+use anyhow::{ensure, Result};
+use dormouse_tests::target::Start;
+use dormouse_tests::{unharmed, Bed, Case};
+use std::os::unix::net::UnixListener;
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Case::each("external/given-up", given_up);
+    all.extend(Case::each("external/inetd", inetd));
+    all
+}
+
+/// Refused with the option that allows it; given up in part, in whole; said by the checkpoint, by check and by the restore, which
+/// can decide anew.
+fn given_up(bed: &mut Bed) -> Result<()> {
+    let path = bed.folder()?.join("outside");
+    let _listener = UnixListener::bind(&path)?;
+    bed.give(&path)?;
+    let mut target = Start::program("fd_external").args(["--unix".into(), path.display().to_string()]).ready(bed)?;
+    let pid = target.pid.to_string();
+    let file = target.dir.join("instead");
+    std::fs::write(&file, "instead")?;
+    bed.give(&file)?;
+    let file41 = format!("41={}", file.display());
+    let all = ["descriptor 40", "descriptor 41", "descriptor 42", "--external close", "40=close or 40=PATH"];
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &all)?;
+    bed.ctl(&["check", "--pid", &pid])?.refused(3, &all)?;
+    let part = ["--external", "40=close", "--external", &file41];
+    let left = bed.ctl(&target.checkpoint_args(&part))?.refused(3, &["descriptor 42", "42=close"])?;
+    ensure!(!left.err.contains("descriptor 41"), "41 is decided: {}", left.err);
+    unharmed::entirely(target.pid)?;
+    let whole = ["--external", "close", "--external", &file41];
+    bed.ctl(&["check", "--pid", &pid, whole[0], whole[1], whole[2], whole[3]])?.expect(0)?;
+    let made = bed.ctl(&target.checkpoint_args(&[&whole[..], &["--kill", "--json"]].concat()))?.expect(0)?.json()?;
+    let said = made["reported"].to_string();
+    for line in
+        ["descriptor 40", "after a restore it is closed", "descriptor 41", "after a restore it is /", "descriptor 42"]
+    {
+        ensure!(said.contains(line), "the checkpoint should report {line:?}: {said}");
+    }
+    target.gone(bed)?;
+    let session = target.session.clone();
+    bed.ctl(&["check", &session, "--external", "42=/nowhere"])?.refused(3, &["/nowhere does not exist", "42=PATH"])?;
+    let notes = bed.ctl(&["restore", &session, "--detach"])?.expect(0)?;
+    for line in [
+        "descriptor 40 (",
+        "is closed now",
+        "descriptor 41 (",
+        "no longer watches descriptor 40",
+        "no longer watches descriptor 41",
+    ] {
+        ensure!(notes.err.contains(line), "the restore should say {line:?}: {}", notes.err);
+    }
+    let listed = bed.ctl_json(&["list"])?;
+    target.pid = listed["sessions"][0]["pid"].as_i64().unwrap_or(0) as i32;
+    target.prove(bed).map(|_| ())
+}
+
+/// A TCP connection at 0 and 1, as inetd gives it: restored, they are those of the restoring command.
+fn inetd(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("fd_external").args(["--inetd"]).ready(bed)?;
+    let made = bed.ctl(&target.checkpoint_args(&["--kill", "--json"]))?.expect(0)?.json()?;
+    let said = made["reported"].to_string();
+    ensure!(said.contains("TCP connection") && said.contains("the restoring command's descriptor 0"), "{said}");
+    target.gone(bed)?;
+    target.restore(bed)?;
+    target.prove(bed).map(|_| ())
+}

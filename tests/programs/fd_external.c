@@ -1,0 +1,59 @@
+#include "common.h"
+#include <arpa/inet.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+static const char *about = "external ends at 40 (TCP connection), 41 (FIFO), 42 (unix socket), given up at a restore: 40 and 42 closed, 41 a file";
+static const char *usage = "  --unix PATH      a listening socket of somebody else\n"
+                           "  --inetd          a TCP connection at 0 instead, which is the restoring command's standard input then\n";
+
+static bool inetd;
+static const char *listener;
+static int set, pair[2];
+static int own_option(const char *name, const char *value) {
+    if (!strcmp(name, "--inetd")) return inetd = true, 1;
+    return !strcmp(name, "--unix") && value ? listener = value, 2 : 0;
+}
+static int (*option)(const char *, const char *) = own_option;
+
+static void at(int fd, int want) { MUST(dup2(fd, want)), close(fd); }
+static void watch(int fd) { MUST(epoll_ctl(set, EPOLL_CTL_ADD, fd, &(struct epoll_event){.events = EPOLLIN, .data.fd = fd})); }
+static void setup(void) {
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof a;
+    int tcp = MUST(socket(AF_INET, SOCK_STREAM, 0)); // connected to itself
+    MUST(bind(tcp, (struct sockaddr *)&a, n)), MUST(getsockname(tcp, (struct sockaddr *)&a, &n)), MUST(connect(tcp, (struct sockaddr *)&a, n));
+    if (inetd) {
+        at(tcp, 0);
+        return;
+    }
+    at(tcp, 40);
+    MUST(mkfifo(work("fifo"), 0600)), at(MUST(open(work("fifo"), O_RDWR)), 41);
+    struct sockaddr_un u = {.sun_family = AF_UNIX};
+    if (listener) {
+        snprintf(u.sun_path, sizeof u.sun_path, "%s", listener);
+        int s = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
+        MUST(connect(s, (struct sockaddr *)&u, sizeof u)), at(s, 42);
+    }
+    set = MUST(epoll_create1(0)), MUST(pipe(pair));
+    watch(40), watch(41), watch(pair[0]);
+}
+static void spoil(void) { dup2(pair[0], 40); }
+static void prove(void) {
+    char text[16] = "";
+    struct epoll_event e = {0};
+    struct stat s;
+    if (inetd) {
+        CHECK_OK(fstat(0, &s), "descriptor 0");
+        CHECK(!S_ISSOCK(s.st_mode), "descriptor 0 no longer a socket");
+        return;
+    }
+    CHECK_ERRNO(EBADF, fcntl(40, F_GETFD), "the TCP connection");
+    CHECK_EQ(7, read(41, text, sizeof text - 1), "reading from what took the FIFO's place");
+    CHECK_STR("instead", text, "what took the FIFO's place");
+    CHECK_ERRNO(EBADF, fcntl(42, F_GETFD), "the unix socket");
+    CHECK_EQ(1, write(pair[1], "x", 1), "writing to the pipe");
+    CHECK_EQ(1, epoll_wait(set, &e, 1, 1000), "an event of what is still watched");
+    CHECK_EQ(pair[0], e.data.fd, "whose event it is");
+}
