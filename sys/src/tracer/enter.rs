@@ -218,11 +218,11 @@ fn send_in(tasks: &mut Tasks, tid: i32, entry: u64, arg: u64, stack: u64) -> Res
     tasks.resume(tid)
 }
 
-/// Whether the target is a subreaper and the blob has made it none for the moment.
-fn subreaper_aside(mem: &RemoteMem, l: &Layout) -> Result<bool> {
+/// What the blob has left unfinished: [`wire::Params::forking`].
+fn unfinished(mem: &RemoteMem, l: &Layout) -> Result<u32> {
     let mut b = [0; 4];
-    mem.read(l.params() + std::mem::offset_of!(wire::Params, subreaper) as u64, &mut b)?;
-    Ok(b != [0; 4])
+    mem.read(l.params() + std::mem::offset_of!(wire::Params, forking) as u64, &mut b)?;
+    Ok(u32::from_le_bytes(b))
 }
 
 /// Takes the mapping away again: everyone but `tid` is cured first, then `tid` unmaps it from outside.
@@ -254,8 +254,12 @@ pub fn leave_mapping(
     }
     // taken out in the middle of making the snapshot child. First of all calls: this is the step with which the blob's own
     // instructions, which would have seen to it, are left for good
-    if !left && subreaper_aside(mem, l)? {
+    let forking = if left { 0 } else { unfinished(mem, l)? };
+    if forking & wire::SUBREAPER_ASIDE != 0 {
         remote_call(tasks, tid, plan, libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as u64, 1, 0, 0, 0, 0])?;
+    }
+    if forking & wire::FORKING != 0 {
+        remote_call(tasks, tid, plan, libc::SYS_wait4, [u64::MAX, 0, libc::__WCLONE as u32 as u64, 0, 0, 0])?;
     }
     // while nobody has left, nothing but the blob has run: whatever is open now and was not before is its connection
     if !left {
