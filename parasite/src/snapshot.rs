@@ -25,10 +25,10 @@ pub unsafe fn fork(p: *mut Params, h: &FrameHeader) -> bool {
     // SAFETY: the request is read only if it is complete; `Params` lies in the mapping; the clones are those of vfork and fork.
     unsafe {
         let subreaper = h.len as usize >= size_of::<ForkRequest>() && *((*p).request as *const u32) != 0;
-        let aside = &*(&raw const (*p).subreaper as *const AtomicU32);
+        // said before and taken back after: if the tracer takes this thread out in between, it knows what to finish
+        let forking = &*(&raw const (*p).forking as *const AtomicU32);
+        forking.store(if subreaper { FORKING | SUBREAPER_ASIDE } else { FORKING }, SeqCst);
         if subreaper {
-            // said before and taken back after: if the tracer takes this thread out in between, it knows what to mend
-            aside.store(1, SeqCst);
             sys3(SYS_PRCTL, PR_SET_CHILD_SUBREAPER, 0, 0);
         }
         let mut pid: i64 = -22;
@@ -47,8 +47,8 @@ pub unsafe fn fork(p: *mut Params, h: &FrameHeader) -> bool {
         if subreaper {
             // not before the middle has ended: we run again when it has left our memory, and only then is its child given away
             sys3(SYS_PRCTL, PR_SET_CHILD_SUBREAPER, 1, 0);
-            aside.store(0, SeqCst);
         }
+        forking.store(0, SeqCst);
         let reply = ForkReply { pid };
         answer(p, h, OP_FORK, &raw const reply as u64, size_of::<ForkReply>() as u32)
     }

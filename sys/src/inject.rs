@@ -136,7 +136,7 @@ impl Layout {
         }
         b.extend_from_slice(&p.pending.to_le_bytes());
         b.extend_from_slice(&p.release.to_le_bytes());
-        b.extend_from_slice(&p.subreaper.to_le_bytes());
+        b.extend_from_slice(&p.forking.to_le_bytes());
         b.extend_from_slice(&p.reserved.to_le_bytes());
         debug_assert_eq!(b.len(), size_of::<Params>());
         b

@@ -17,6 +17,12 @@ fn main() {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             set_child_subreaper(true).unwrap();
+            // what the blob's middle process is to it: a child without exit signal that has ended and is not waited for
+            // SAFETY: as fork(2); the child ends at once.
+            if unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) } == 0 {
+                // SAFETY: it has nothing to clean up.
+                unsafe { libc::_exit(0) }
+            }
             write(&to_ready, b"x").unwrap();
             read(&from, &mut [0]).unwrap();
             // SAFETY: ends this process; the parent's exit handlers are not for it.
@@ -33,14 +39,16 @@ fn main() {
     // SAFETY: geteuid takes nothing and always succeeds.
     let (sock, _) = listener.accept(pid, unsafe { libc::geteuid() }).unwrap();
     let mut channel = Channel::new(sock, pid);
-    let flag = entered.layout.params() + offset_of!(wire::Params, subreaper) as u64;
-    RemoteMem::open(pid).unwrap().write(flag, &1u32.to_le_bytes()).unwrap();
+    let flag = entered.layout.params() + offset_of!(wire::Params, forking) as u64;
+    RemoteMem::open(pid).unwrap().write(flag, &(wire::FORKING | wire::SUBREAPER_ASIDE).to_le_bytes()).unwrap();
     let mut none = Program::new();
     none.call(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER.into(), 0.into()]);
     channel.run(&none).unwrap();
     // the recorder breaks off: the tracer cures, and the blob, whose conversation goes on, has no part in it
     drop(tracer);
     drop(channel);
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    assert_eq!(children, "", "no zombie is left");
     write(&to, b"x").unwrap();
     assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 1), "it should be a subreaper as it was");
     println!("test result: ok. 1 passed; 0 failed; 0 ignored");

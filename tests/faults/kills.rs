@@ -30,9 +30,16 @@ const KILLS: [Kill; 5] = [
 
 /// A call that any stop interrupts (where the tracer dies, one that the kernel takes up again by itself: what the other returns
 /// between the stop and its repair is EINTR, and nobody is left to change that); registers and FPU held by threads that spin and sleep; threads asleep in futexes; a
-/// subreaper. The second takes all processors, so `make test` tries every fifth point of it.
-const TARGETS: [(&str, &[&str], u32); 4] =
-    [("blocked", &["--call", "epoll_wait"], 1), ("cpu_regs", &[], 5), ("thr_sync", &[], 5), ("proc_prctl", &[], 3)];
+/// subreaper; those whose main stack is full, while they stand on another or on this one, and one that stands on none. The second takes all processors, so `make test` tries every fifth point of it.
+const TARGETS: [(&str, &[&str], u32); 7] = [
+    ("blocked", &["--call", "epoll_wait"], 1),
+    ("cpu_regs", &[], 5),
+    ("thr_sync", &[], 5),
+    ("proc_prctl", &[], 3),
+    ("stack_left", &[], 1),
+    ("stack_left", &["--deep"], 1),
+    ("stack_none", &[], 3),
+];
 
 /// More points than any checkpoint of these passes.
 const TOO_MANY: u32 = 2000;
@@ -44,7 +51,8 @@ pub fn cases() -> Vec<Case> {
             if kill.victim == Victim::Tracer && program == "blocked" {
                 args = &["--call", "read_pipe"];
             }
-            let name = format!("{}-{}/{program}", kill.site, kill.action);
+            let more = if args == ["--deep"] { "-deep" } else { "" };
+            let name = format!("{}-{}/{program}{more}", kill.site, kill.action);
             for who in Who::all() {
                 all.push(
                     Case::new(&name, *who, move |bed| every_point(bed, kill, program, args, &[], step)).limit(240),

@@ -1,7 +1,8 @@
 #include "common.h"
 #include <ucontext.h>
 
-static const char *about = "a full main stack that nobody stands on: live frames down to its lowest page while the program runs on another stack";
+static const char *about = "a full main stack: live frames down to its lowest page, while the program runs on another stack (or, with --deep, on this one)";
+static const char *usage = "  --deep: stay on the main stack, at its lowest";
 
 static ucontext_t here, there;
 static char other[256 << 10];
@@ -9,13 +10,20 @@ static int (*volatile swap)(ucontext_t *, const ucontext_t *) = swapcontext; // 
 static void (*rest)(void);
 static uint64_t *lowest;
 static uint64_t was[60];
-static void on_other(void) {
+static bool deep;
+static int broken;
+static int take(const char *name, const char *value) {
+    (void)value;
+    return !strcmp(name, "--deep") ? (deep = true) : 0;
+}
+static int (*option)(const char *, const char *) = take;
+static void full(void) {
     char line[256];
     unsigned long start = 0;
     memcpy(was, lowest, sizeof was);
     mapping(lowest, NULL, line, sizeof line);
     sscanf(line, "%lx-", &start);
-    if ((uintptr_t)lowest / PAGE != start / PAGE) fail("not a proof: the lowest frame is not in the lowest page of the stack");
+    if (!deep && (uintptr_t)lowest / PAGE != start / PAGE) fail("not a proof: the lowest frame is not in the lowest page of the stack");
     rest();
 }
 
@@ -25,18 +33,23 @@ static __attribute__((noinline)) uint64_t down(int depth) {
     size_t in_page = (uintptr_t)words % PAGE;
     if (depth >= 2000 && in_page > 900 && in_page < 1800) { // near the end of a page that nothing lies below
         lowest = words;
-        swap(&here, &there);
+        if (deep) full();
+        else swap(&here, &there);
     } else {
         down(depth + 1);
     }
+    uint64_t fresh[60];
+    fill(fresh, sizeof fresh, depth);
+    if (words != lowest) broken += !!memcmp(words, fresh, sizeof words);
     return hash(words, sizeof words); // not a tail call
 }
 static void leave_full(void (*body)(void)) {
     rest = body;
     MUST(getcontext(&there));
     there.uc_stack.ss_sp = other, there.uc_stack.ss_size = sizeof other, there.uc_link = &here;
-    makecontext(&there, on_other, 0);
+    makecontext(&there, full, 0);
     down(0);
+    CHECK_EQ(0, broken, "frames of the main stack that are not what they were");
 }
 static void (*around)(void (*)(void)) = leave_full;
 

@@ -90,6 +90,10 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
                 all.push(Variant::of(&name).with(&["--setsid"]).door(Door::Member));
                 all.push(Variant::of(&name).with(&["--setpgid"]).door(Door::Member).env(may_change, "1"));
             }
+            "stack_left" => {
+                all.push(Variant::of(&name));
+                all.push(Variant::of(&name).with(&["--deep"]));
+            }
             "tty" => all.push(Variant::of(&name).door(Door::Terminal)),
             _ => all.push(Variant::of(&name)),
         }

@@ -156,7 +156,7 @@ pub struct BatchReply {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ForkRequest {
     /// 1: the target is a child subreaper (PR_SET_CHILD_SUBREAPER) without children. It is none for the moment of the fork, or the
-    /// child would be reparented to the target itself and not to the nearest subreaper above it. See [`Params::subreaper`].
+    /// child would be reparented to the target itself and not to the nearest subreaper above it. See [`SUBREAPER_ASIDE`].
     pub subreaper: u32,
     /// Zero.
     pub reserved: u32,
@@ -283,9 +283,9 @@ pub struct Params {
     pub pending: u32,
     /// Set when everyone must leave.
     pub release: u32,
-    /// 1 while the target is made no subreaper, though it is one: whoever takes the serving thread out of the blob then has to
-    /// make it one again.
-    pub subreaper: u32,
+    /// What is unfinished while the snapshot child is made: [`FORKING`] and [`SUBREAPER_ASIDE`]. Whoever takes the serving thread
+    /// out of the blob then has to finish it.
+    pub forking: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -307,10 +307,15 @@ impl Params {
         nslots: 0,
         pending: 0,
         release: 0,
-        subreaper: 0,
+        forking: 0,
         reserved: 0,
     };
 }
+
+/// `Params::forking`: there may be a middle process, a child whose exit signal is none, to be waited for.
+pub const FORKING: u32 = 1;
+/// `Params::forking`: the target is made no subreaper for the moment, though it is one.
+pub const SUBREAPER_ASIDE: u32 = 2;
 
 /// `Params::left`: the recorder closed the socket.
 pub const LEFT_EOF: i32 = 1000;

@@ -27,6 +27,7 @@ pub mod smaps;
 pub mod stat;
 pub mod status;
 pub mod timers;
+pub mod vma_at;
 
 mod process;
 pub use process::{

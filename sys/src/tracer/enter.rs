@@ -1,6 +1,7 @@
 //! Getting in so that the tracer may die at any instant: every system call made for us in the target is entered by one
 //! SETREGS into a chain whose end is `rt_sigreturn` on a complete frame, and so is the blob.
 use super::raw;
+use super::scratch::{self, Borrowed};
 use super::tasks::Tasks;
 use super::{EntryPlan, Visit};
 use crate::inject::{Layout, HOME, MAPPING_NAME};
@@ -34,11 +35,10 @@ fn call_regs(base: &Regs, gadget: u64, frame: u64, nr: i64, a: [u64; 6]) -> Regs
 /// Makes one system call in a stopped thread. If the tracer dies meanwhile, the call completes and the thread goes on
 /// where it was.
 pub fn remote_call(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u64; 6]) -> Result<i64> {
-    let base = match tasks.all.get(&tid) {
-        Some(t) => t.regs,
-        None => return Err(Error::Died { doing: crate::syscalls::name(nr), pid: tasks.pid }),
+    let (Some(t), Some(frame)) = (tasks.all.get(&tid), &tasks.borrowed) else {
+        return Err(Error::Died { doing: crate::syscalls::name(nr), pid: tasks.pid });
     };
-    raw::set_regs(tid, &call_regs(&base, plan.syscall_ret, plan.scratch, nr, a))?;
+    raw::set_regs(tid, &call_regs(&t.regs, plan.syscall_ret, frame.at, nr, a))?;
     if let Some(t) = tasks.all.get_mut(&tid) {
         t.entered = true;
         t.calling = true;
@@ -77,31 +77,32 @@ fn must(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u64; 6]) -> 
     Ok(r as u64)
 }
 
-/// Borrows the scratch place: writes the frame (and the mapping's name) there, and keeps what was there before. Below the stack
-/// pointer nothing is in use, but the program may stand on another stack, and this one hold live frames down to its end.
-fn borrow_scratch(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan) -> Result<()> {
-    let mut f = tasks.emergency_frame(tid, plan.scratch, plan.sigreturn);
-    let name_at = f.len();
+/// Borrows memory of the target for a frame (and the mapping's name behind it), and keeps what was there. Gives the thread whose
+/// frame it is: `tid` if that can be.
+fn borrow_scratch(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan) -> Result<i32> {
+    let len = |tasks: &Tasks, tid: i32| name_offset(tasks, tid) + MAPPING_NAME.len() as u64 + 1;
+    // borrowed already: what is there now is ours
+    let (tid, at) = match &tasks.borrowed {
+        Some(b) => (b.tid, b.at),
+        None => {
+            let (tid, at) = scratch::pick(tasks, mem, tid, plan.stack, len(tasks, tid))?;
+            let mut was = vec![0; len(tasks, tid) as usize];
+            mem.read(at, &mut was)?;
+            tasks.borrowed = Some(Borrowed { tid, at, was });
+            (tid, at)
+        }
+    };
+    let mut f = tasks.emergency_frame(tid, at, plan.sigreturn);
     f.extend_from_slice(MAPPING_NAME.as_bytes());
     f.push(0);
-    if f.len() as u64 > plan.scratch_len {
-        return Err(Error::Unfit {
-            what: format!("the signal frame of {} bytes does not fit the unused part of the stack", name_at),
-        });
-    }
-    // borrowed already: what is there now is ours
-    if tasks.borrowed.is_none() {
-        let mut was = vec![0; f.len()];
-        mem.read(plan.scratch, &mut was)?;
-        tasks.borrowed = Some(was);
-    }
-    mem.write(plan.scratch, &f)
+    mem.write(at, &f)?;
+    Ok(tid)
 }
 
 /// Gives back exactly what was there. No thread may be in a call of ours any more.
-fn give_back_scratch(tasks: &mut Tasks, mem: &RemoteMem, plan: &EntryPlan) -> Result<()> {
+fn give_back_scratch(tasks: &mut Tasks, mem: &RemoteMem) -> Result<()> {
     match tasks.borrowed.take() {
-        Some(was) => mem.write(plan.scratch, &was),
+        Some(b) => mem.write(b.at, &b.was),
         None => Ok(()),
     }
 }
@@ -111,21 +112,22 @@ fn name_offset(tasks: &Tasks, tid: i32) -> u64 {
     tasks.all.get(&tid).map_or(0, |t| sigframe::size(t.xstate.len()) as u64)
 }
 
-/// Maps the blob, fills everything in, and sends the serving thread and all others (to run `plan.visit`) into it.
-pub fn enter(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan, before: &[i32]) -> Result<Layout> {
+/// Maps the blob, fills everything in, and sends the serving thread and all others (to run `plan.visit`) into it. Gives the serving
+/// thread: `tid` if it has room for a frame.
+pub fn enter(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan, before: &[i32]) -> Result<(Layout, i32)> {
+    let tid = borrow_scratch(tasks, mem, tid, plan)?;
     let others: Vec<i32> = match plan.visit {
         Visit::None => Vec::new(),
         Visit::All => tasks.all.iter().filter(|(t, k)| **t != tid && k.stopped).map(|(t, _)| *t).collect(),
     };
     let frame = tasks.all.values().map(|t| sigframe::size(t.xstate.len())).max().unwrap_or(0);
     let l = Layout::new(others.len() as u64, frame as u64);
-    borrow_scratch(tasks, mem, tid, plan)?;
     let l = match map_fresh(tasks, tid, plan, l) {
         Ok(l) => l,
         Err(e) => {
             // not in yet: out of the call of ours, then the stack is what it was
             let out = tasks.bring_to_stop(&[tid]).and_then(|()| tasks.cure(tid));
-            let _ = out.and_then(|()| give_back_scratch(tasks, mem, plan));
+            let _ = out.and_then(|()| give_back_scratch(tasks, mem));
             return Err(e);
         }
     };
@@ -133,7 +135,7 @@ pub fn enter(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan, bef
     if r.is_err() {
         let _ = leave_mapping(tasks, mem, tid, plan, &l, before);
     }
-    r.map(|()| l)
+    r.map(|()| (l, tid))
 }
 
 /// What an earlier attach left goes, and a fresh mapping comes.
@@ -153,7 +155,7 @@ fn in_mapping(
     l: &Layout,
     others: &[i32],
 ) -> Result<()> {
-    let name = plan.scratch + name_offset(tasks, tid);
+    let name = tasks.borrowed.as_ref().map_or(0, |b| b.at) + name_offset(tasks, tid);
     // a kernel without CONFIG_ANON_VMA_NAME refuses the name: then the blob's first bytes tell whose it is
     remote_call(tasks, tid, plan, libc::SYS_prctl, [PR_SET_VMA, 0, l.base, l.len, name, 0])?;
     must(tasks, tid, plan, libc::SYS_mprotect, [l.base + l.code, l.len - l.code, 3, 0, 0, 0])?;
@@ -163,7 +165,7 @@ fn in_mapping(
     prepare_visits(tasks, mem, l, plan, others)?;
     send_in(tasks, tid, l.serve_entry(), l.params(), l.stack())?;
     // it leaves through its frame in the mapping now; and the snapshot must see the program's stack
-    give_back_scratch(tasks, mem, plan)?;
+    give_back_scratch(tasks, mem)?;
     for (i, t) in others.iter().enumerate() {
         send_in(tasks, *t, l.thread_entry(), l.slot(i as u64), l.thread_stack(i as u64))?;
     }
@@ -216,11 +218,11 @@ fn send_in(tasks: &mut Tasks, tid: i32, entry: u64, arg: u64, stack: u64) -> Res
     tasks.resume(tid)
 }
 
-/// Whether the target is a subreaper and the blob has made it none for the moment.
-fn subreaper_aside(mem: &RemoteMem, l: &Layout) -> Result<bool> {
+/// What the blob has left unfinished: [`wire::Params::forking`].
+fn unfinished(mem: &RemoteMem, l: &Layout) -> Result<u32> {
     let mut b = [0; 4];
-    mem.read(l.params() + std::mem::offset_of!(wire::Params, subreaper) as u64, &mut b)?;
-    Ok(b != [0; 4])
+    mem.read(l.params() + std::mem::offset_of!(wire::Params, forking) as u64, &mut b)?;
+    Ok(u32::from_le_bytes(b))
 }
 
 /// Takes the mapping away again: everyone but `tid` is cured first, then `tid` unmaps it from outside.
@@ -246,14 +248,18 @@ pub fn leave_mapping(
             left = true;
         }
     }
+    let tid = borrow_scratch(tasks, mem, tid, plan)?;
     for t in entered.iter().filter(|t| **t != tid) {
         tasks.cure(*t)?;
     }
-    borrow_scratch(tasks, mem, tid, plan)?;
     // taken out in the middle of making the snapshot child. First of all calls: this is the step with which the blob's own
     // instructions, which would have seen to it, are left for good
-    if !left && subreaper_aside(mem, l)? {
+    let forking = if left { 0 } else { unfinished(mem, l)? };
+    if forking & wire::SUBREAPER_ASIDE != 0 {
         remote_call(tasks, tid, plan, libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as u64, 1, 0, 0, 0, 0])?;
+    }
+    if forking & wire::FORKING != 0 {
+        remote_call(tasks, tid, plan, libc::SYS_wait4, [u64::MAX, 0, libc::__WCLONE as u32 as u64, 0, 0, 0])?;
     }
     // while nobody has left, nothing but the blob has run: whatever is open now and was not before is its connection
     if !left {
@@ -266,5 +272,5 @@ pub fn leave_mapping(
     // from the exit of that call to a stop from which the kernel restarts the interrupted call, then its own state
     tasks.bring_to_stop(&[tid])?;
     tasks.cure(tid)?;
-    give_back_scratch(tasks, mem, plan)
+    give_back_scratch(tasks, mem)
 }

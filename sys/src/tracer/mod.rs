@@ -7,6 +7,7 @@ mod leave;
 mod plan;
 mod proto;
 mod raw;
+mod scratch;
 mod server;
 mod tasks;
 

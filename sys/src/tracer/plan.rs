@@ -1,7 +1,7 @@
-//! What has to be known before a target is stopped: code of its own to make system calls with, and unused stack.
+//! What has to be known before a target is stopped: code of its own to make system calls with, and where its main stack is.
 use crate::mem::RemoteMem;
 use crate::procfs::maps::{Vma, VmaKind};
-use crate::{procfs, sigframe, Error, Result};
+use crate::{procfs, Error, Result};
 
 /// Whether all threads are visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -19,10 +19,8 @@ pub struct EntryPlan {
     pub syscall_ret: u64,
     /// Address of the target's own `rt_sigreturn` stub.
     pub sigreturn: u64,
-    /// Unused memory of the stack mapping for one frame.
-    pub scratch: u64,
-    /// Its bytes.
-    pub scratch_len: u64,
+    /// Start and end of the main stack.
+    pub stack: Option<(u64, u64)>,
     /// `sockaddr_un` to connect to.
     #[serde(with = "serde_bytes")]
     pub addr: Vec<u8>,
@@ -41,8 +39,6 @@ const SYSCALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
 const SIGRETURN_64: &[u8] = &[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
 /// mov eax, 15; syscall
 const SIGRETURN_32: &[u8] = &[0xb8, 15, 0, 0, 0, 0x0f, 0x05];
-/// Extended state of any CPU so far fits (AMX tiles are not in frames unless asked for).
-const SCRATCH: u64 = 16 << 10;
 
 /// Looks for the way in. Reads only.
 pub fn prepare(pid: i32, addr: &[u8], visit: Visit, visit_calls: Vec<u8>) -> Result<EntryPlan> {
@@ -68,19 +64,10 @@ pub fn prepare(pid: i32, addr: &[u8], visit: Visit, visit_calls: Vec<u8>) -> Res
     }
     let missing =
         |what: &str| Error::Unfit { what: format!("no code of its own has {what}, which is what a way in is made of") };
-    let stack = maps.iter().find(|v| v.kind() == VmaKind::Stack);
-    let stack =
-        stack.ok_or_else(|| Error::Unfit { what: "it has no [stack] mapping to put a signal frame on".into() })?;
-    if stack.len() < 2 * SCRATCH {
-        return Err(Error::Unfit { what: format!("its stack mapping has only {} bytes", stack.len()) });
-    }
-    debug_assert!(sigframe::size(4096) < SCRATCH as usize);
     Ok(EntryPlan {
         syscall_ret: ret.ok_or_else(|| missing("`syscall; ret`"))?,
         sigreturn: sigreturn.ok_or_else(|| missing("an rt_sigreturn stub"))?,
-        // the lowest pages of the stack: below everything in use, and normally never touched
-        scratch: stack.start,
-        scratch_len: SCRATCH,
+        stack: maps.iter().find(|v| v.kind() == VmaKind::Stack).map(|v| (v.start, v.end)),
         addr: addr.to_vec(),
         visit,
         visit_calls,

@@ -154,19 +154,12 @@ impl Server {
         };
         let pid = tasks.pid;
         let server = if tasks.all.contains_key(&pid) { pid } else { tasks.all.keys().next().copied().unwrap_or(pid) };
-        let clash =
-            tasks.all.values().find(|t| (plan.scratch..plan.scratch + plan.scratch_len + 256).contains(&t.regs.rsp));
-        if clash.is_some() {
-            return Err(Error::Unfit {
-                what: "the whole stack mapping is in use: there is no room for a signal frame below it".into(),
-            });
-        }
         let leaving = |rip: u64| plan.stale.iter().any(|s| (s.0..s.0 + s.1).contains(&rip));
         if tasks.all.values().any(|t| leaving(t.regs.rip)) {
             let what = "a thread is just leaving an earlier checkpoint that was broken off".into();
             return Err(Error::Unfit { what });
         }
-        let layout = enter::enter(tasks, mem, server, &plan, &self.fds)?;
+        let (layout, server) = enter::enter(tasks, mem, server, &plan, &self.fds)?;
         tasks.hold = false;
         let visited = tasks.all.iter().filter(|(t, k)| **t != server && k.entered).map(|(t, _)| *t).collect();
         self.inside = Some(Inside { plan, layout, server });

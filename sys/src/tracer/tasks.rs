@@ -1,6 +1,7 @@
 //! The stopped threads of one process: seizing, stopping, waiting, and letting go so that nothing of it shows.
 use super::proto::Snapshot;
 use super::raw::{self, Event};
+use super::scratch::Borrowed;
 use crate::sigframe::{self, Regs};
 use crate::{procfs, restart, Error, Result};
 use std::collections::BTreeMap;
@@ -49,8 +50,8 @@ pub struct Tasks {
     pub all: BTreeMap<i32, Task>,
     /// Signals pending for the process at the freeze: raw siginfo.
     pub shared_pending: Vec<Vec<u8>>,
-    /// What was in the scratch place before a frame of ours.
-    pub borrowed: Option<Vec<u8>>,
+    /// Where a frame of ours lies in its memory, and what was there.
+    pub borrowed: Option<Borrowed>,
     /// Whether stops are wanted now; while the blob runs they are not, and a stop (a SIGCONT's) is passed over.
     pub hold: bool,
     /// It is being restored: not cured but killed if it is not woken.
