@@ -36,6 +36,8 @@ pub struct Task {
     pub entered: bool,
     /// It was sent into the blob to run there.
     pub sent: bool,
+    /// Code has run in it that may have changed its extended state.
+    pub spoilt: bool,
     /// Stop signals that came while the blob ran, to be sent again.
     pub held: Vec<i32>,
 }
@@ -186,7 +188,7 @@ impl Tasks {
         self.pump_of(-1)
     }
 
-    /// Takes news of one thread (-1: of any).
+    /// Takes news of one thread until it is stopped (-1: of any, until there is none).
     fn pump_of(&mut self, of: i32) -> Result<()> {
         while let Some((tid, e)) = raw::poll_event(of) {
             let Some(t) = self.all.get_mut(&tid) else { continue };
@@ -215,6 +217,9 @@ impl Tasks {
                 Event::Stop(_) | Event::Syscall => {
                     t.stopped = true;
                     t.at_syscall = e == Event::Syscall;
+                    if tid == of {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -277,17 +282,20 @@ impl Tasks {
         Ok(())
     }
 
-    /// Gives a stopped thread back what it had. Extended state and mask first: until the one SETREGS the thread would
-    /// leave through its frame, after it everything is already in place.
+    /// Gives a stopped thread back what it had. Extended state (where it is not still there) and mask first: until the one SETREGS the
+    /// thread would leave through its frame, after it everything is already in place.
     pub fn cure(&mut self, tid: i32) -> Result<()> {
         let Some(t) = self.all.get_mut(&tid) else { return Ok(()) };
         let regs = restart::for_thaw(&t.regs, t.signal);
         if t.entered {
-            raw::set_xstate(tid, &t.xstate)?;
+            if t.spoilt {
+                raw::set_xstate(tid, &t.xstate)?;
+            }
             raw::set_sigmask(tid, t.sigmask)?;
             raw::set_regs(tid, &regs)?;
             t.entered = false;
             t.sent = false;
+            t.spoilt = false;
         } else if regs != t.regs {
             raw::set_regs(tid, &regs)?;
         }
@@ -304,6 +312,7 @@ impl Tasks {
         t.signal = restart::is_our_eintr(&t.regs) && has_unblocked_signal(pid, tid, t.sigmask)?;
         t.entered = false;
         t.sent = false;
+        t.spoilt = false;
         Ok(())
     }
 
@@ -372,6 +381,7 @@ impl Task {
             pending: Vec::new(),
             entered: false,
             sent: false,
+            spoilt: false,
             held: Vec::new(),
         }
     }
