@@ -178,7 +178,8 @@ fn prepare_visits(tasks: &Tasks, mem: &RemoteMem, l: &Layout, plan: &EntryPlan, 
         return Ok(());
     }
     let ncalls = (plan.visit_calls.len() / size_of::<wire::Call>()) as u64;
-    let (mut slots, mut calls, mut frames) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut slots, mut calls) = (Vec::new(), Vec::new());
+    let mut frames = Vec::with_capacity(others.len() * l.frame_size as usize);
     for (i, t) in others.iter().enumerate() {
         let i = i as u64;
         let at = super::visit_place(l, others.len() as u64, ncalls, i);

@@ -162,8 +162,11 @@ impl Tasks {
             if *tid == pid {
                 self.shared_pending = raw::pending(pid, true)?;
             }
-            if let Some(abort) = rseq_abort(&mem, &t.rseq, t.regs.rip) {
-                t.regs.rip = abort;
+            // a section holds no system call (rseq(2)): who is in one is in no section
+            if (t.regs.orig_rax as i64) < 0 {
+                if let Some(abort) = rseq_abort(&mem, &t.rseq, t.regs.rip) {
+                    t.regs.rip = abort;
+                }
             }
             if restart::is_our_eintr(&t.regs) {
                 t.signal = has_unblocked_signal(self.pid, *tid, t.sigmask)?;
