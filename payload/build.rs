@@ -96,7 +96,10 @@ fn keeps_vectors(asm: &str, entry: &str) -> bool {
             if vector || what == "emms" || what == "ldmxcsr" || on.contains("mm") || on.contains("%st") {
                 return false;
             }
-            if (what.starts_with("call") || what.starts_with('j')) && !on.starts_with(".L") && !on.starts_with(|c: char| c.is_ascii_digit()) {
+            if (what.starts_with("call") || what.starts_with('j'))
+                && !on.starts_with(".L")
+                && !on.starts_with(|c: char| c.is_ascii_digit())
+            {
                 if !on.starts_with("_ZN") {
                     return false;
                 }

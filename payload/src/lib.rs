@@ -30,7 +30,10 @@ mod tests {
 
     #[test]
     fn parked_threads_touch_no_vector_register() {
-        assert!(PARKED_KEEP_XSTATE, "`thread` or `run` in parasite/src/serve.rs has become vector code: see target/.../out/blob.s");
+        assert!(
+            PARKED_KEEP_XSTATE,
+            "`thread` or `run` in parasite/src/serve.rs has become vector code: see target/.../out/blob.s"
+        );
     }
 
     #[test]
