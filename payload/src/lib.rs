@@ -30,7 +30,8 @@ mod tests {
 
     #[test]
     fn parked_threads_touch_no_vector_register() {
-        let why = "`thread` or `run` in parasite/src/serve.rs has become vector code: see blob.s where cargo builds payload";
+        let why =
+            "`thread` or `run` in parasite/src/serve.rs has become vector code: see blob.s where cargo builds payload";
         assert_eq!(include_str!(concat!(env!("OUT_DIR"), "/keeps.rs")), "true", "{why}");
     }
 
