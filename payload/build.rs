@@ -47,8 +47,13 @@ fn main() {
     for e in ["wire", "parasite"] {
         c.arg("--extern").arg(format!("{e}={}", out.join(format!("lib{e}.rlib")).display()));
     }
-    c.arg("-L").arg(&out).arg(root.join("parasite/src/blob.rs")).arg("-o").arg(&elf);
+    let asm = out.join("blob.s");
+    c.arg("-L").arg(&out).arg(root.join("parasite/src/blob.rs"));
+    c.arg(format!("--emit=link={},asm={}", elf.display(), asm.display()));
     run(&mut c);
+    let text = std::fs::read_to_string(asm).expect("rustc wrote the blob's assembly");
+    std::fs::write(out.join("keeps.rs"), keeps_vectors(&text, "parasite5serve6thread17h").to_string())
+        .expect("write keeps.rs");
     std::fs::write(out.join("blob.bin"), flat(&std::fs::read(&elf).expect("the linker wrote the blob")))
         .expect("write blob.bin");
 }
@@ -67,6 +72,42 @@ fn flat(elf: &[u8]) -> Vec<u8> {
         }
     }
     panic!("the linked blob has no .text section");
+}
+
+/// Whether the code that the named function can reach leaves all extended state alone: no vector or x87 instruction in it, and no
+/// call whose target is not known. Whatever is not understood counts against it.
+fn keeps_vectors(asm: &str, entry: &str) -> bool {
+    let body = |name: &str| {
+        let label = |l: &str| l.strip_suffix(':').is_some_and(|l| l.starts_with("_ZN") && l.contains(name));
+        let lines: Vec<&str> = asm.lines().skip_while(|l| !label(l)).skip(1).collect();
+        let end = lines.iter().position(|l| l.starts_with(".Lfunc_end"));
+        end.map(|n| lines[..n].to_vec())
+    };
+    let (mut todo, mut seen) = (vec![entry.to_string()], Vec::new());
+    while let Some(name) = todo.pop() {
+        if seen.contains(&name) {
+            continue;
+        }
+        let Some(lines) = body(&name) else { return false };
+        seen.push(name);
+        for line in lines.iter().map(|l| l.trim()).filter(|l| !l.starts_with(['.', '#'])) {
+            let (what, on) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            let vector = what.starts_with(['f', 'v']) || what.starts_with("xsave") || what.starts_with("xrstor");
+            if vector || what == "emms" || what == "ldmxcsr" || on.contains("mm") || on.contains("%st") {
+                return false;
+            }
+            if (what.starts_with("call") || what.starts_with('j'))
+                && !on.starts_with(".L")
+                && !on.starts_with(|c: char| c.is_ascii_digit())
+            {
+                if !on.starts_with("_ZN") {
+                    return false;
+                }
+                todo.push(on.trim_end_matches("@PLT").to_string());
+            }
+        }
+    }
+    true
 }
 
 fn env(name: &str) -> String {

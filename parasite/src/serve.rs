@@ -287,20 +287,19 @@ unsafe fn batch(p: *mut Params, h: &FrameHeader, threads: bool) -> bool {
     }
 }
 
-/// Runs `n` calls; how many were run.
+/// Runs `n` calls; how many were run. Parked threads run it too, so it is written such that no vector register is needed: field
+/// by field, no array filled in memory (payload/build.rs looks at what became of it).
 unsafe fn run(p: *mut Params, calls: u64, results: u64, n: u64, buf_len: u64) -> u64 {
     let mut i = 0;
     while i < n {
         // SAFETY: `calls` and `results` hold `n` entries (checked by the caller); what the calls themselves do is
         // the recorder's business, and the kernel checks the addresses.
         unsafe {
-            let c = core::ptr::read_unaligned((calls + i * size_of::<Call>() as u64) as *const Call);
-            let mut a = [0u64; 6];
+            let c = (calls + i * size_of::<Call>() as u64) as *const Call;
             let mut bad = false;
-            let mut k = 0;
-            while k < 6 {
-                let v = *c.args.get_unchecked(k);
-                *a.get_unchecked_mut(k) = match *c.kinds.get_unchecked(k) {
+            let mut arg = |k: usize| {
+                let v = core::ptr::read_unaligned((&raw const (*c).args).cast::<u64>().add(k));
+                match *(&raw const (*c).kinds).cast::<u8>().add(k) {
                     ARG_IMM => v,
                     ARG_BUF if v <= buf_len => (*p).buf + v,
                     ARG_RET if v < i => core::ptr::read((results + v * 8) as *const u64),
@@ -308,16 +307,18 @@ unsafe fn run(p: *mut Params, calls: u64, results: u64, n: u64, buf_len: u64) ->
                         bad = true;
                         0
                     }
-                };
-                k += 1;
-            }
-            let r = if bad { EINVAL } else { syscall6(c.nr as u64, a) };
+                }
+            };
+            let a = [arg(0), arg(1), arg(2), arg(3), arg(4), arg(5)];
+            let nr = core::ptr::read_unaligned(&raw const (*c).nr);
+            let r = if bad { EINVAL } else { syscall6(nr as u64, a) };
             core::ptr::write((results + i * 8) as *mut i64, r);
-            if c.store != NO_STORE && c.store as u64 + 4 <= buf_len {
-                core::ptr::write_unaligned(((*p).buf + c.store as u64) as *mut u32, r as u32);
+            let store = core::ptr::read_unaligned(&raw const (*c).store);
+            if store != NO_STORE && store as u64 + 4 <= buf_len {
+                core::ptr::write_unaligned(((*p).buf + store as u64) as *mut u32, r as u32);
             }
             i += 1;
-            if c.on_error == CALL_MUST && (-4095..0).contains(&r) {
+            if (*c).on_error == CALL_MUST && (-4095..0).contains(&r) {
                 return i;
             }
         }

@@ -4,6 +4,10 @@
 /// The flat, position-independent blob: goes to any page-aligned address, readable and executable.
 pub const BLOB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/blob.bin"));
 
+/// Whether a parked thread's extended state (x87, SSE, AVX, ...) is its own again whenever it is stopped in the blob: build.rs looks
+/// for an instruction that would change it. It always is with the compilers tried; with another, only the checkpoint is slower.
+pub const PARKED_KEEP_XSTATE: bool = include!(concat!(env!("OUT_DIR"), "/keeps.rs"));
+
 /// Where the blob's entry points are, as offsets from its start.
 pub fn head() -> wire::BlobHead {
     let u = |at: usize| u32::from_le_bytes([BLOB[at], BLOB[at + 1], BLOB[at + 2], BLOB[at + 3]]);
@@ -23,6 +27,13 @@ pub fn head() -> wire::BlobHead {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parked_threads_touch_no_vector_register() {
+        let why =
+            "`thread` or `run` in parasite/src/serve.rs has become vector code: see blob.s where cargo builds payload";
+        assert_eq!(include_str!(concat!(env!("OUT_DIR"), "/keeps.rs")), "true", "{why}");
+    }
 
     #[test]
     fn the_head_is_ours_and_its_entries_lie_inside() {

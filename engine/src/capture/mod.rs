@@ -131,6 +131,8 @@ impl Run<'_> {
 
     fn all(&mut self, store: &Store, name: &SessionName, began: Instant) -> Step<Captured> {
         self.enter(Phase::Find)?;
+        // as long as this process is small: the tracer would copy, in the freeze, each page that it inherits and writes to
+        let mut tracer = Tracer::start()?;
         let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external)?;
         survey.refuse()?;
         let listener = Listener::new()?;
@@ -138,7 +140,6 @@ impl Run<'_> {
         let incoming = store.begin(name)?;
 
         self.enter(Phase::Freeze)?;
-        let mut tracer = Tracer::start()?;
         let frozen = tracer.freeze(self.pid)?;
         // threads that are younger than the survey
         for tid in frozen.tids.iter().filter(|t| !survey.threads.contains_key(t)).copied().collect::<Vec<_>>() {

@@ -9,6 +9,7 @@ use crate::mem::RemoteMem;
 use crate::sigframe::{self, Regs};
 use crate::{procfs, Error, Result};
 use std::io;
+use std::mem::offset_of;
 
 /// All signals; the kernel keeps SIGKILL and SIGSTOP out by itself.
 const ALL_SIGNALS: u64 = u64::MAX;
@@ -163,11 +164,12 @@ fn in_mapping(
     mem.write(l.params(), &l.params_bytes(&plan.addr, -1, true, others.len() as u32))?;
     mem.write(l.frame(0), &tasks.emergency_frame(tid, l.frame(0), l.sigreturn()))?;
     prepare_visits(tasks, mem, l, plan, others)?;
-    send_in(tasks, tid, l.serve_entry(), l.params(), l.stack())?;
+    send_in(tasks, tid, l.serve_entry(), l.params(), l.stack(), true)?;
     // it leaves through its frame in the mapping now; and the snapshot must see the program's stack
     give_back_scratch(tasks, mem)?;
     for (i, t) in others.iter().enumerate() {
-        send_in(tasks, *t, l.thread_entry(), l.slot(i as u64), l.thread_stack(i as u64))?;
+        let (slot, stack) = (l.slot(i as u64), l.thread_stack(i as u64));
+        send_in(tasks, *t, l.thread_entry(), slot, stack, !payload::PARKED_KEEP_XSTATE)?;
     }
     Ok(())
 }
@@ -178,7 +180,8 @@ fn prepare_visits(tasks: &Tasks, mem: &RemoteMem, l: &Layout, plan: &EntryPlan, 
         return Ok(());
     }
     let ncalls = (plan.visit_calls.len() / size_of::<wire::Call>()) as u64;
-    let (mut slots, mut calls, mut frames) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut slots, mut calls) = (Vec::new(), Vec::new());
+    let mut frames = Vec::with_capacity(others.len() * l.frame_size as usize);
     for (i, t) in others.iter().enumerate() {
         let i = i as u64;
         let at = super::visit_place(l, others.len() as u64, ncalls, i);
@@ -206,14 +209,15 @@ fn prepare_visits(tasks: &Tasks, mem: &RemoteMem, l: &Layout, plan: &EntryPlan, 
     mem.write(l.frame(1), &frames)
 }
 
-/// One SETREGS into the blob, then all signals blocked, then off.
-fn send_in(tasks: &mut Tasks, tid: i32, entry: u64, arg: u64, stack: u64) -> Result<()> {
+/// One SETREGS into the blob, then all signals blocked, then off. `spoils`: the code there may change extended state.
+fn send_in(tasks: &mut Tasks, tid: i32, entry: u64, arg: u64, stack: u64, spoils: bool) -> Result<()> {
     let Some(t) = tasks.all.get_mut(&tid) else { return Ok(()) };
     let r =
         Regs { rip: entry, rdi: arg, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: t.regs.eflags & !0x500, ..t.regs };
     raw::set_regs(tid, &r)?;
     t.entered = true;
     t.sent = true;
+    t.spoilt = spoils;
     raw::set_sigmask(tid, ALL_SIGNALS)?;
     tasks.resume(tid)
 }
@@ -240,8 +244,14 @@ pub fn leave_mapping(
 ) -> Result<()> {
     let entered: Vec<i32> = tasks.all.iter().filter(|(_, t)| t.entered).map(|(t, _)| *t).collect();
     tasks.bring_to_stop(&entered)?;
+    // the serving thread sets this before it lets anybody go, itself included, and now it stands still too
+    let mut released = [0; 4];
+    let released = match mem.read(l.params() + offset_of!(wire::Params, release) as u64, &mut released) {
+        Ok(()) => released != [0; 4],
+        Err(_) => true,
+    };
     let mut left = false;
-    for t in &entered {
+    for t in entered.iter().filter(|_| released) {
         let sent = tasks.all.get(t).is_some_and(|t| t.sent);
         if sent && !l.contains(raw::regs(*t)?.rip) {
             tasks.left_by_itself(*t)?;

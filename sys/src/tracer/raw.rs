@@ -2,6 +2,7 @@
 use crate::sigframe::Regs;
 use crate::{fault, Error, Result};
 use std::io;
+use std::sync::OnceLock;
 
 const SEIZE: u32 = 0x4206;
 const INTERRUPT: u32 = 0x4207;
@@ -86,12 +87,15 @@ pub fn set_regs(tid: i32, r: &Regs) -> Result<()> {
     call("PTRACE_SETREGSET", SETREGSET, tid, NT_PRSTATUS, &raw const iov as u64).map(drop)
 }
 
-/// Extended state (x87, SSE, AVX, ...) in the standard format.
+/// Extended state (x87, SSE, AVX, ...) in the standard format. Its size is the machine's, the same for every thread: the
+/// first call finds it, the others need not clear room for the largest.
 pub fn xstate(tid: i32) -> Result<Vec<u8>> {
-    let mut b = [0u8; XSTATE_MAX];
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    let mut b = vec![0u8; SIZE.get().copied().unwrap_or(XSTATE_MAX)];
     let mut iov = libc::iovec { iov_base: b.as_mut_ptr().cast(), iov_len: b.len() };
     call("PTRACE_GETREGSET(XSTATE)", GETREGSET, tid, NT_X86_XSTATE, &raw mut iov as u64)?;
-    Ok(b[..iov.iov_len].to_vec())
+    b.truncate(*SIZE.get_or_init(|| iov.iov_len));
+    Ok(b)
 }
 
 /// Sets the extended state.
@@ -124,14 +128,16 @@ pub fn rseq(tid: i32) -> Result<Rseq> {
 
 /// Pending signals of the thread, or (`shared`) of its process: the raw siginfo, 128 bytes each.
 pub fn pending(tid: i32, shared: bool) -> Result<Vec<Vec<u8>>> {
+    // few at a time: a thread hardly ever has one, and each place has to be cleared
+    const AT_ONCE: usize = 4;
     let mut all = Vec::new();
     loop {
-        let mut buf = vec![[0u8; 128]; 32];
+        let mut buf = [[0u8; 128]; AT_ONCE];
         // struct ptrace_peeksiginfo_args { u64 off; u32 flags; s32 nr; }
-        let args = [all.len() as u64, shared as u64 | 32 << 32];
+        let args = [all.len() as u64, shared as u64 | (AT_ONCE as u64) << 32];
         let n = call("PTRACE_PEEKSIGINFO", PEEKSIGINFO, tid, args.as_ptr() as u64, buf.as_mut_ptr() as u64)? as usize;
         all.extend(buf[..n].iter().map(|b| b.to_vec()));
-        if n < 32 {
+        if n < AT_ONCE {
             return Ok(all);
         }
     }

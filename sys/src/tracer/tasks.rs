@@ -37,6 +37,8 @@ pub struct Task {
     pub entered: bool,
     /// It was sent into the blob to run there.
     pub sent: bool,
+    /// Code has run in it that may have changed its extended state.
+    pub spoilt: bool,
     /// Stop signals that came while the blob ran, to be sent again.
     pub held: Vec<i32>,
 }
@@ -161,8 +163,11 @@ impl Tasks {
             if *tid == pid {
                 self.shared_pending = raw::pending(pid, true)?;
             }
-            if let Some(abort) = rseq_abort(&mem, &t.rseq, t.regs.rip) {
-                t.regs.rip = abort;
+            // a section holds no system call (rseq(2)): who is in one is in no section
+            if (t.regs.orig_rax as i64) < 0 {
+                if let Some(abort) = rseq_abort(&mem, &t.rseq, t.regs.rip) {
+                    t.regs.rip = abort;
+                }
             }
             if restart::is_our_eintr(&t.regs) {
                 t.signal = has_unblocked_signal(self.pid, *tid, t.sigmask)?;
@@ -187,7 +192,7 @@ impl Tasks {
         self.pump_of(-1)
     }
 
-    /// Takes news of one thread (-1: of any).
+    /// Takes news of one thread until it is stopped (-1: of any, until there is none).
     fn pump_of(&mut self, of: i32) -> Result<()> {
         while let Some((tid, e)) = raw::poll_event(of) {
             let Some(t) = self.all.get_mut(&tid) else { continue };
@@ -216,6 +221,9 @@ impl Tasks {
                 Event::Stop(_) | Event::Syscall => {
                     t.stopped = true;
                     t.at_syscall = e == Event::Syscall;
+                    if tid == of {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -278,17 +286,20 @@ impl Tasks {
         Ok(())
     }
 
-    /// Gives a stopped thread back what it had. Extended state and mask first: until the one SETREGS the thread would
-    /// leave through its frame, after it everything is already in place.
+    /// Gives a stopped thread back what it had. Extended state (where it is not still there) and mask first: until the one SETREGS the
+    /// thread would leave through its frame, after it everything is already in place.
     pub fn cure(&mut self, tid: i32) -> Result<()> {
         let Some(t) = self.all.get_mut(&tid) else { return Ok(()) };
         let regs = restart::for_thaw(&t.regs, t.signal);
         if t.entered {
-            raw::set_xstate(tid, &t.xstate)?;
+            if t.spoilt {
+                raw::set_xstate(tid, &t.xstate)?;
+            }
             raw::set_sigmask(tid, t.sigmask)?;
             raw::set_regs(tid, &regs)?;
             t.entered = false;
             t.sent = false;
+            t.spoilt = false;
         } else if regs != t.regs {
             raw::set_regs(tid, &regs)?;
         }
@@ -305,6 +316,7 @@ impl Tasks {
         t.signal = restart::is_our_eintr(&t.regs) && has_unblocked_signal(pid, tid, t.sigmask)?;
         t.entered = false;
         t.sent = false;
+        t.spoilt = false;
         Ok(())
     }
 
@@ -373,6 +385,7 @@ impl Task {
             pending: Vec::new(),
             entered: false,
             sent: false,
+            spoilt: false,
             held: Vec::new(),
         }
     }
