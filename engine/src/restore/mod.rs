@@ -172,7 +172,7 @@ impl Run<'_> {
         self.enter(Phase::Threads)?;
         process::group(&mut p, &image, self.o)?;
         threads::start(&mut p, &image)?;
-        p.adopt(!wake::leaves_by_frames(&image))?;
+        p.adopt()?;
         process::attributes(&mut p, &image, &mut notes)?;
         threads::attributes(&mut p, &image, &mut notes)?;
         process::last(&mut p, &image, self.o, &mut notes)?;
