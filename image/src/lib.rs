@@ -23,7 +23,7 @@ pub mod v1;
 pub use error::{ImageError, Result};
 pub use header::{FileKind, Header};
 pub use name::SessionName;
-pub use pack::{Compression, PackInfo, PackReader, PackWriter};
+pub use pack::{Compression, Decoder, PackInfo, PackReader, PackWriter};
 pub use pages::{PackRef, PageRun, PageSink, PageSource, PageStats};
 pub use section::{Identity, ManifestReader, ManifestWriter, SectionInfo};
 pub use store::{CheckpointHandle, CheckpointInfo, NewCheckpoint, Store};

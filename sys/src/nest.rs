@@ -186,18 +186,3 @@ pub fn xcr0() -> u64 {
     }
     u64::from(hi) << 32 | u64::from(lo)
 }
-
-/// Bytes of extended state that the kernel takes from a signal frame; more make it take only x87 and SSE. None: no XSAVE.
-/// AMX tiles, which come last, are not among them unless a thread asked for them.
-pub fn frame_xstate() -> Option<usize> {
-    // CPUID is slow in a virtual machine
-    static BYTES: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
-    const TILE_DATA: u32 = 18;
-    *BYTES.get_or_init(|| {
-        if xcr0() >> TILE_DATA & 1 != 0 {
-            // offset of the tiles in the standard format
-            return Some(std::arch::x86_64::__cpuid_count(0xd, TILE_DATA).ebx as usize);
-        }
-        crate::probe::xsave_bytes().map(|n| n as usize)
-    })
-}

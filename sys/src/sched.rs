@@ -1,4 +1,4 @@
-//! What can be asked about a thread or a file from outside: CPU affinity, owners of signals.
+//! What can be asked about a thread or a file from outside: CPU affinity, owners of signals, numbers in use.
 use std::os::fd::{AsFd, AsRawFd};
 
 /// CPUs that a thread may run on (sched_getaffinity(2)), a bit a CPU, lowest first; empty if it cannot be asked.
@@ -21,4 +21,51 @@ pub fn file_owner(fd: &impl AsFd) -> ((i32, i32), i32) {
     // SAFETY: F_GETSIG takes no pointer.
     let sig = unsafe { libc::fcntl(fd, F_GETSIG) };
     (if r < 0 { (0, 0) } else { (o[0], o[1]) }, sig.max(0))
+}
+
+/// Tells which PIDs of this namespace are in use: as that of a process or thread, or still as that of a group or session.
+#[derive(Debug)]
+pub struct Numbers(std::os::fd::OwnedFd);
+
+impl Numbers {
+    /// Ready to ask.
+    pub fn new() -> std::io::Result<Numbers> {
+        Ok(Numbers(std::io::pipe()?.0.into()))
+    }
+
+    /// Whether clone3 could not give this number. The owner of a file's signals can be set to any number that is in
+    /// use, whatever for; ESRCH says that there is none (kernel 4.13 and later, clone3 is of 5.3).
+    pub fn used(&self, id: i32) -> bool {
+        const F_SETOWN_EX: i32 = 15;
+        const F_OWNER_PGRP: i32 = 2;
+        let owner = [F_OWNER_PGRP, id];
+        // SAFETY: F_SETOWN_EX reads one struct f_owner_ex, two ints. Nothing makes this pipe send a signal (no O_ASYNC).
+        let r = unsafe { libc::fcntl(self.0.as_raw_fd(), F_SETOWN_EX, owner.as_ptr()) };
+        r == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_number_is_in_use_as_long_as_it_is_a_session() {
+        let numbers = Numbers::new().unwrap();
+        assert!(numbers.used(std::process::id() as i32));
+        // a session whose leader has ended and been reaped; what is left in it has another group
+        let script = "set -m; sleep 1000 >/dev/null 2>&1 </dev/null & echo $!";
+        let mut leader = Command::new("setsid").args(["sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let (id, mut said) = (leader.id() as i32, String::new());
+        std::io::Read::read_to_string(&mut leader.stdout.take().unwrap(), &mut said).unwrap();
+        leader.wait().unwrap();
+        let left = crate::pidfd::PidFd::open(said.trim().parse().unwrap()).unwrap();
+        assert!(!crate::procfs::pid_exists(id));
+        assert!(numbers.used(id));
+        left.kill(libc::SIGKILL).unwrap();
+        let mut alone = Command::new("true").spawn().unwrap();
+        alone.wait().unwrap();
+        assert!(!numbers.used(alone.id() as i32));
+    }
 }

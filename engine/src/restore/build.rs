@@ -91,7 +91,7 @@ impl Drop for Child {
 /// Makes the process.
 pub fn build(image: &Image<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Puppet> {
     // before anything of this restore is in our memory or descriptors
-    let tracer = Tracer::start()?;
+    let tracer = Tracer::start_with(super::wake::states(image))?;
     // above the image's, and above ours: what the child keeps is one range
     let own = sys::procfs::fd::numbers(std::process::id() as i32)?;
     let base = own.into_iter().max().unwrap_or(2).max(image.highest_fd()).max(63) + 1;
@@ -105,7 +105,7 @@ pub fn build(image: &Image<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Pupp
     };
     drop(theirs);
     let slots = image.threads.len() as u64 - 1;
-    let layout = Layout::new(slots, super::wake::frame_size(image));
+    let layout = Layout::new(slots, 0);
     let at = free(&occupied(image)?, SEARCH_FROM, layout.len + vdso::PARK_LEN + super::place::staging(image))?;
     let layout = layout.at(at);
     let made = Made { image, tracer, ours, fds, layout };

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Below this many bytes one thread is faster.
-const ALONE: u64 = 8 << 20;
+const ALONE: u64 = 1 << 20;
 
 /// A piece of a frame and where it goes.
 struct Piece {
@@ -159,14 +159,14 @@ impl Job<'_> {
     }
 
     fn frames(&self, tell: &dyn Fn(u64)) -> Step<()> {
-        let mut buf = Vec::new();
+        let (mut buf, mut decoder) = (Vec::new(), ::image::Decoder::default());
         while let Some(group) = self.groups.get(self.next.fetch_add(1, Relaxed)) {
             if self.failed.load(Relaxed) {
                 return Ok(());
             }
             let reader = &self.image.handle.packs()[group[0].pack as usize];
             buf.resize(reader.frames()[group[0].frame].pages as usize * PAGE_SIZE, 0);
-            reader.decode_frame_into(group[0].frame, &mut buf)?;
+            reader.decode_frame_with(&mut decoder, group[0].frame, &mut buf)?;
             let mut bytes = 0;
             for c in *group {
                 self.p_mem.write(c.addr, &buf[c.skip..c.skip + c.len])?;

@@ -29,9 +29,7 @@ fn damaged(what: String) -> Fault {
 impl<'a> Image<'a> {
     /// Reads all sections. An unknown required one, or one of a later version, is refused by name.
     pub fn read(handle: &'a CheckpointHandle) -> Step<Image<'a>> {
-        let m = handle.manifest();
-        let known: Vec<(u32, u16)> = v1::KNOWN.iter().map(|k| (*k, v1::VERSION)).collect();
-        m.check_versions(&known)?;
+        known(handle)?;
         let mut image = Image {
             handle,
             meta: section(handle, v1::SECTION_META, "about the checkpoint")?,
@@ -92,16 +90,21 @@ impl<'a> Image<'a> {
     pub fn fds_of(&self, open: u32) -> impl Iterator<Item = i32> + '_ {
         self.files.fds.iter().filter(move |f| f.open == open).map(|f| f.fd)
     }
+}
 
-    /// Whether one of 0, 1, 2 was a terminal.
-    pub fn wants_terminal(&self) -> bool {
-        let kinds = [objects::Kind::External as u32, objects::Kind::Terminal as u32];
-        self.files
-            .open
-            .iter()
-            .enumerate()
-            .any(|(i, f)| kinds.contains(&f.kind) && self.fds_of(i as u32).any(|fd| fd <= 2) && terminal(f))
-    }
+/// Whether one of 0, 1, 2 was a terminal. Reads the open files only.
+pub fn wants_terminal(handle: &CheckpointHandle) -> Step<bool> {
+    known(handle)?;
+    let files: Files = section(handle, v1::SECTION_FILES, "of the open files")?;
+    let kinds = [objects::Kind::External as u32, objects::Kind::Terminal as u32];
+    let standard = |open: usize| files.fds.iter().any(|f| f.open as usize == open && f.fd <= 2);
+    Ok(files.open.iter().enumerate().any(|(i, f)| kinds.contains(&f.kind) && standard(i) && terminal(f)))
+}
+
+/// Refuses an unknown required section, or one of a later version, by name.
+fn known(handle: &CheckpointHandle) -> Step<()> {
+    let known: Vec<(u32, u16)> = v1::KNOWN.iter().map(|k| (*k, v1::VERSION)).collect();
+    Ok(handle.manifest().check_versions(&known)?)
 }
 
 fn terminal(f: &v1::files::OpenFile) -> bool {

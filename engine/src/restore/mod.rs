@@ -135,8 +135,7 @@ pub fn check(handle: &CheckpointHandle, o: &RestoreOptions<'_>) -> Result<Vec<St
 
 /// Whether the program had a terminal at 0, 1 or 2, so that a detached restore should give it one.
 pub fn wants_terminal(handle: &CheckpointHandle) -> Result<bool> {
-    let image = Image::read(handle).map_err(|f| explain(f, "restore", "read", false))?;
-    Ok(image.wants_terminal())
+    image::wants_terminal(handle).map_err(|f| explain(f, "restore", "read", false))
 }
 
 struct Run<'a> {
@@ -174,7 +173,7 @@ impl Run<'_> {
         self.enter(Phase::Threads)?;
         process::group(&mut p, &image, self.o)?;
         threads::start(&mut p, &image)?;
-        p.adopt(!wake::leaves_by_frames(&image))?;
+        p.adopt()?;
         process::attributes(&mut p, &image, &mut notes)?;
         threads::attributes(&mut p, &image, &mut notes)?;
         process::last(&mut p, &image, self.o, &mut notes)?;

@@ -1,7 +1,6 @@
 //! Under which PIDs and TIDs the program can run here.
 use super::Image;
 use crate::{Pids, Reason};
-use std::collections::HashSet;
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
@@ -117,12 +116,7 @@ pub fn decide(image: &Image<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, 
 
 /// IDs of the image that a process, thread, group or session has here.
 fn taken(image: &Image<'_>) -> Vec<i32> {
-    let mut groups = HashSet::new();
-    for p in sys::procfs::pids().unwrap_or_default() {
-        if let Ok(s) = sys::procfs::stat::read(p) {
-            groups.extend([s.pgrp, s.session]);
-        }
-    }
-    let used = |id: i32| groups.contains(&id) || sys::procfs::pid_exists(id);
-    image.threads.iter().map(|t| t.tid).filter(|t| used(*t)).collect()
+    // without a descriptor to ask by nothing is known, and clone3 will tell
+    let Ok(numbers) = sys::sched::Numbers::new() else { return Vec::new() };
+    image.threads.iter().map(|t| t.tid).filter(|t| numbers.used(*t)).collect()
 }

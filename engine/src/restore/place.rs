@@ -12,8 +12,8 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
 const RLIMIT_MEMLOCK: usize = 8;
-/// Most mappings of one file in one program.
-const MAPS_AT_ONCE: usize = 4000;
+/// Most mappings of one file that are added to a program at once.
+const MAPS_AT_ONCE: usize = 2000;
 
 /// Flags of smaps that madvise(2) brings back.
 const ADVICE: &[(&str, i32)] = &[
@@ -98,12 +98,13 @@ pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
         }
         p.run_if_full(&mut prog)?;
     }
-    p.run(&prog)?;
     for ((file, how), vmas) in by_file {
         for some in vmas.chunks(MAPS_AT_ONCE) {
-            map_file(p, &image.memory.files[file as usize], how, some, o)?;
+            map_file(&mut prog, &image.memory.files[file as usize], how, some, o);
+            p.run_if_full(&mut prog)?;
         }
     }
+    p.run(&prog)?;
     for vmas in by_share.values() {
         share(p, vmas)?;
     }
@@ -174,19 +175,17 @@ fn map(prog: &mut Program, v: &Vma, flags: i32, prot: u32, fd: Option<Arg>) {
 }
 
 /// Mappings of one file, which is opened once for them.
-fn map_file(p: &mut Puppet, f: &MappedFile, how: How, vmas: &[&Vma], o: &RestoreOptions<'_>) -> Step<()> {
+fn map_file(prog: &mut Program, f: &MappedFile, how: How, vmas: &[&Vma], o: &RestoreOptions<'_>) {
     let mode = if how == How::SharedWrite { libc::O_RDWR } else { libc::O_RDONLY };
     let path = files::map_path(&f.path, o);
-    let mut prog = Program::new();
     let name = prog.cstr(&path);
     let fd = prog.call(libc::SYS_openat, &[Imm(libc::AT_FDCWD as u64), name, Imm((mode | libc::O_CLOEXEC) as u64)]);
     prog.named(format!("opening {}, which it has mapped,", path.escape_ascii()));
     let flags = if how == How::Private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
     for v in vmas {
-        map(&mut prog, v, flags, v.prot, Some(fd.arg()));
+        map(prog, v, flags, v.prot, Some(fd.arg()));
     }
     prog.call(libc::SYS_close, &[fd.arg()]);
-    p.run(&prog).map(drop)
 }
 
 /// Bytes of shared memory up to the last one that is mapped.

@@ -81,11 +81,11 @@ impl Puppet {
         Ok(r)
     }
 
-    /// Seizes its leader, or `all` its threads: from here on it ends with its tracer.
-    pub fn adopt(&mut self, all: bool) -> Step<()> {
+    /// Seizes its threads: from here on it ends with its tracer.
+    pub fn adopt(&mut self) -> Step<()> {
         let pid = self.pid;
         match self.tracer.as_mut() {
-            Some(t) => t.adopt(pid, all)?,
+            Some(t) => t.adopt(pid)?,
             None => return Err(Fault::Io("tracer".into(), std::io::Error::other("there is none"))),
         };
         Ok(())

@@ -9,8 +9,6 @@ use sys::program::{Arg::Imm, Program};
 const PR_SET_NAME: u64 = 15;
 const PR_SET_TIMERSLACK: u64 = 29;
 const PR_SET_PDEATHSIG: u64 = 1;
-const ARCH_SET_GS: u64 = 0x1001;
-const ARCH_SET_FS: u64 = 0x1002;
 const SS_DISABLE: u32 = 2;
 const SS_ONSTACK: u32 = 1;
 const SCHED_DEADLINE: u32 = 6;
@@ -76,7 +74,6 @@ pub fn attributes(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) ->
     for (slot, t) in image.threads[1..].iter().enumerate() {
         let first = prog.len();
         before_creds(&mut prog, &mut soft, image.process.pid, t, &own);
-        bases(&mut prog, t);
         creds.calls(&mut prog, &mut soft);
         after_creds(&mut prog, t);
         prog.for_thread(slot as u32, first);
@@ -100,12 +97,14 @@ fn flush(p: &mut Puppet, prog: &mut Program, soft: &mut Soft, notes: &mut Vec<St
 struct Own {
     nice: i32,
     policy: u32,
+    affinity: Vec<u8>,
 }
 
 impl Own {
     fn new() -> Own {
         let s = sys::procfs::stat::read(std::process::id() as i32);
-        s.map_or(Own { nice: 0, policy: 0 }, |s| Own { nice: s.nice as i32, policy: s.policy })
+        let (nice, policy) = s.map_or((0, 0), |s| (s.nice as i32, s.policy));
+        Own { nice, policy, affinity: sys::sched::affinity(0) }
     }
 }
 
@@ -131,7 +130,7 @@ fn before_creds(p: &mut Program, soft: &mut Soft, pid: i32, t: &Thread, own: &Ow
     }
     let name = p.cstr(&t.comm);
     p.call(libc::SYS_prctl, &[Imm(PR_SET_NAME), name]);
-    if !t.affinity.is_empty() {
+    if !t.affinity.is_empty() && t.affinity != own.affinity {
         let mask = p.bytes(&t.affinity);
         soft.add(
             p.may(libc::SYS_sched_setaffinity, &[Imm(0), Imm(t.affinity.len() as u64), mask]),
@@ -159,14 +158,6 @@ fn before_creds(p: &mut Program, soft: &mut Soft, pid: i32, t: &Thread, own: &Ow
         let a = p.bytes(info);
         let c = p.may(libc::SYS_rt_tgsigqueueinfo, &[pid.into(), t.tid.into(), sig.into(), a]);
         soft.add(c, format!("signal {sig} pending for thread {} is lost", t.tid));
-    }
-}
-
-/// The bases of fs and gs, which a signal frame does not hold.
-fn bases(p: &mut Program, t: &Thread) {
-    p.call(libc::SYS_arch_prctl, &[Imm(ARCH_SET_FS), Imm(t.regs[21])]);
-    if t.regs[22] != 0 {
-        p.call(libc::SYS_arch_prctl, &[Imm(ARCH_SET_GS), Imm(t.regs[22])]);
     }
 }
 

@@ -81,6 +81,28 @@ impl Encoder {
     }
 }
 
+/// Makes frames whole again; one per thread, since it keeps the decompressor's tables and a buffer.
+#[derive(Default)]
+pub struct Decoder {
+    pub(super) stored: Vec<u8>,
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl Decoder {
+    /// Decodes what is in `stored` into `out`, which has exactly the frame's length.
+    pub(super) fn decode(&mut self, method: Method, out: &mut [u8], path: &Path) -> Result<()> {
+        if method != Method::Zstd {
+            return decode(method, &self.stored, out, path);
+        }
+        let bad = |e: std::io::Error| damaged(path, format!("a frame cannot be decompressed: {e}"));
+        let zstd = match &mut self.zstd {
+            Some(zstd) => zstd,
+            none => none.insert(zstd::bulk::Decompressor::new().map_err(bad)?),
+        };
+        whole(zstd.decompress_to_buffer(&self.stored, out).map_err(|e| e.to_string()), out.len(), path)
+    }
+}
+
 /// Decodes `stored` into `out`, which has exactly the frame's length.
 pub(super) fn decode(method: Method, stored: &[u8], out: &mut [u8], path: &Path) -> Result<()> {
     let decoded = match method {
@@ -92,9 +114,13 @@ pub(super) fn decode(method: Method, stored: &[u8], out: &mut [u8], path: &Path)
         Method::Lz4 => lz4_flex::block::decompress_into(stored, out).map_err(|e| e.to_string()),
         Method::Zstd => zstd::bulk::decompress_to_buffer(stored, out).map_err(|e| e.to_string()),
     };
+    whole(decoded, out.len(), path)
+}
+
+fn whole(decoded: std::result::Result<usize, String>, full: usize, path: &Path) -> Result<()> {
     match decoded {
-        Ok(len) if len == out.len() => Ok(()),
-        Ok(len) => Err(damaged(path, format!("a frame has {len} bytes instead of {}", out.len()))),
+        Ok(len) if len == full => Ok(()),
+        Ok(len) => Err(damaged(path, format!("a frame has {len} bytes instead of {full}"))),
         Err(error) => Err(damaged(path, format!("a frame cannot be decompressed: {error}"))),
     }
 }

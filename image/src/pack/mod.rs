@@ -8,7 +8,7 @@ mod frame;
 mod reader;
 mod writer;
 
-pub use frame::Method;
+pub use frame::{Decoder, Method};
 pub use reader::{Frame, PackReader};
 pub use writer::{PackInfo, PackWriter};
 

@@ -132,16 +132,24 @@ impl PackReader {
     /// # Panics
     /// If `i` is not the index of a frame or `out` is not of its length.
     pub fn decode_frame_into(&self, i: usize, out: &mut [u8]) -> Result<()> {
+        self.decode_frame_with(&mut Decoder::default(), i, out)
+    }
+
+    /// The same by a decoder that is kept, for who decodes many.
+    ///
+    /// # Panics
+    /// As [`PackReader::decode_frame_into`].
+    pub fn decode_frame_with(&self, decoder: &mut Decoder, i: usize, out: &mut [u8]) -> Result<()> {
         let frame = &self.frames[i];
         assert_eq!(out.len(), frame.pages as usize * PAGE_SIZE, "a buffer of the frame's length");
         if frame.method == Method::Raw {
             self.read_stored(frame, out)?;
             return self.check_crc(i, out);
         }
-        let mut stored = vec![0; frame.stored as usize];
-        self.read_stored(frame, &mut stored)?;
-        self.check_crc(i, &stored)?;
-        frame::decode(frame.method, &stored, out, &self.path)
+        decoder.stored.resize(frame.stored as usize, 0);
+        self.read_stored(frame, &mut decoder.stored)?;
+        self.check_crc(i, &decoder.stored)?;
+        decoder.decode(frame.method, out, &self.path)
     }
 
     /// Reads the pages from `place` on into `out`.

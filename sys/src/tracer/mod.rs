@@ -3,13 +3,13 @@
 //! ptrace lives in that process and nowhere else: the recorder can be killed at any instant, the tracer sees the end of
 //! its socket and cures the target. The tracer can be killed too: see [`enter`].
 mod enter;
-mod leave;
 mod plan;
 mod proto;
 mod raw;
 mod scratch;
 mod server;
 mod tasks;
+mod wake;
 
 pub use plan::{prepare, EntryPlan, Visit};
 pub use proto::{After, Entered, Frozen, LastCalls, Snapshot, ThreadState, Tracer};

@@ -90,9 +90,9 @@ pub(super) enum Ask {
     /// Take the blob out and let go.
     Release(After),
     /// Seize a process of ours that is to be restored, its threads parked in the blob.
-    Adopt(i32, bool),
-    /// Give its threads these states, make the last calls.
-    Wake { threads: Vec<ThreadState>, left: Vec<i32>, last: LastCalls },
+    Adopt(i32),
+    /// Give its threads the states that the tracer was started with, make the last calls.
+    Wake { tids: Vec<i32>, last: LastCalls },
     /// Let go of the woken process; with `stop` it stays stopped (SIGSTOP), without running an instruction.
     LetGo { stop: bool },
 }
@@ -183,6 +183,11 @@ pub struct Tracer {
 impl Tracer {
     /// Starts one. The calling process must be single-threaded.
     pub fn start() -> Result<Tracer> {
+        Tracer::start_with(Vec::new())
+    }
+
+    /// Starts one for a restore, with what the threads will be given. The calling process must be single-threaded.
+    pub fn start_with(restored: Vec<ThreadState>) -> Result<Tracer> {
         let (a, b) = UnixStream::pair().map_err(|e| Error::call("socketpair", std::process::id() as i32, e))?;
         // SAFETY: the child only runs the tracer's own code, on its own copy of everything, and never returns.
         match unsafe { nix::unistd::fork() } {
@@ -193,7 +198,7 @@ impl Tracer {
             }),
             Ok(nix::unistd::ForkResult::Child) => {
                 drop(a);
-                super::server::run(b)
+                super::server::run(b, restored)
             }
             Ok(nix::unistd::ForkResult::Parent { child }) => Ok(Tracer { sock: Some(a), pid: child.as_raw() }),
         }
@@ -243,20 +248,18 @@ impl Tracer {
     }
 
     /// Seizes a process that is being restored, without stopping it. If the tracer or the caller dies before
-    /// [`Tracer::wake`] has been asked for, so does that process. `all`: every thread will be given its state by
-    /// [`Tracer::wake`]; else only the leader.
-    pub fn adopt(&mut self, pid: i32, all: bool) -> Result<Vec<i32>> {
-        match self.ask(Ask::Adopt(pid, all))? {
+    /// [`Tracer::let_go`] has been asked for, so does that process.
+    pub fn adopt(&mut self, pid: i32) -> Result<Vec<i32>> {
+        match self.ask(Ask::Adopt(pid))? {
             Tell::Adopted(t) => Ok(t),
             t => Err(odd(&t)),
         }
     }
 
-    /// Wakes the restored threads: each gets its state, the leader makes the last calls. `left`: threads that have been
-    /// sent through their frames and get nothing here. They are let go by [`Tracer::let_go`], before which the process
-    /// still ends with the caller.
-    pub fn wake(&mut self, threads: Vec<ThreadState>, left: Vec<i32>, last: LastCalls) -> Result<()> {
-        match self.ask(Ask::Wake { threads, left, last })? {
+    /// Gives the threads of the restored process the states of [`Tracer::start_with`], in that order, the leader first, which
+    /// makes the last calls. They run when they are let go.
+    pub fn wake(&mut self, tids: Vec<i32>, last: LastCalls) -> Result<()> {
+        match self.ask(Ask::Wake { tids, last })? {
             Tell::Woken => Ok(()),
             t => Err(odd(&t)),
         }

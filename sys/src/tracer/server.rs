@@ -1,23 +1,22 @@
 //! The tracer process's main loop.
 use super::proto::{read_msg, write_msg, After, Ask, Entered, Frozen, LastCalls, Snapshot, Tell, ThreadState};
 use super::tasks::Tasks;
-use super::{enter, raw, EntryPlan};
+use super::{enter, raw, wake, EntryPlan};
 use crate::inject::Layout;
 use crate::mem::RemoteMem;
-use crate::sigframe::Regs;
 use crate::{fault, procfs, Error, Result};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-/// Runs the tracer on its socket; never returns.
-pub(super) fn run(sock: UnixStream) -> ! {
+/// Runs the tracer on its socket; never returns. `restored`: what the threads of a process that is restored will be given.
+pub(super) fn run(sock: UnixStream, restored: Vec<ThreadState>) -> ! {
     // its own session: Ctrl-C and hang-ups of the recorder's terminal are not for it
     let _ = nix::unistd::setsid();
     let _ = nix::sys::prctl::set_name(c"dormouse-tracer");
     close_others(sock.as_raw_fd());
     reset_signals();
-    let code = match Server::new(sock).serve() {
+    let code = match Server::new(sock, restored).serve() {
         Ok(()) => 0,
         Err(_) => 1,
     };
@@ -66,10 +65,11 @@ struct Server {
     snapshot: Option<Snapshot>,
     /// Descriptors of the target at the freeze.
     fds: Vec<i32>,
+    restored: Vec<ThreadState>,
 }
 
 impl Server {
-    fn new(sock: UnixStream) -> Server {
+    fn new(sock: UnixStream, restored: Vec<ThreadState>) -> Server {
         Server {
             sock,
             tasks: None,
@@ -78,6 +78,7 @@ impl Server {
             first_stop: Instant::now(),
             snapshot: None,
             fds: Vec::new(),
+            restored,
         }
     }
 
@@ -129,8 +130,8 @@ impl Server {
                 None => Err(Error::Unfit { what: "nothing is frozen".into() }),
             },
             Ask::Release(after) => self.release(after),
-            Ask::Adopt(pid, all) => self.adopt(pid, all),
-            Ask::Wake { threads, left, last } => self.wake(&threads, &left, last),
+            Ask::Adopt(pid) => self.adopt(pid),
+            Ask::Wake { tids, last } => self.wake(&tids, last),
             Ask::LetGo { stop } => self.let_go(stop),
         }
     }
@@ -212,38 +213,28 @@ impl Server {
         r
     }
 
-    /// Seizes without stopping: from here on the process ends with this tracer, until it is woken.
-    fn adopt(&mut self, pid: i32, all: bool) -> Result<Tell> {
+    /// Seizes without stopping: from here on the process ends with this tracer, until it is let go.
+    fn adopt(&mut self, pid: i32) -> Result<Tell> {
         fault::target(pid);
         let tasks = self.tasks.insert(Tasks::new(pid)?);
         tasks.adopted = true;
-        tasks.seize_or_die(all)?;
+        tasks.seize_or_die()?;
         Ok(Tell::Adopted(tasks.all.keys().copied().collect()))
     }
 
     /// Everything but letting go: if whoever restores is gone by then, so is the process.
-    fn wake(&mut self, threads: &[ThreadState], left: &[i32], last: LastCalls) -> Result<Tell> {
+    fn wake(&mut self, tids: &[i32], last: LastCalls) -> Result<Tell> {
         let Some(tasks) = self.tasks.as_mut() else { return Err(Error::Unfit { what: "nothing is adopted".into() }) };
-        match wake_all(tasks, threads, left, last) {
-            // a thread that already runs has ended the process: as good as if the leader had run too
-            Err(Error::Died { .. }) if !left.is_empty() => tasks.all.clear(),
-            r => r?,
-        }
+        wake::wake(tasks, tids, &self.restored, last)?;
         Ok(Tell::Woken)
     }
 
     fn let_go(&mut self, stop: bool) -> Result<Tell> {
         let Some(mut tasks) = self.tasks.take() else { return Err(Error::Unfit { what: "nothing is adopted".into() }) };
-        let tids: Vec<i32> = std::mem::take(&mut tasks.all).into_keys().collect();
-        if stop && !tids.is_empty() {
+        if stop {
             kill(tasks.pid, libc::SIGSTOP)?;
         }
-        for tid in tids {
-            match raw::detach(tid, 0) {
-                Err(Error::Died { .. }) => {}
-                r => r?,
-            }
-        }
+        wake::let_go(&mut tasks)?;
         Ok(Tell::Released { pause_ns: 0 })
     }
 }
@@ -254,61 +245,6 @@ fn kill(pid: i32, sig: i32) -> Result<()> {
         return Err(Error::call("kill", pid, std::io::Error::last_os_error()));
     }
     Ok(())
-}
-
-/// Gives every thread its state, but for those that leave by themselves (`left`); the leader makes the last calls, by an
-/// instruction that stays.
-fn wake_all(tasks: &mut Tasks, threads: &[ThreadState], left: &[i32], last: LastCalls) -> Result<()> {
-    let pid = tasks.pid;
-    tasks.stop_all()?;
-    super::leave::wait_out(tasks, left, last.unmap)?;
-    let xstate = raw::xstate(pid)?.len();
-    for t in threads.iter().filter(|t| t.tid != pid) {
-        set_state(t, xstate)?;
-    }
-    let leader = threads.iter().find(|t| t.tid == pid);
-    let leader = leader.ok_or_else(|| Error::Unfit { what: "the image has no leader thread".into() })?;
-    last_call(tasks, last.syscall, libc::SYS_close, [last.close as u64, 0])?;
-    last_call(tasks, last.syscall, libc::SYS_munmap, [last.unmap.0, last.unmap.1])?;
-    set_state(leader, xstate)?;
-    Ok(())
-}
-
-/// A system call of the stopped leader, led from entry to exit.
-fn last_call(tasks: &mut Tasks, syscall: u64, nr: i64, a: [u64; 2]) -> Result<()> {
-    let pid = tasks.pid;
-    let r = Regs { rax: nr as u64, orig_rax: u64::MAX, rdi: a[0], rsi: a[1], rip: syscall, ..raw::regs(pid)? };
-    raw::set_regs(pid, &r)?;
-    let mut seen = 0;
-    while seen < 2 {
-        if let Some(t) = tasks.all.get_mut(&pid) {
-            t.stopped = false;
-            t.at_syscall = false;
-        }
-        raw::to_syscall(pid)?;
-        tasks.wait_stop(pid)?;
-        seen += tasks.all.get(&pid).is_some_and(|t| t.at_syscall) as u32;
-    }
-    let done = raw::regs(pid)?.rax as i64;
-    if done != 0 {
-        let source = std::io::Error::from_raw_os_error(-done as i32);
-        return Err(Error::Inside { call: crate::syscalls::name(nr), pid, source });
-    }
-    Ok(())
-}
-
-/// `xstate`: bytes of extended state on this machine; the kernel takes no other number. What an image has beyond that is
-/// in its initial state, or it would have been refused.
-fn set_state(t: &ThreadState, xstate: usize) -> Result<()> {
-    if t.xstate.len() == xstate {
-        raw::set_xstate(t.tid, &t.xstate)?;
-    } else {
-        let mut x = t.xstate.clone();
-        x.resize(xstate, 0);
-        raw::set_xstate(t.tid, &x)?;
-    }
-    raw::set_regs(t.tid, &t.regs)?;
-    raw::set_sigmask(t.tid, t.sigmask)
 }
 
 /// What was read of the frozen threads.

@@ -123,14 +123,10 @@ impl Tasks {
         Err(Error::Unfit { what: format!("process {} makes threads faster than they can be stopped", self.pid) })
     }
 
-    /// Seizes a process that is being restored, so that it ends with this tracer: its leader, or `all` its threads. It
-    /// makes no threads of its own.
-    pub fn seize_or_die(&mut self, all: bool) -> Result<()> {
-        let tids = match all {
-            true => procfs::tasks(self.pid)
-                .map_err(|_| Error::Died { doing: "listing its threads".into(), pid: self.pid })?,
-            false => vec![self.pid],
-        };
+    /// Seizes all threads of a process that is being restored, so that it ends with this tracer. It makes none of its own.
+    pub fn seize_or_die(&mut self) -> Result<()> {
+        let tids =
+            procfs::tasks(self.pid).map_err(|_| Error::Died { doing: "listing its threads".into(), pid: self.pid })?;
         for tid in tids {
             raw::seize_or_die(tid)?;
             self.all.insert(tid, Task::seized());
@@ -144,7 +140,8 @@ impl Tasks {
         for tid in &tids {
             raw::interrupt(*tid)?;
         }
-        for tid in &tids {
+        // the leader, which has the lowest number, last: waiting for it takes the kernel a walk over all of them
+        for tid in tids.iter().rev() {
             self.wait_stop(*tid)?;
         }
         Ok(())

@@ -1,0 +1,73 @@
+//! The end of a restore: every thread, parked in the blob, is stopped there and given the state in which it goes on. So none of
+//! the program's calls is ever interrupted by us, none of its instructions runs before all is in place, and nobody is in
+//! the blob when it goes.
+use super::proto::{LastCalls, ThreadState};
+use super::raw;
+use super::tasks::Tasks;
+use crate::sigframe::Regs;
+use crate::{Error, Result};
+
+/// Gives the threads `tids` their `states`; the leader, which is the first, makes the last calls, by an instruction that stays.
+pub fn wake(tasks: &mut Tasks, tids: &[i32], states: &[ThreadState], last: LastCalls) -> Result<()> {
+    let pid = tasks.pid;
+    let mut all = tids.iter().zip(states);
+    let leader =
+        all.next().filter(|(tid, _)| **tid == pid && tids.len() == states.len() && tids.len() == tasks.all.len());
+    let (_, leader) = leader.ok_or_else(|| Error::Unfit { what: "its threads are not those of the image".into() })?;
+    tasks.stop_all()?;
+    let xstate = raw::xstate(pid)?.len();
+    for (tid, state) in all {
+        set_state(*tid, state, xstate)?;
+    }
+    last_call(tasks, last.syscall, libc::SYS_close, [last.close as u64, 0])?;
+    last_call(tasks, last.syscall, libc::SYS_munmap, [last.unmap.0, last.unmap.1])?;
+    set_state(pid, leader, xstate)
+}
+
+/// Lets every thread go. One may end all others as soon as it runs.
+pub fn let_go(tasks: &mut Tasks) -> Result<()> {
+    for tid in std::mem::take(&mut tasks.all).into_keys() {
+        match raw::detach(tid, 0) {
+            Err(Error::Died { .. }) => {}
+            r => r?,
+        }
+    }
+    Ok(())
+}
+
+/// A system call of the stopped leader, led from entry to exit.
+fn last_call(tasks: &mut Tasks, syscall: u64, nr: i64, a: [u64; 2]) -> Result<()> {
+    let pid = tasks.pid;
+    let r = Regs { rax: nr as u64, orig_rax: u64::MAX, rdi: a[0], rsi: a[1], rip: syscall, ..raw::regs(pid)? };
+    raw::set_regs(pid, &r)?;
+    let mut seen = 0;
+    while seen < 2 {
+        if let Some(t) = tasks.all.get_mut(&pid) {
+            t.stopped = false;
+            t.at_syscall = false;
+        }
+        raw::to_syscall(pid)?;
+        tasks.wait_stop(pid)?;
+        seen += tasks.all.get(&pid).is_some_and(|t| t.at_syscall) as u32;
+    }
+    let done = raw::regs(pid)?.rax as i64;
+    if done != 0 {
+        let source = std::io::Error::from_raw_os_error(-done as i32);
+        return Err(Error::Inside { call: crate::syscalls::name(nr), pid, source });
+    }
+    Ok(())
+}
+
+/// `xstate`: bytes of extended state on this machine; the kernel takes no other number. What an image has beyond that is
+/// in its initial state, or it would have been refused.
+fn set_state(tid: i32, t: &ThreadState, xstate: usize) -> Result<()> {
+    if t.xstate.len() == xstate {
+        raw::set_xstate(tid, &t.xstate)?;
+    } else {
+        let mut x = t.xstate.clone();
+        x.resize(xstate, 0);
+        raw::set_xstate(tid, &x)?;
+    }
+    raw::set_regs(tid, &t.regs)?;
+    raw::set_sigmask(tid, t.sigmask)
+}
