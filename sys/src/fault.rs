@@ -1,7 +1,8 @@
 //! Faults on demand, for tests: `DORMOUSE_FAULT=SITE:N:ACTION` acts at the N-th pass (from 1) of a site.
 //!
 //! Sites: `ptrace` (each ptrace call of the tracer), `wire` (each frame sent to the blob), and the engine's phases by
-//! name. Actions: `kill-self`, `kill-target`, `kill-parent` (SIGKILL), `fail` (the site reports EIO).
+//! name. Actions: `kill-self`, `kill-target`, `kill-parent` (SIGKILL), `stop-self` (SIGSTOP, until somebody
+//! continues it), `fail` (the site reports EIO).
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::sync::OnceLock;
 
@@ -35,11 +36,13 @@ pub fn point(site: &str) -> std::io::Result<()> {
     if p.site != site || PASSES.fetch_add(1, Relaxed) + 1 != p.at {
         return Ok(());
     }
-    let kill = |pid: i32| {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+    let signal = |pid: i32, signal| {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
     };
+    let kill = |pid| signal(pid, nix::sys::signal::SIGKILL);
     match p.action.as_str() {
         "kill-self" => kill(std::process::id() as i32),
+        "stop-self" => signal(std::process::id() as i32, nix::sys::signal::SIGSTOP),
         "kill-parent" => kill(nix::unistd::getppid().as_raw()),
         "kill-target" => match TARGET.load(Relaxed) {
             0 => {}

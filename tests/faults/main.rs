@@ -6,6 +6,7 @@ mod phases;
 mod restores;
 mod storage;
 mod strangers;
+mod window;
 
 use dormouse_tests::runner;
 
@@ -17,6 +18,7 @@ fn main() -> std::process::ExitCode {
         all.extend(restores::cases());
         all.extend(storage::cases());
         all.extend(strangers::cases());
+        all.extend(window::cases());
         all.sort_by(|a, b| a.name.cmp(&b.name));
         runner::no_two_alike(&all)?;
         Ok(all)

@@ -188,14 +188,7 @@ impl Survey {
 
     fn process(&mut self) {
         let pid = self.pid;
-        for c in procfs::children(pid).unwrap_or_default() {
-            let name = procfs::comm(c).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
-            self.reason(
-                format!("child process {c} ({name})"),
-                "process trees are not captured yet",
-                "end the child, or checkpoint when it has ended",
-            );
-        }
+        self.reasons.extend(children(pid));
         if elf_class(pid) == Some(1) {
             self.reason(
                 format!("PID {pid}"),
@@ -223,24 +216,7 @@ impl Survey {
                 "start it with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK",
             );
         }
-        if let Ok(l) = procfs::cwd(pid) {
-            if l.deleted {
-                self.reason(
-                    format!("working directory {}", l.path.display()),
-                    "it was deleted",
-                    "make the program change its directory first",
-                );
-            }
-        }
-        if let Ok(l) = procfs::root(pid) {
-            if l.path != std::path::Path::new("/") {
-                self.reason(
-                    format!("root directory {}", l.path.display()),
-                    "a changed root (chroot) is not kept yet",
-                    "run it without chroot",
-                );
-            }
-        }
+        self.reasons.extend(places(pid));
         if let Ok(l) = procfs::exe(pid) {
             if l.deleted {
                 self.reported.push(format!(
@@ -258,6 +234,21 @@ impl Survey {
                 format!("raise the limit: prlimit --pid {pid} --nofile={}", nofile + 8),
             );
         }
+    }
+
+    /// In the freeze: the program is the one that was looked at, and still where a restore could put it.
+    pub(super) fn still(&self) -> Step<()> {
+        let now = procfs::stat::read(self.pid)?;
+        let program = |s: &Stat| (s.start_code, s.end_code, s.start_stack);
+        let mut reasons = places(self.pid);
+        if program(&now) != program(&self.stat) {
+            let w = "it has executed another program while it was looked at";
+            reasons.insert(0, Reason::new(format!("PID {}", self.pid), w, "it runs on as before; try again"));
+        }
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        Err(Error { kind: Kind::Refused, attempted: self.attempted.clone(), reasons }.into())
     }
 
     fn mappings(&mut self) {
@@ -292,6 +283,34 @@ impl Survey {
     }
 }
 
+/// Its children, none of which is captured.
+pub(super) fn children(pid: i32) -> Vec<Reason> {
+    let reason = |c: i32| {
+        let name = procfs::comm(c).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
+        let ended = procfs::stat::read(c).is_ok_and(|s| s.state == procfs::State::Zombie);
+        let remedy = match ended {
+            true => "it has ended, and the program has yet to wait() for it",
+            false => "end the child, or checkpoint when it has ended",
+        };
+        Reason::new(format!("child process {c} ({name})"), "process trees are not captured yet", remedy)
+    };
+    procfs::children(pid).unwrap_or_default().into_iter().map(reason).collect()
+}
+
+/// Working directory and root, if they cannot be entered again.
+fn places(pid: i32) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    if let Some(l) = procfs::cwd(pid).ok().filter(|l| l.deleted) {
+        let o = format!("working directory {}", l.path.display());
+        reasons.push(Reason::new(o, "it was deleted", "make the program change its directory first"));
+    }
+    if let Some(l) = procfs::root(pid).ok().filter(|l| l.path != std::path::Path::new("/")) {
+        let o = format!("root directory {}", l.path.display());
+        reasons.push(Reason::new(o, "a changed root (chroot) is not kept yet", "run it without chroot"));
+    }
+    reasons
+}
+
 fn has_unix_peer(f: &FileView) -> bool {
     f.socket.as_ref().and_then(|s| s.unix()).is_some_and(|u| u.peer.is_some())
 }
@@ -324,7 +343,7 @@ pub(super) fn describe(v: &Vma) -> String {
 }
 
 /// Why a mapping cannot be captured, and what to do.
-fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
+pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     let close = "unmap it before the checkpoint";
     match m.vma.kind() {
         VmaKind::SysvShm { .. } => {

@@ -145,6 +145,7 @@ impl Run<'_> {
         for tid in frozen.tids.iter().filter(|t| !survey.threads.contains_key(t)).copied().collect::<Vec<_>>() {
             survey.threads.insert(tid, threads::fact(self.pid, tid, survey.private));
         }
+        survey.still()?;
         let entered = tracer.enter(plan)?;
         let (sock, _) = listener.accept(self.pid, survey.status.uid.effective)?;
         let channel = Channel::new(sock, self.pid);
@@ -215,8 +216,14 @@ impl Run<'_> {
         Ok(done)
     }
 
+    /// Whatever went wrong with a target that has ended, went wrong because of that.
     fn explain(&self, f: Fault) -> Error {
-        explain(f, &self.attempted, self.phase.name(), self.phase != Phase::Find)
+        let phase = self.phase.name();
+        let ours = matches!(f, Fault::Image(_)) || self.phase == Phase::Thaw && self.o.after == After::Kill;
+        if self.phase != Phase::Find && !ours && sys::procfs::is_ending(self.pid) {
+            return died(&self.attempted, phase);
+        }
+        explain(f, &self.attempted, phase, self.phase != Phase::Find)
     }
 }
 

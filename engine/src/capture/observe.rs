@@ -2,7 +2,7 @@
 use super::files::{self, FileView};
 use super::find::Survey;
 use super::{Fault, Step};
-use crate::{objects, Error, Kind, Result};
+use crate::{objects, Error, Kind, Reason, Result};
 use image::v1::files::{Content, Fd, Files, OpenFile};
 use image::v1::process::{PosixTimer, Process};
 use image::PageSink;
@@ -219,6 +219,17 @@ impl<'a> Observer<'a> {
         Ok(self.entered.visited.iter().enumerate().map(one).collect())
     }
 
+    /// Children that are younger than the survey, and processes that it traces.
+    fn refuse_children(&self) -> Step<()> {
+        let pid = self.survey.pid;
+        let mut reasons = super::find::children(pid);
+        if reasons.is_empty() {
+            let w = "it traces another process, which a restore could not do again";
+            reasons.push(Reason::new(format!("PID {pid}"), w, "end the tracing first"));
+        }
+        Err(Error { kind: Kind::Refused, attempted: self.survey.attempted.clone(), reasons }.into())
+    }
+
     fn process(&mut self) -> Step<Process> {
         let pid = self.survey.pid;
         let timers = procfs::timers::read(pid).unwrap_or_default();
@@ -244,7 +255,14 @@ impl<'a> Observer<'a> {
         let personality = p.may(libc::SYS_personality, &[0xffff_ffffu64.into()]);
         let brk = p.may(libc::SYS_brk, &[0.into()]);
         let membarrier = p.may(libc::SYS_membarrier, &[MEMBARRIER_GET_REGISTRATIONS.into(), 0.into(), 0.into()]);
+        let info = p.out(128);
+        // P_ALL is 0; no child at all is ECHILD, on whichever thread it would be; nobody is waited for
+        let waits = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        let family = p.may(libc::SYS_waitid, &[0.into(), 0.into(), info.arg(), waits.into(), 0.into()]);
         let r = self.channel.run(&p)?;
+        if r.raw(family) != -i64::from(libc::ECHILD) {
+            self.refuse_children()?;
+        }
 
         let status = procfs::status::read(pid)?;
         let stat = procfs::stat::read(pid)?;

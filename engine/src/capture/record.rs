@@ -106,16 +106,21 @@ impl Recorder {
         let mut mapped = Mapped::default();
         let policies = Policies::new(from, self.pid, &self.seen, &self.before)?;
         let mut todo: Vec<(Region, bool)> = Vec::new();
+        let mut refused = Vec::new();
         for v in &self.seen.maps {
             if self.ours.iter().any(|o| v.start < o.1 && o.0 < v.end) {
                 continue;
             }
             // flags from the child; what it lacks (MADV_DONTFORK) from before the freeze
-            let find = |l: &[procfs::smaps::Smap]| -> Option<VmFlags> {
+            let entry = |l: &[procfs::smaps::Smap]| -> Option<procfs::smaps::Smap> {
                 let i = l.partition_point(|m| m.vma.end <= v.start);
-                l.get(i).filter(|m| m.vma.start < v.end).map(|m| m.flags.clone())
+                l.get(i).filter(|m| m.vma.start < v.end).map(|m| procfs::smaps::Smap { vma: v.clone(), ..m.clone() })
             };
-            let (now, was) = (find(&smaps), find(&self.before));
+            let (now, was) = (entry(&smaps), entry(&self.before));
+            // it may be younger than the survey
+            let unsupported = now.as_ref().or(was.as_ref()).and_then(super::find::unsupported);
+            refused.extend(unsupported.map(|(w, r)| crate::Reason::new(super::find::describe(v), w, r)));
+            let (now, was) = (now.map(|m| m.flags), was.map(|m| m.flags));
             let flags = now.clone().or_else(|| was.clone()).unwrap_or_default();
             let Some(mut t) = memory::translate(v, &flags, &mut mapped) else { continue };
             t.mempolicy = policies.of(v, &mut self.reported);
@@ -133,6 +138,10 @@ impl Recorder {
                 todo.extend(pages.into_iter().map(|r| (r, gone)));
             }
             self.memory.vmas.push(t);
+        }
+        if !refused.is_empty() {
+            let (kind, attempted) = (crate::Kind::Refused, self.attempted.clone());
+            return Err(crate::Error { kind, attempted, reasons: refused }.into());
         }
         let total: u64 = todo.iter().map(|(r, _)| r.len()).sum();
         let mut done = 0;

@@ -31,7 +31,8 @@ pub mod vma_at;
 
 mod process;
 pub use process::{
-    boot_id, children, cmdline, comm, cwd, exe, pid_exists, pids, root, split_cmdline, start_time, tasks, Link,
+    boot_id, children, cmdline, comm, cwd, exe, is_ending, pid_exists, pids, root, split_cmdline, start_time, tasks,
+    Link,
 };
 
 /// A file of testdata.

@@ -26,6 +26,14 @@ pub fn tasks(pid: Pid) -> Result<Vec<Pid>> {
     numbers_in(&path_of(pid, "task"))
 }
 
+/// A process has ended, or is about to and will run nothing of its own any more: each thread has PF_EXITING (flags in
+/// proc_pid_stat(5), include/linux/sched.h), or is gone.
+pub fn is_ending(pid: Pid) -> bool {
+    const PF_EXITING: u32 = 4;
+    let ends = |r: Result<stat::Stat>| !r.is_ok_and(|s| s.flags & PF_EXITING == 0);
+    ends(stat::read(pid)) && tasks(pid).unwrap_or_default().into_iter().all(|tid| ends(stat::read(tid)))
+}
+
 /// All PIDs the caller's `/proc` shows, ascending.
 pub fn pids() -> Result<Vec<Pid>> {
     numbers_in(Path::new("/proc"))

@@ -95,6 +95,8 @@ pub(super) enum Ask {
     Wake { tids: Vec<i32>, last: LastCalls },
     /// Let go of the woken process; with `stop` it stays stopped (SIGSTOP), without running an instruction.
     LetGo { stop: bool },
+    /// The caller has heard that it runs: from here on it needs nobody.
+    Farewell,
 }
 
 /// Answers of the tracer.
@@ -116,6 +118,7 @@ pub(super) enum Failure {
     Died(String, i32),
     Stuck(i32, u64, String),
     Other(String),
+    Peer(String),
     Inside(String, i32, i32),
 }
 
@@ -126,7 +129,8 @@ impl From<Error> for Failure {
             Error::Died { doing, pid } => Failure::Died(doing, pid),
             Error::Stuck { tid, seconds, state } => Failure::Stuck(tid, seconds, state),
             Error::Inside { call, pid, source } => Failure::Inside(call, pid, source.raw_os_error().unwrap_or(0)),
-            e => Failure::Other(e.to_string()),
+            Error::Unfit { what } => Failure::Other(what),
+            e => Failure::Peer(e.to_string()),
         }
     }
 }
@@ -140,6 +144,7 @@ impl From<Failure> for Error {
             Failure::Stuck(tid, seconds, state) => Error::Stuck { tid, seconds, state },
             Failure::Inside(call, pid, e) => Error::Inside { call, pid, source: io(e) },
             Failure::Other(what) => Error::Unfit { what },
+            Failure::Peer(what) => Error::Peer { peer: "tracer", what },
         }
     }
 }
@@ -248,7 +253,7 @@ impl Tracer {
     }
 
     /// Seizes a process that is being restored, without stopping it. If the tracer or the caller dies before
-    /// [`Tracer::let_go`] has been asked for, so does that process.
+    /// [`Tracer::let_go`] has returned, so does that process.
     pub fn adopt(&mut self, pid: i32) -> Result<Vec<i32>> {
         match self.ask(Ask::Adopt(pid))? {
             Tell::Adopted(t) => Ok(t),
@@ -265,12 +270,16 @@ impl Tracer {
         }
     }
 
-    /// Lets go of the woken process; with `stop` it stays stopped (SIGSTOP) and has not run an instruction.
+    /// Lets go of the woken process; with `stop` it stays stopped (SIGSTOP) and has not run an instruction. It is killed if the
+    /// caller does not live to hear of it, for then the restore has failed.
     pub fn let_go(&mut self, stop: bool) -> Result<()> {
-        match self.ask(Ask::LetGo { stop })? {
-            Tell::Released { .. } => Ok(()),
-            t => Err(odd(&t)),
+        for ask in [Ask::LetGo { stop }, Ask::Farewell] {
+            match self.ask(ask)? {
+                Tell::Released { .. } => {}
+                t => return Err(odd(&t)),
+            }
         }
+        Ok(())
     }
 }
 

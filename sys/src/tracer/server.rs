@@ -4,6 +4,7 @@ use super::tasks::Tasks;
 use super::{enter, raw, wake, EntryPlan};
 use crate::inject::Layout;
 use crate::mem::RemoteMem;
+use crate::pidfd::PidFd;
 use crate::{fault, procfs, Error, Result};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -66,6 +67,8 @@ struct Server {
     /// Descriptors of the target at the freeze.
     fds: Vec<i32>,
     restored: Vec<ThreadState>,
+    /// A restored process that runs, as long as the recorder may not know.
+    unheard: Option<PidFd>,
 }
 
 impl Server {
@@ -79,6 +82,7 @@ impl Server {
             snapshot: None,
             fds: Vec::new(),
             restored,
+            unheard: None,
         }
     }
 
@@ -94,6 +98,9 @@ impl Server {
             if write_msg(&mut self.sock, &answer).is_err() {
                 break;
             }
+        }
+        if let Some(process) = self.unheard.take() {
+            let _ = process.kill(libc::SIGKILL); // or it has ended by itself
         }
         self.cure_all()
     }
@@ -133,6 +140,10 @@ impl Server {
             Ask::Adopt(pid) => self.adopt(pid),
             Ask::Wake { tids, last } => self.wake(&tids, last),
             Ask::LetGo { stop } => self.let_go(stop),
+            Ask::Farewell => {
+                self.unheard = None;
+                Ok(Tell::Released { pause_ns: 0 })
+            }
         }
     }
 
@@ -231,6 +242,7 @@ impl Server {
 
     fn let_go(&mut self, stop: bool) -> Result<Tell> {
         let Some(mut tasks) = self.tasks.take() else { return Err(Error::Unfit { what: "nothing is adopted".into() }) };
+        self.unheard = Some(PidFd::open(tasks.pid)?);
         if stop {
             kill(tasks.pid, libc::SIGSTOP)?;
         }

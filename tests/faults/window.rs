@@ -1,0 +1,107 @@
+//! The target changes between the survey and the freeze: what was looked at counts for nothing if it is not so any more.
+use anyhow::{ensure, Result};
+use dormouse_tests::bed::LIMIT;
+use dormouse_tests::{proc, run, store, sys, unharmed, Bed, Case};
+use std::fs;
+use std::process::Stdio;
+
+/// What it does then, and what the refusal must say.
+const ACTS: [(&str, &str, &[&str]); 4] = [
+    (
+        "forks",
+        "child = subprocess.Popen(['sleep', '60'])",
+        &["child process ", "(sleep): process trees are not captured yet", "end the child"],
+    ),
+    (
+        "maps-a-memfd",
+        "fd = os.memfd_create('late'); os.ftruncate(fd, 4096); libc = ctypes.CDLL(None); libc.mmap.restype = ctypes.c_void_p; assert libc.mmap(None, ctypes.c_size_t(4096), 3, 1, fd, 0) != 2**64 - 1; os.close(fd)",
+        &["mapping ", "memory of a memfd is not kept yet"],
+    ),
+    (
+        "loses-its-directory",
+        "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); os.chdir('.')",
+        &["working directory ", "it was deleted", "make the program change its directory first"],
+    ),
+    (
+        "executes",
+        "os.execv(sys.executable, [sys.executable, '-c', AGAIN])",
+        &["it has executed another program while it was looked at", "try again"],
+    ),
+];
+
+/// Waits for `act`, acts, says `acted`, and ends with 7 at the gate.
+const SCRIPT: &str = "
+import ctypes, os, subprocess, sys, time
+home, child = os.getcwd(), None
+AGAIN = sys.argv[1]
+open('ready', 'w').close()
+while not os.path.exists(home + '/act'): time.sleep(0.002)
+ACT
+open(home + '/acted', 'w').close()
+while not os.path.exists(home + '/gate'): time.sleep(0.002)
+if child: child.kill(); child.wait()
+sys.exit(7)
+";
+
+/// The same from where it has acted, for who was executed then.
+const AGAIN: &str = "
+import os, sys, time
+open('acted', 'w').close()
+while not os.path.exists('gate'): time.sleep(0.002)
+sys.exit(7)
+";
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (name, act, words) in ACTS {
+        all.extend(Case::each(&format!("window/{name}"), move |bed| window(bed, act, words)));
+    }
+    all
+}
+
+fn window(bed: &mut Bed, act: &str, words: &[&str]) -> Result<()> {
+    let dir = bed.folder()?;
+    let mut c = bed.command("python3");
+    c.args(["-c", &SCRIPT.replace("ACT", act).replace("AGAIN = sys.argv[1]", &format!("AGAIN = {AGAIN:?}"))]);
+    c.current_dir(&dir).stdin(Stdio::null());
+    sys::own_session(&mut c);
+    let (mut child, _, err) = bed.spawn(&mut c)?;
+    let child_pid = child.id() as i32;
+    let there = |name: &str| {
+        let path = dir.join(name);
+        run::until(name, LIMIT, || {
+            ensure!(proc::status(child_pid).is_some(), "it ended: {}", fs::read_to_string(&err)?);
+            Ok(path.exists())
+        })
+    };
+    there("ready")?;
+    let pid = child.id().to_string();
+    let mut ctl = bed.ctl_command(&["checkpoint", "--pid", &pid, "--name", "window"]);
+    ctl.env("DORMOUSE_FAULT", "freeze:1:stop-self");
+    let (mut recorder, _, said) = bed.spawn(&mut ctl)?;
+    let me = recorder.id() as i32;
+    run::until("ctl before the freeze", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
+    fs::write(dir.join("act"), "")?;
+    there("acted")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(me), nix::sys::signal::SIGCONT)?;
+    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
+    bed.let_go(&recorder);
+    let said = fs::read_to_string(said)?;
+    ensure!(run::code(status) == 3, "it should be refused: {status}: {said}");
+    for word in words {
+        ensure!(said.contains(word), "the message should say {word:?}, it says {said}");
+    }
+    let of_its_own = act.contains("Popen"); // a child is no trace of ours
+    let unharmed =
+        unharmed::entirely(child_pid).or_else(|e| match of_its_own && e.to_string().contains("(sleep, S)") {
+            true => Ok(()),
+            false => Err(e),
+        });
+    unharmed?;
+    ensure!(store::numbers(bed, "window").is_empty(), "a checkpoint was made");
+    fs::write(dir.join("gate"), "")?;
+    let status = run::end(&mut child, "the program", LIMIT)?;
+    bed.let_go(&child);
+    ensure!(run::code(status) == 7, "the program is harmed: it ended with {status}");
+    Ok(())
+}
