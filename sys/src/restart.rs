@@ -60,18 +60,32 @@ pub fn for_thaw(r: &Regs, signal: bool) -> Regs {
     *r
 }
 
+/// What a pending, unblocked signal of the program's own makes of the call that it interrupts (signal(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// There is none with a handler.
+    None,
+    /// Its handler has SA_RESTART.
+    Restarts,
+    /// Its handler has not.
+    Breaks,
+}
+
 /// Registers with which a thread goes on that does not come from the kernel's own stop: after rt_sigreturn or in a new
-/// process. Every interrupted call is issued again; one whose time left only the old process's restart block knew starts
-/// its whole time again.
-pub fn for_new(r: &Regs, signal: bool) -> Regs {
+/// process. An interrupted call is issued again, unless a signal's handler ends it; one whose time left only the old
+/// process's restart block knew starts its whole time again.
+pub fn for_new(r: &Regs, signal: Pending) -> Regs {
+    let onward = Regs { orig_rax: u64::MAX, ..*r };
+    let eintr = Regs { rax: EINTR as u64, ..onward };
     if (r.orig_rax as i64) < 0 {
         return *r;
     }
-    match r.rax as i64 {
-        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => again(r),
-        ERESTART_RESTARTBLOCK => again(r),
-        _ if !signal && is_our_eintr(r) => again(r),
-        _ => Regs { orig_rax: u64::MAX, ..*r },
+    match (r.rax as i64, signal) {
+        (ERESTARTSYS, Pending::Breaks) => eintr,
+        (ERESTARTNOHAND | ERESTART_RESTARTBLOCK, Pending::Breaks | Pending::Restarts) => eintr,
+        (ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK, _) => again(r),
+        (_, Pending::None) if is_our_eintr(r) => again(r),
+        _ => onward,
     }
 }
 
@@ -110,9 +124,18 @@ mod tests {
     #[test]
     fn a_new_process_issues_every_interrupted_call_again() {
         for code in [-512, -513, -514, -516] {
-            assert_eq!(for_new(&at(libc::SYS_nanosleep, code), false).rip, 0x1000, "{code}");
+            assert_eq!(for_new(&at(libc::SYS_nanosleep, code), Pending::None).rip, 0x1000, "{code}");
         }
         let running = Regs { orig_rax: u64::MAX, rax: -512i64 as u64, rip: 0x1002, ..Regs::default() };
-        assert_eq!(for_new(&running, false), running);
+        assert_eq!(for_new(&running, Pending::None), running);
+    }
+
+    #[test]
+    fn a_pending_signals_handler_ends_what_the_kernel_would_end() {
+        let eintr = |code, signal| for_new(&at(libc::SYS_pause, code), signal).rax as i64 == EINTR;
+        let ends = |signal| [-512, -513, -514, -516].map(|code| eintr(code, signal));
+        assert_eq!(ends(Pending::None), [false; 4]);
+        assert_eq!(ends(Pending::Restarts), [false, false, true, true]);
+        assert_eq!(ends(Pending::Breaks), [true, false, true, true]);
     }
 }

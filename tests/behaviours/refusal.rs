@@ -10,7 +10,29 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("restricted/keys", keys));
     all.extend(Case::each("fd_locks/taken", taken));
     all.extend(Case::each("aio/unread", unread));
+    for (what, why) in ODD {
+        all.extend(Case::each(&format!("odd-thread/{what}"), move |bed| odd_thread(bed, what, why)));
+    }
     all
+}
+
+/// What a thread may have of its own, and what the refusal says.
+const ODD: [(&str, &str); 4] = [
+    ("seccomp", "seccomp restricts it"),
+    ("rights", "no_new_privs are not those of the process"),
+    ("files", "it has descriptors, or a working directory and umask, of its own"),
+    ("dispatch", "has its system calls dispatched to itself"),
+];
+
+/// A thread that differs from the leader in what a restore could not give back: refused by its TID, and it lives on.
+fn odd_thread(bed: &mut Bed, what: &str, why: &str) -> Result<()> {
+    let mut target = Start::program("thr_odd").args(["--what", what]).ready(bed)?;
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["thread ", why, "; "])?;
+    if what != "dispatch" {
+        bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &["thread ", why])?;
+    }
+    dormouse_tests::unharmed::entirely(target.pid)?;
+    target.prove(bed).map(|_| ())
 }
 
 /// Only in the freeze is it found out, whatever is to become of the program; then it runs on, in its domain.

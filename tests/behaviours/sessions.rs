@@ -10,6 +10,11 @@ pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(Case::each("stop/then-continue", stop_then_continue));
     all.extend(Case::each("stop/then-restore-elsewhere", stop_then_restore));
+    all.extend(Case::each("stop/was-stopped-before", was_stopped));
+    all.extend(Case::each("stop/stopped-and-continued-in-the-freeze", stopped_and_continued));
+    for call in ["pause", "poll", "read", "read--restart"] {
+        all.extend(Case::each(&format!("woken/{call}"), move |bed| woken(bed, call)));
+    }
     for (name, end, code) in [("exit-7", "sys.exit(7)", 7), ("sigterm", "kill(15)", 143), ("sigkill", "kill(9)", 137)] {
         all.extend(Case::each(&format!("status/{name}"), move |bed| status(bed, end, code)));
     }
@@ -299,4 +304,57 @@ fn frozen(bed: &mut Bed, option: &str) -> Result<()> {
     bed.ctl(&["kill", "appends"])?;
     ensure!(said == "OK", "it ran on after it was recorded: {said}");
     Ok(())
+}
+
+fn send(pid: i32, signal: nix::sys::signal::Signal) -> Result<()> {
+    Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
+}
+
+/// A program that somebody had stopped is stopped after a restore too, which is said; SIGCONT lets it go on.
+fn was_stopped(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("mem_anon").ready(bed)?;
+    send(target.pid, nix::sys::signal::SIGSTOP)?;
+    run::until("it stopped", SOON, || Ok(proc::status(target.pid).is_some_and(|s| s.state == 'T')))?;
+    target.kill(bed)?;
+    let ran = bed.ctl(&["restore", &target.session, "--detach"])?.expect(0)?;
+    ensure!(ran.said().contains("it was stopped at the checkpoint and is again"), "nothing is said: {}", ran.said());
+    let list = bed.ctl_json(&["list"])?;
+    target.pid = list["sessions"][0]["pid"].as_i64().unwrap_or(0) as i32;
+    stopped(&target)?;
+    proceed(&target)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// SIGSTOP and then SIGCONT while all threads are in the blob: it runs on afterwards.
+fn stopped_and_continued(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_join").ready(bed)?;
+    let mut ctl = bed.ctl_command(&target.checkpoint_args(&[]));
+    ctl.env("DORMOUSE_FAULT", "observe:1:stop-self");
+    let (mut recorder, _, _) = bed.spawn(&mut ctl)?;
+    let me = recorder.id() as i32;
+    run::until("ctl in the freeze", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
+    send(target.pid, nix::sys::signal::SIGSTOP)?;
+    send(target.pid, nix::sys::signal::SIGCONT)?;
+    send(me, nix::sys::signal::SIGCONT)?;
+    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
+    bed.let_go(&recorder);
+    ensure!(status.success(), "ctl checkpoint: {status}");
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A signal with a handler is pending when it is recorded: the call that the handler would have ended ends with EINTR after the
+/// restore, and goes on under SA_RESTART where the kernel lets it.
+fn woken(bed: &mut Bed, call: &str) -> Result<()> {
+    let (call, restart) = call.split_once("--").map_or((call, false), |(call, _)| (call, true));
+    let args = ["--call", call].into_iter().chain(restart.then_some("--restart"));
+    let mut target = Start::program("sig_woken").args(args).ready(bed)?;
+    send(target.pid, nix::sys::signal::SIGSTOP)?;
+    run::until("it stopped", SOON, || Ok(proc::status(target.pid).is_some_and(|s| s.state == 'T')))?;
+    send(target.pid, nix::sys::signal::SIGUSR1)?;
+    target.kill(bed)?;
+    let said = bed.ctl_json(&["restore", &target.session, "--detach"])?;
+    target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
+    proceed(&target)?;
+    target.prove(bed).map(|_| ())
 }

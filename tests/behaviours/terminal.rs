@@ -80,8 +80,8 @@ fn job_control(bed: &mut Bed) -> Result<()> {
     pty.wait_for("<got two>")?;
     pty.type_in("\x1a")?;
     pty.wait_for("Stopped")?;
-    let pid = bed.ctl_json(&["list"])?["sessions"][0]["live"]["program"]["pid"].as_i64().unwrap_or(0) as i32;
-    ensure!(pid == 0 || proc::status(pid).is_some_and(|s| s.state == 'T'), "Ctrl-Z should have stopped PID {pid}");
+    let pid = bed.ctl_json(&["list"])?["sessions"][0]["pid"].as_i64().unwrap_or(0) as i32;
+    ensure!(proc::status(pid).is_some_and(|s| s.state == 'T'), "Ctrl-Z should have stopped PID {pid}");
     pty.type_in("fg\n")?;
     pty.wait_for("<CONT>")?;
     pty.type_in("three\n")?;

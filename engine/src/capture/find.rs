@@ -127,7 +127,9 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
     })();
     r.map_err(|f| explain(f, &s.attempted, "find", false))?;
     s.namespaces();
-    s.threads = super::threads::facts(pid, s.private);
+    s.threads = super::threads::facts(&s.status, s.private);
+    let odd: Vec<Reason> = s.threads.iter().filter_map(|(tid, f)| f.reason(*tid)).collect();
+    s.reasons.extend(odd);
     s.process();
     s.mappings();
     s.open_files().map_err(|f| explain(f, &s.attempted, "find", false))?;
@@ -237,10 +239,21 @@ impl Survey {
     }
 
     /// In the freeze: the program is the one that was looked at, and still where a restore could put it.
-    pub(super) fn still(&self) -> Step<()> {
+    pub(super) fn still(&mut self, tids: &[i32]) -> Step<()> {
         let now = procfs::stat::read(self.pid)?;
         let program = |s: &Stat| (s.start_code, s.end_code, s.start_stack);
         let mut reasons = places(self.pid);
+        let leader = procfs::status::read(self.pid)?;
+        if leader.seccomp != self.status.seccomp {
+            let w = "it has come under seccomp while it was looked at";
+            reasons.push(Reason::new(format!("PID {}", self.pid), w, "start it without seccomp"));
+        }
+        // threads that are younger than the survey
+        for tid in tids.iter().filter(|t| !self.threads.contains_key(t)).copied().collect::<Vec<_>>() {
+            let fact = super::threads::fact(&leader, tid, self.private);
+            reasons.extend(fact.reason(tid));
+            self.threads.insert(tid, fact);
+        }
         if program(&now) != program(&self.stat) {
             let w = "it has executed another program while it was looked at";
             reasons.insert(0, Reason::new(format!("PID {}", self.pid), w, "it runs on as before; try again"));

@@ -141,11 +141,7 @@ impl Run<'_> {
 
         self.enter(Phase::Freeze)?;
         let frozen = tracer.freeze(self.pid)?;
-        // threads that are younger than the survey
-        for tid in frozen.tids.iter().filter(|t| !survey.threads.contains_key(t)).copied().collect::<Vec<_>>() {
-            survey.threads.insert(tid, threads::fact(self.pid, tid, survey.private));
-        }
-        survey.still()?;
+        survey.still(&frozen.tids)?;
         let entered = tracer.enter(plan)?;
         let (sock, _) = listener.accept(self.pid, survey.status.uid.effective)?;
         let channel = Channel::new(sock, self.pid);

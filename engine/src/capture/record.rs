@@ -70,8 +70,8 @@ pub(super) struct Recorder {
 
 impl Recorder {
     pub fn new(obs: Observer<'_>, mut seen: Seen, snapshot: &Snapshot, pause: Duration) -> Recorder {
-        seen.process.pending = snapshot.shared_pending.clone();
-        let threads = threads::all(&seen, snapshot, &obs.survey.threads);
+        let (threads, pending) = threads::all(&seen, snapshot, &obs.survey.threads);
+        seen.process.pending = pending;
         let l = obs.entered.layout;
         let mut reported = obs.reported;
         let deadline = threads.iter().filter(|t| t.sched.0 == SCHED_DEADLINE).count();

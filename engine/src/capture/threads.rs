@@ -1,9 +1,12 @@
 //! Threads in the image's words: what was known before the freeze, what each said of itself, and what the tracer read.
 use super::observe::{Seen, Told};
+use crate::Reason;
 use image::v1::process::Thread;
 use serde_bytes::ByteBuf;
 use std::collections::BTreeMap;
-use sys::procfs;
+use sys::kcmp::Resource;
+use sys::procfs::{self, status::Status};
+use sys::restart::Pending;
 use sys::tracer::{Snapshot, ThreadState};
 
 /// What can be asked of a thread from outside, while it runs.
@@ -17,43 +20,120 @@ pub struct Facts {
     pub affinity: Vec<u8>,
     /// TID in the innermost PID namespace.
     pub inner_tid: i32,
+    /// Why it cannot be captured with the others, and what to do.
+    pub odd: Option<(&'static str, &'static str)>,
+}
+
+impl Facts {
+    /// The refusal, if there is one.
+    pub(super) fn reason(&self, tid: i32) -> Option<Reason> {
+        self.odd.map(|(w, r)| Reason::new(format!("thread {tid} ({})", self.comm.escape_ascii()), w, r))
+    }
 }
 
 /// Asks all threads of a process; `private`: it is in a PID namespace of its own.
-pub(super) fn facts(pid: i32, private: bool) -> BTreeMap<i32, Facts> {
-    let tids = procfs::tasks(pid).unwrap_or_default();
-    tids.into_iter().map(|t| (t, fact(pid, t, private))).collect()
+pub(super) fn facts(leader: &Status, private: bool) -> BTreeMap<i32, Facts> {
+    let tids = procfs::tasks(leader.pid).unwrap_or_default();
+    tids.into_iter().map(|t| (t, fact(leader, t, private))).collect()
 }
 
 /// Asks one thread.
-pub(super) fn fact(pid: i32, tid: i32, private: bool) -> Facts {
-    let Ok(s) = procfs::stat::read_task(pid, tid) else { return Facts { inner_tid: tid, ..Facts::default() } };
-    let inner = || procfs::status::read_task(pid, tid).ok().and_then(|s| s.ns_pid.last().copied());
+pub(super) fn fact(leader: &Status, tid: i32, private: bool) -> Facts {
+    let stat = procfs::stat::read_task(leader.pid, tid);
+    let (Ok(s), Ok(status)) = (stat, procfs::status::read_task(leader.pid, tid)) else {
+        return Facts { inner_tid: tid, ..Facts::default() };
+    };
     Facts {
         comm: s.comm.clone(),
         sched: (s.policy, s.rt_priority, s.nice as i32),
         affinity: sys::sched::affinity(tid),
-        inner_tid: if private { inner().unwrap_or(tid) } else { tid },
+        inner_tid: status.ns_pid.last().copied().filter(|_| private).unwrap_or(tid),
+        odd: odd(leader, tid, &status),
     }
 }
 
-/// All threads, in the order of their TIDs.
-pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>) -> Vec<Thread> {
-    let told: BTreeMap<i32, &Told> = seen.told.iter().map(|t| (t.tid, t)).collect();
-    let one = |t: &ThreadState| {
-        let told = told.get(&t.tid)?;
-        let pending = snapshot.thread_pending.iter().find(|p| p.0 == t.tid).map(|p| p.1.clone()).unwrap_or_default();
-        let f = facts.get(&t.tid).cloned().unwrap_or_default();
-        Some(Thread { pending, ..thread(t, &f, told) })
+/// What a thread has otherwise than the leader, whose it would get at a restore; or would die of.
+fn odd(leader: &Status, tid: i32, s: &Status) -> Option<(&'static str, &'static str)> {
+    let apart = |what| sys::kcmp::shares(leader.pid, tid, what).is_ok_and(|shared| !shared);
+    let rights = |s: &Status| {
+        let caps = [s.cap_inheritable, s.cap_permitted, s.cap_effective, s.cap_bounding, s.cap_ambient];
+        let ids = [s.uid, s.gid].map(|i| [i.real, i.effective, i.saved, i.fs]);
+        (ids, s.groups.clone(), caps, s.no_new_privs)
     };
-    snapshot.threads.iter().filter_map(one).collect()
+    if tid == leader.pid || s.state == procfs::State::Zombie {
+        None
+    } else if leader.seccomp.unwrap_or(0) == 0 && s.seccomp.unwrap_or(0) != 0 {
+        Some((
+            "seccomp restricts it, and the first forbidden call made inside could kill it",
+            "start the program without seccomp",
+        ))
+    } else if rights(leader) != rights(s) {
+        Some((
+            "its user, groups, capabilities or no_new_privs are not those of the process, which is not kept yet",
+            "checkpoint when all threads have the same",
+        ))
+    } else if apart(Resource::Files) || apart(Resource::Fs) {
+        Some((
+            "it has descriptors, or a working directory and umask, of its own (unshare), which is not kept yet",
+            "checkpoint when it has ended",
+        ))
+    } else {
+        None
+    }
 }
 
-fn thread(t: &ThreadState, f: &Facts, told: &Told) -> Thread {
+/// All threads, in the order of their TIDs, and the signals that stay pending for the process.
+pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>) -> (Vec<Thread>, Vec<ByteBuf>) {
+    let told: BTreeMap<i32, &Told> = seen.told.iter().map(|t| (t.tid, t)).collect();
+    let mut shared = snapshot.shared_pending.clone();
+    let one = |t: &ThreadState| {
+        let told = told.get(&t.tid)?;
+        let mut pending =
+            snapshot.thread_pending.iter().find(|p| p.0 == t.tid).map(|p| p.1.clone()).unwrap_or_default();
+        // What no thread blocks, the kernel gives to the first that it finds, the leader first: that one's call it ends
+        // (kernel/signal.c, complete_signal). So it is that one's from here on.
+        let (own, others) = std::mem::take(&mut shared).into_iter().partition(|i| !blocks(t.sigmask, i));
+        shared = others;
+        pending.extend::<Vec<ByteBuf>>(own);
+        let f = facts.get(&t.tid).cloned().unwrap_or_default();
+        let signal = interrupting(&pending, t.sigmask, &seen.process.sigactions);
+        Some(Thread { pending, ..thread(t, signal, &f, told) })
+    };
+    let threads = snapshot.threads.iter().filter_map(one).collect();
+    (threads, shared)
+}
+
+/// Number of a pending signal (siginfo's first word).
+fn number(info: &[u8]) -> u32 {
+    info.get(..4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+fn blocks(mask: u64, info: &ByteBuf) -> bool {
+    mask >> number(info).wrapping_sub(1).min(63) & 1 != 0
+}
+
+/// What the pending signals of a thread make of its call. The lowest that has a handler is taken first and decides.
+/// `actions`: 32 bytes for each signal, handler and flags first (`struct kernel_sigaction`).
+fn interrupting(pending: &[ByteBuf], mask: u64, actions: &[u8]) -> Pending {
+    let word = |at: usize| actions.get(at..at + 8).map_or(0, |b| b.try_into().map_or(0, u64::from_le_bytes));
+    let handled = |n: &u32| word((*n as usize).wrapping_sub(1).min(63) * 32) > 1; // neither SIG_DFL nor SIG_IGN
+    let first = pending.iter().filter(|i| !blocks(mask, i)).map(|i| number(i)).filter(handled).min();
+    match first.map(|n| word((n as usize - 1) * 32 + 8) & libc::SA_RESTART as u64 != 0) {
+        None => Pending::None,
+        Some(true) => Pending::Restarts,
+        Some(false) => Pending::Breaks,
+    }
+}
+
+fn thread(t: &ThreadState, signal: Pending, f: &Facts, told: &Told) -> Thread {
     let word = |at: usize| told.buf.get(at..at + 8).map_or(0, |b| b.try_into().map_or(0, u64::from_le_bytes));
+    // an EINTR that is ours, but with a signal pending that has no handler or is another's: as on a thaw
+    let signal = if t.signal && signal == Pending::None { Pending::Restarts } else { signal };
+    let regs = sys::restart::for_new(&t.regs, signal);
+    let again = regs.rip != t.regs.rip;
     Thread {
         tid: f.inner_tid,
-        regs: sys::restart::for_new(&t.regs, t.signal).words().to_vec(),
+        regs: regs.words().to_vec(),
         xstate: t.xstate.clone().into(),
         sigmask: t.sigmask,
         altstack: (word(0), word(8) as u32, word(16)),
@@ -68,6 +148,6 @@ fn thread(t: &ThreadState, f: &Facts, told: &Told) -> Thread {
         ioprio: told.ioprio.max(0) as u32,
         mempolicy: told.mempolicy(),
         pending: Vec::new(),
-        restarted_call: sys::restart::whole_time_again(&t.regs).unwrap_or(-1),
+        restarted_call: sys::restart::whole_time_again(&t.regs).filter(|_| again).unwrap_or(-1),
     }
 }

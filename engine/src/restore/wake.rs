@@ -12,11 +12,14 @@ pub fn wake(mut p: Puppet, image: &Image<'_>, mut notes: Vec<String>) -> Step<Re
     let last =
         LastCalls { syscall: vdso::syscall_instruction(&p)?, close: p.sock, unmap: (p.layout.base, p.layout.len) };
     let Some(mut tracer) = p.tracer.take() else { return Err(cannot("tracer", "there is none", "report this")) };
-    if let Err(e) = tracer.wake(p.tids.clone(), last).and_then(|()| tracer.let_go(false)) {
+    if let Err(e) = tracer.wake(p.tids.clone(), last).and_then(|()| tracer.let_go(image.process.stopped)) {
         p.tracer = Some(tracer);
         return Err(e.into());
     }
     p.woken = true;
+    if image.process.stopped {
+        notes.push(format!("it was stopped at the checkpoint and is again: kill -CONT {} lets it go on", p.pid));
+    }
     if p.pids == Pids::Private {
         notes.push(format!("PID {} in its namespace is PID {} here", image.process.pid, p.pid));
     }

@@ -65,6 +65,8 @@ pub struct Process {
     pub membarrier: u32,
     /// POSIX timers by ID.
     pub timers: Vec<PosixTimer>,
+    /// It was stopped (SIGSTOP and kin), and is again after a restore.
+    pub stopped: bool,
 }
 
 /// A POSIX timer, timer_create(2).

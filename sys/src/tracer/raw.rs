@@ -126,6 +126,19 @@ pub fn rseq(tid: i32) -> Result<Rseq> {
     }
 }
 
+/// Whether Syscall User Dispatch is on; kernels before 6.4 do not tell.
+pub fn dispatches_system_calls(tid: i32) -> Result<bool> {
+    const GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
+    let mut b = [0u64; 4]; // struct ptrace_sud_config: mode, selector, offset, len
+    let size = size_of_val(&b) as u64;
+    let b_at = b.as_mut_ptr() as u64;
+    match call("PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, b_at) {
+        Ok(_) => Ok(b[0] != 0),
+        Err(e) if e.errno() == Some(libc::EINVAL) || e.errno() == Some(libc::EIO) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// Pending signals of the thread, or (`shared`) of its process: the raw siginfo, 128 bytes each.
 pub fn pending(tid: i32, shared: bool) -> Result<Vec<Vec<u8>>> {
     // few at a time: a thread hardly ever has one, and each place has to be cleared

@@ -122,6 +122,10 @@ impl Server {
             while let Ok(Some(_)) = tasks.sigfd().read_signal() {}
             // a death shows at the next request
             let _ = tasks.pump();
+            if tasks.lost {
+                // the recorder's conversation ends with that, and its next request finds nothing
+                return self.cure_all();
+            }
             if ready {
                 return Ok(());
             }

@@ -43,6 +43,8 @@ pub struct Task {
     pub held: Vec<i32>,
 }
 
+const SIGCONT_BIT: u64 = 1 << (libc::SIGCONT - 1);
+
 /// All threads of a process, seized. Dropping it cures and releases them.
 #[derive(Debug)]
 pub struct Tasks {
@@ -56,6 +58,8 @@ pub struct Tasks {
     pub borrowed: Option<Borrowed>,
     /// Whether stops are wanted now; while the blob runs they are not, and a stop (a SIGCONT's) is passed over.
     pub hold: bool,
+    /// A thread ended in the blob: whoever waits there for it would wait for ever.
+    pub lost: bool,
     /// It is being restored: not cured but killed if it is not woken.
     pub adopted: bool,
     sigfd: nix::sys::signalfd::SignalFd,
@@ -75,6 +79,7 @@ impl Tasks {
             borrowed: None,
             shared_pending: Vec::new(),
             hold: true,
+            lost: false,
             adopted: false,
             sigfd,
         })
@@ -154,6 +159,7 @@ impl Tasks {
         for (tid, t) in self.all.iter_mut().filter(|(_, t)| t.stopped) {
             t.regs = raw::regs(*tid)?;
             t.sigmask = raw::sigmask(*tid)?;
+            fit(*tid, &t.regs)?;
             t.xstate = raw::xstate(*tid)?;
             t.rseq = raw::rseq(*tid)?;
             t.pending = raw::pending(*tid, false)?;
@@ -195,6 +201,7 @@ impl Tasks {
             let Some(t) = self.all.get_mut(&tid) else { continue };
             match e {
                 Event::Gone => {
+                    self.lost |= t.entered;
                     self.all.remove(&tid);
                     if tid == self.pid || self.all.is_empty() {
                         return Err(Error::Died { doing: "its freeze".into(), pid: self.pid });
@@ -324,6 +331,8 @@ impl Tasks {
         let tids: Vec<i32> = self.all.keys().copied().collect();
         let entered: Vec<i32> = tids.iter().copied().filter(|t| self.all.get(t).is_some_and(|t| t.entered)).collect();
         let mut result = self.bring_to_stop(&entered);
+        let held = self.all.values().any(|t| !t.held.is_empty());
+        let continued = held && procfs::status::read(self.pid).is_ok_and(|s| s.sig_shared_pending & SIGCONT_BIT != 0);
         for tid in &tids {
             result = result.and(ok_if_dead(self.cure(*tid)));
         }
@@ -332,7 +341,8 @@ impl Tasks {
         }
         let seen = super::server::snapshot(self);
         for (tid, t) in std::mem::take(&mut self.all) {
-            for sig in t.held {
+            // a SIGCONT that came after a stop signal has taken it back (signal(7)); all signals were blocked, so it is pending
+            for sig in t.held.into_iter().filter(|_| !continued) {
                 // SAFETY: tgkill takes three integers.
                 unsafe { libc::syscall(libc::SYS_tgkill, self.pid, tid, sig) };
             }
@@ -350,7 +360,8 @@ impl Tasks {
     /// A frame with which a thread leaves code of ours without the tracer's help.
     pub fn emergency_frame(&self, tid: i32, at: u64, restorer: u64) -> Vec<u8> {
         let Some(t) = self.all.get(&tid) else { return Vec::new() };
-        sigframe::build(at, restorer, &restart::for_new(&t.regs, t.signal), t.sigmask, &t.xstate)
+        let signal = if t.signal { restart::Pending::Breaks } else { restart::Pending::None };
+        sigframe::build(at, restorer, &restart::for_new(&t.regs, signal), t.sigmask, &t.xstate)
     }
 }
 
@@ -416,6 +427,19 @@ fn is_zombie(pid: i32, tid: i32) -> bool {
         .ok()
         .and_then(|b| procfs::stat::parse(&b).ok())
         .is_none_or(|s| matches!(s.state, procfs::State::Zombie | procfs::State::Dead))
+}
+
+/// Refuses a thread in which a foreign system call would not be one.
+fn fit(tid: i32, regs: &Regs) -> Result<()> {
+    const USER_CS: u64 = 0x33; // __USER_CS of arch/x86/include/asm/segment.h: 64-bit code
+    let what = if regs.cs != USER_CS {
+        "runs 32-bit code at the moment"
+    } else if raw::dispatches_system_calls(tid)? {
+        "has its system calls dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH), which a foreign one would trip over"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Unfit { what: format!("thread {tid} {what}") })
 }
 
 /// Whether a signal is pending that the thread does not block (and its process does not ignore).

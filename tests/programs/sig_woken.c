@@ -1,0 +1,61 @@
+// A thread in a call that a pending signal's handler ends: it must not sleep on. The harness stops the program and sends SIGUSR1.
+#include "common.h"
+#include <poll.h>
+#include <sched.h>
+
+static const char *about = "pause() or poll() ends with EINTR when a signal with a handler was pending at the checkpoint";
+static const char *usage = "  --call pause|poll|read  --restart";
+static const char *name = "pause";
+static bool restart;
+static volatile int handled, returned, error;
+static int ends[2];
+
+static int own_option(const char *n, const char *value) {
+    if (!strcmp(n, "--restart")) return restart = true, 1;
+    if (strcmp(n, "--call") || !value) return 0;
+    return name = value, 2;
+}
+static int (*option)(const char *, const char *) = own_option;
+
+static void handler(int s) { (void)s, handled++, got_signal(); }
+static void *sleeper(void *arg) {
+    char c;
+    sigset_t set;
+    sigemptyset(&set), sigaddset(&set, SIGUSR1);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    struct pollfd p = {.fd = ends[0], .events = POLLIN};
+    *(volatile pid_t *)arg = tid_now();
+    long r = !strcmp(name, "pause") ? pause() : !strcmp(name, "poll") ? poll(&p, 1, 3600000) : read(ends[0], &c, 1);
+    error = r == -1 ? errno : 0;
+    returned = 1;
+    return NULL;
+}
+static void setup(void) {
+    static volatile pid_t tid;
+    pthread_t t;
+    sigset_t set;
+    sigemptyset(&set), sigaddset(&set, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    MUST(sigaction(SIGUSR1, &(struct sigaction){.sa_handler = handler, .sa_flags = restart ? SA_RESTART : 0}, NULL));
+    MUST(pipe(ends));
+    MUST0(pthread_create(&t, NULL, sleeper, (void *)&tid));
+    char path[64], text[64] = "";
+    do { // until it is in its call
+        snprintf(path, sizeof path, "/proc/self/task/%d/syscall", tid);
+        sched_yield();
+        slurp(path, text, sizeof text);
+    } while (!tid || atol(text) != (!strcmp(name, "pause") ? SYS_pause : !strcmp(name, "poll") ? SYS_poll : SYS_read));
+}
+static void spoil(void) { handled = 0; }
+static void prove(void) {
+    bool again = restart && !strcmp(name, "read");
+    for (int i = 0; i < 2000 && !(handled && (returned || again)); i++) sleep_ms(1);
+    CHECK_EQ(1, handled, "signals handled");
+    if (again) {
+        CHECK_EQ(0, returned, "read() under a handler with SA_RESTART has returned");
+        MUST(write(ends[1], "x", 1));
+        for (int i = 0; i < 2000 && !returned; i++) sleep_ms(1);
+    }
+    CHECK_EQ(1, returned, "%s() has returned", name);
+    CHECK_EQ(again ? 0 : EINTR, error, "the error of %s()", name);
+}

@@ -1,0 +1,44 @@
+// A thread that is not like the others: to be refused by name, and unharmed.
+#include "common.h"
+#include <sched.h>
+#include <sys/prctl.h>
+
+static const char *about = "a second thread under seccomp, with rights or descriptors of its own, or that dispatches system calls";
+static const char *usage = "  --what seccomp|rights|files|dispatch";
+static const char *what = "seccomp";
+static int ask[2], answer[2];
+static volatile char selector; // SYSCALL_DISPATCH_FILTER_ALLOW
+
+static int own_option(const char *name, const char *value) {
+    if (strcmp(name, "--what") || !value) return 0;
+    return what = value, 2;
+}
+static int (*option)(const char *, const char *) = own_option;
+
+static void *odd(void *arg) {
+    (void)arg;
+    char c = 'r';
+    if (!strcmp(what, "rights")) MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    else if (!strcmp(what, "files")) MUST(unshare(CLONE_FS | CLONE_FILES));
+    else if (!strcmp(what, "dispatch")) MUST(prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0, 0, &selector));
+    else MUST(prctl(PR_SET_SECCOMP, 1 /* SECCOMP_MODE_STRICT */));
+    while (write(answer[1], &c, 1) == 1 && read(ask[0], &c, 1) == 1) c ^= 1;
+    syscall(SYS_exit, 0);
+    return NULL;
+}
+static void setup(void) {
+    char c;
+    pthread_t t;
+    MUST(pipe(ask));
+    MUST(pipe(answer));
+    MUST0(pthread_create(&t, NULL, odd, NULL));
+    MUST(read(answer[0], &c, 1));
+}
+static void spoil(void) { close(ask[1]); }
+static void prove(void) {
+    char c = 'b';
+    signal(SIGPIPE, SIG_IGN);
+    CHECK_EQ(1, write(ask[1], &c, 1), "asking the odd thread");
+    CHECK_EQ(1, read(answer[0], &c, 1), "its answer");
+    CHECK_EQ('c', c, "what it answers");
+}
