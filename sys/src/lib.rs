@@ -8,6 +8,7 @@ pub mod fdstate;
 pub mod inject;
 pub mod kcmp;
 pub mod mem;
+pub mod multicast;
 pub mod nest;
 pub mod own;
 pub mod pidfd;

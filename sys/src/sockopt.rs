@@ -15,6 +15,29 @@ pub fn get(fd: &impl AsFd, level: i32, name: i32, max: usize) -> io::Result<Vec<
     Ok(b)
 }
 
+/// An option whose value is also its question, as long as `value`.
+pub fn get_into(fd: &impl AsFd, level: i32, name: i32, value: &mut [u8]) -> io::Result<()> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: the kernel reads and writes at most `len` bytes.
+    let r = unsafe { libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut len) };
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether a filter (SO_ATTACH_FILTER, SO_ATTACH_BPF) decides what the socket receives. Only its length is asked for; the kernel
+/// answers EACCES for one that is no classic filter (net/core/filter.c, sk_get_filter).
+pub fn has_filter(fd: &impl AsFd) -> bool {
+    let mut len: libc::socklen_t = 0;
+    // SAFETY: with a length of 0 nothing but that length is written.
+    let r = unsafe {
+        let fd = fd.as_fd().as_raw_fd();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, std::ptr::null_mut(), &mut len)
+    };
+    len > 0 || r < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EACCES)
+}
+
 /// An option that is an int.
 pub fn get_int(fd: &impl AsFd, level: i32, name: i32) -> io::Result<i32> {
     let b = get(fd, level, name, 4)?;

@@ -10,6 +10,9 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("restricted/keys", keys));
     all.extend(Case::each("fd_locks/taken", taken));
     all.extend(Case::each("aio/unread", unread));
+    for (what, why) in [("filter", "a filter decides what it receives"), ("in-flight", "descriptors are in flight")] {
+        all.extend(Case::each(&format!("odd-socket/{what}"), move |bed| odd_socket(bed, what, why)));
+    }
     for (what, why) in ODD {
         all.extend(Case::each(&format!("odd-thread/{what}"), move |bed| odd_thread(bed, what, why)));
     }
@@ -52,7 +55,7 @@ fn taken(bed: &mut Bed) -> Result<()> {
     target.kill(bed)?;
     let mut script = bed.command("python3");
     let path = target.dir.join("ranges");
-    let text = "import fcntl,sys,time\nf=open(sys.argv[1],'r+')\nfcntl.lockf(f,fcntl.LOCK_EX,1,29)\nopen(sys.argv[1]+'.taken','w')\ntime.sleep(60)";
+    let text = "import fcntl,signal,sys\nf=open(sys.argv[1],'r+')\nfcntl.lockf(f,fcntl.LOCK_EX,1,29)\nopen(sys.argv[1]+'.taken','w')\nsignal.pause()";
     script.args(["-c", text]).arg(&path);
     let (mut holder, _, _) = bed.spawn(&mut script)?;
     let mark = target.dir.join("ranges.taken");
@@ -141,4 +144,13 @@ fn six(bed: &mut Bed) -> Result<()> {
 fn reason(line: &str) -> String {
     let from = line.find("descriptor ").or(line.find("mapping")).unwrap_or(0);
     line[from..].trim().to_owned()
+}
+
+/// A socket with what cannot be kept: refused by its descriptor, and it stays as it is.
+fn odd_socket(bed: &mut Bed, what: &str, why: &str) -> Result<()> {
+    let mut target = Start::program("sock_odd").args(["--what", what]).ready(bed)?;
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["descriptor ", why, "let the program "])?;
+    bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &["descriptor ", why])?;
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(|_| ())
 }

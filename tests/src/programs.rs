@@ -26,7 +26,7 @@ pub struct Variant {
 }
 
 /// Not rows of the matrix: `six`, `restricted` and `fd_external` are to be refused, `heartbeat` measures. They have cases of their own.
-const APART: &[&str] = &["six", "restricted", "fd_external", "heartbeat", "thr_odd", "sig_woken"];
+const APART: &[&str] = &["six", "restricted", "fd_external", "heartbeat", "thr_odd", "sock_odd", "sig_woken"];
 
 impl Variant {
     fn of(program: &str) -> Variant {

@@ -47,6 +47,8 @@ pub struct SocketView {
     pub diag: Option<sys::sockdiag::Found>,
     /// For unix sockets: the peer is one of the target's own.
     pub own_peer: bool,
+    /// A filter decides what it receives.
+    pub filtered: bool,
 }
 
 impl FileView {
@@ -157,6 +159,7 @@ fn look_at_sockets(pid: i32, frozen: bool, views: &mut Vec<FileView>) -> Step<()
             remote: sys::sockopt::address(&fd, true).ok(),
             diag: diag.as_mut().and_then(|d| d.find(ino as u32).ok().flatten()),
             own_peer: false,
+            filtered: sys::sockopt::has_filter(&fd),
         });
     }
     views.retain(|v| !closed.contains(&v.first_fd()));
@@ -208,7 +211,7 @@ pub(super) fn decide(views: &mut [FileView], e: &Externals) {
     }
 }
 
-/// Marks pipes whose both ends the target holds, and that nobody else does.
+/// Marks pipes whose both ends the target holds. Whether others hold them too (after a fork) is not looked at.
 pub(super) fn mark_ends(pid: i32, views: &mut [FileView]) {
     let mode = |v: &FileView| v.info.flags & libc::O_ACCMODE as u32;
     let pipes: Vec<(Vec<u8>, bool, bool)> = views

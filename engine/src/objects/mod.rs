@@ -96,7 +96,11 @@ pub fn refusal(f: &FileView) -> Reason {
 /// Every reason against an open file: its kind's, and what is held on it.
 pub fn inspect(f: &FileView, all: &[FileView], pid: i32) -> Vec<Reason> {
     let kinds = of(f).map_or_else(|| vec![refusal(f)], |k| k.inspect(f, all, pid));
-    kinds.into_iter().chain(locks::refusal(f)).collect()
+    let filter = f.socket.as_ref().filter(|s| s.filtered && !stdio::is_external(f)).map(|_| {
+        let why = "a filter decides what it receives (SO_ATTACH_FILTER), which is not kept yet";
+        Reason::new(f.describe(), why, "let the program take it off first (SO_DETACH_FILTER)")
+    });
+    kinds.into_iter().chain(locks::refusal(f)).chain(filter).collect()
 }
 
 /// A failed step of a restore.

@@ -48,11 +48,13 @@ const OPTIONS: &[(i32, i32, usize)] = &[
     (IP, libc::IP_MTU_DISCOVER, 4),
     (IP, libc::IP_MULTICAST_TTL, 4),
     (IP, libc::IP_MULTICAST_LOOP, 4),
+    (IP, libc::IP_MULTICAST_ALL, 4),
     (IPV6, libc::IPV6_V6ONLY, 4),
     (IPV6, libc::IPV6_UNICAST_HOPS, 4),
     (IPV6, libc::IPV6_RECVPKTINFO, 4),
     (IPV6, libc::IPV6_TCLASS, 4),
     (IPV6, libc::IPV6_MULTICAST_HOPS, 4),
+    (IPV6, libc::IPV6_MULTICAST_ALL, 4),
     (IPV6, libc::IPV6_MULTICAST_LOOP, 4),
     (IPV6, libc::IPV6_RECVHOPLIMIT, 4),
     (IPV6, libc::IPV6_RECVTCLASS, 4),
@@ -182,7 +184,7 @@ pub(super) fn set(p: &mut Program, fd: Arg, (level, name, value): &(i32, i32, By
     let (mut name, mut value) = (*name, value.to_vec());
     if *level == SOL_SOCKET && (name == libc::SO_SNDBUF || name == libc::SO_RCVBUF) {
         // the kernel doubles what it is given (socket(7))
-        let v = i32::from_ne_bytes(value[..4].try_into().unwrap_or_default()) / 2;
+        let v = value.get(..4).and_then(|v| v.try_into().ok()).map_or(0, i32::from_ne_bytes) / 2;
         value = v.to_ne_bytes().to_vec();
         let force = if name == libc::SO_SNDBUF { libc::SO_SNDBUFFORCE } else { libc::SO_RCVBUFFORCE };
         let data = p.bytes(&value);
@@ -190,7 +192,13 @@ pub(super) fn set(p: &mut Program, fd: Arg, (level, name, value): &(i32, i32, By
         name = force;
     }
     let data = p.bytes(&value);
-    p.may(libc::SYS_setsockopt, &[fd, (*level).into(), name.into(), data, Imm(value.len() as u64)]);
+    let args = [fd, (*level).into(), name.into(), data, Imm(value.len() as u64)];
+    if sys::multicast::is_join(*level, name) {
+        p.call(libc::SYS_setsockopt, &args);
+        p.named("joining its multicast group");
+    } else {
+        p.may(libc::SYS_setsockopt, &args);
+    }
 }
 
 /// Binds an internet socket.
@@ -264,7 +272,7 @@ pub(super) fn ip(addr: &[u8]) -> Option<SocketAddr> {
 }
 
 /// What else is bound to the address of an internet socket and would make its bind fail.
-pub(super) fn taken(s: &Socket, protocol: Protocol, listening: bool) -> Option<String> {
+pub(super) fn taken(s: &Socket, protocol: Protocol) -> Option<String> {
     let want = ip(&s.local)?;
     let reuse = s.options.iter().any(|o| o.0 == SOL_SOCKET && o.1 == libc::SO_REUSEPORT && o.2.iter().any(|b| *b != 0));
     let mut diag = sys::sockdiag::SockDiag::open().ok()?;
@@ -283,7 +291,6 @@ pub(super) fn taken(s: &Socket, protocol: Protocol, listening: bool) -> Option<S
         let families = a.is_ipv4() == want.is_ipv4() || a.ip().is_unspecified() || want.ip().is_unspecified();
         state && a.port() == want.port() && overlap && families
     };
-    let _ = listening;
     if reuse {
         return None;
     }

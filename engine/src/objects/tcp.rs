@@ -68,7 +68,7 @@ impl Object for Tcp {
 impl Remake for Tcp {
     fn check(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
         let Ok(s) = files::decode::<Socket>(f) else { return Vec::new() };
-        let taken = if s.local.is_empty() { None } else { sock::taken(&s, Protocol::Tcp, s.backlog >= 0) };
+        let taken = if s.local.is_empty() { None } else { sock::taken(&s, Protocol::Tcp) };
         let reason = |why: String| Reason::new(c.describe(f), why, "end that program, or make it use another port");
         taken.map(reason).into_iter().collect()
     }

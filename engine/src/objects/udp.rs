@@ -29,9 +29,19 @@ impl Object for Udp {
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
         let (mut s, fd) = sock::common(f, o)?;
+        let failed = |e| o.explain(crate::capture::Fault::from(e));
+        for m in sys::multicast::memberships(&fd, s.domain).map_err(failed)? {
+            let (level, name, value) = m.option();
+            s.options.push((level, name, value.into()));
+            if !m.plain {
+                let group = m.group;
+                o.reported.push(format!("{}: after a restore it hears all sources of group {group}", f.describe()));
+            }
+        }
         let queued = f.socket.as_ref().and_then(|s| s.inet()).is_some_and(|i| i.rqueue > 0);
         if queued {
-            s.queue = sock::queue(&fd, false).ok().flatten().unwrap_or_default();
+            let failed = |e| o.explain(crate::capture::Fault::from(e));
+            s.queue = sock::queue(&fd, false).map_err(failed)?.unwrap_or_default();
             let n = s.queue.len();
             o.reported.push(format!("{}: {n} datagrams that wait to be read: a restore from this checkpoint starts without those whose sender cannot be stood in for", f.describe()));
         }
@@ -43,7 +53,7 @@ impl Remake for Udp {
     fn check(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
         let Ok(s) = files::decode::<Socket>(f) else { return Vec::new() };
         let reuse = s.options.iter().any(|o| o.0 == libc::SOL_SOCKET && o.1 == libc::SO_REUSEADDR);
-        let taken = if s.local.is_empty() || reuse { None } else { sock::taken(&s, Protocol::Udp, false) };
+        let taken = if s.local.is_empty() || reuse { None } else { sock::taken(&s, Protocol::Udp) };
         let reason = |why: String| Reason::new(c.describe(f), why, "end that program, or make it use another port");
         taken.map(reason).into_iter().collect()
     }

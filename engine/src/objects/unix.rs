@@ -7,7 +7,7 @@ use crate::{Reason, Result};
 use image::v1::files::OpenFile;
 use image::v1::objects::Kind;
 use image::v1::sockets::{Message, Socket};
-use sys::program::{Arg, Arg::Imm, Program};
+use sys::program::{Arg::Imm, Program};
 
 /// A unix socket that listens or is not connected.
 pub struct UnixListen;
@@ -34,6 +34,24 @@ pub(super) fn name(addr: &[u8]) -> &[u8] {
     }
 }
 
+fn in_flight(f: &FileView) -> Vec<Reason> {
+    let why = "descriptors are in flight in its queue (SCM_RIGHTS), which are not kept yet";
+    let reason = || Reason::new(f.describe(), why, "let the program receive them first");
+    f.info.scm_fds.filter(|n| *n > 0).map(|_| reason()).into_iter().collect()
+}
+
+/// Mode of the file that a socket's name leads to, 0: none.
+fn file_mode(s: &Socket, pid: i32) -> u32 {
+    use std::os::unix::{ffi::OsStrExt, fs::MetadataExt};
+    let Some(path) = path_of(s) else { return 0 };
+    let p = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
+    let p = match p.is_absolute() {
+        true => p.to_path_buf(),
+        false => std::path::Path::new(&format!("/proc/{pid}/cwd")).join(p),
+    };
+    std::fs::symlink_metadata(p).map_or(0, |m| m.mode())
+}
+
 impl Object for UnixListen {
     fn kind(&self) -> Kind {
         Kind::UnixListen
@@ -44,13 +62,14 @@ impl Object for UnixListen {
     }
 
     fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
+        let mut r = in_flight(f);
         let waiting =
             unix(f).and_then(|s| s.unix()).map_or(0, |u| if u.pending.is_empty() { 0 } else { u.pending.len() });
-        if waiting == 0 {
-            return Vec::new();
+        if waiting > 0 {
+            let why = format!("{waiting} connections wait to be accepted, which are not kept yet");
+            r.push(Reason::new(f.describe(), why, "let the program accept them first"));
         }
-        let why = format!("{waiting} connections wait to be accepted, which are not kept yet");
-        vec![Reason::new(f.describe(), why, "let the program accept them first")]
+        r
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
@@ -59,19 +78,15 @@ impl Object for UnixListen {
             if v.listening {
                 s.backlog = v.unix().map_or(libc::SOMAXCONN, |u| u.wqueue as i32);
             } else if s.kind == libc::SOCK_DGRAM {
-                s.queue = sock::queue(&fd, false).ok().flatten().unwrap_or_default();
+                let failed = |e| o.explain(crate::capture::Fault::from(e));
+                s.queue = sock::queue(&fd, false).map_err(failed)?.unwrap_or_default();
+                let named = s.queue.iter().filter(|m| !name(&m.from).is_empty()).count();
+                if named > 0 {
+                    let what = "datagrams wait to be read whose sender's name is not kept: they cannot be answered";
+                    o.reported.push(format!("{}: {named} {what}", f.describe()));
+                }
             }
-            let path = name(&s.local);
-            if path.first().is_some_and(|b| *b != 0) {
-                use std::os::unix::{ffi::OsStrExt, fs::MetadataExt};
-                let p = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
-                let p = if p.is_absolute() {
-                    p.to_path_buf()
-                } else {
-                    std::path::Path::new(&format!("/proc/{}/cwd", o.survey.pid)).join(p)
-                };
-                s.file_mode = std::fs::symlink_metadata(p).map_or(0, |m| m.mode());
-            }
+            s.file_mode = file_mode(&s, o.survey.pid);
         }
         Ok(encode(&s))
     }
@@ -87,21 +102,14 @@ impl Object for UnixPair {
     }
 
     fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
-        let mut r = Vec::new();
-        if f.info.scm_fds.is_some_and(|n| n > 0) {
-            r.push(Reason::new(
-                f.describe(),
-                "descriptors are in flight in its queue (SCM_RIGHTS), which are not kept yet",
-                "let the program receive them first",
-            ));
-        }
-        r
+        in_flight(f)
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
         let (mut s, fd) = sock::common(f, o)?;
         let failed = |e| o.explain(crate::capture::Fault::from(e));
         s.queue = sock::queue(&fd, s.kind == libc::SOCK_STREAM).map_err(failed)?.unwrap_or_default();
+        s.file_mode = file_mode(&s, o.survey.pid);
         let peer = o.files().iter().find(|v| s.peer != 0 && v.stat.as_ref().is_some_and(|t| t.ino == s.peer));
         if let (libc::SOCK_STREAM, Some(peer), false) = (s.kind, peer, s.queue.is_empty()) {
             let taken = sys::fdstate::unsent(&o.descriptor(peer.first_fd())?).map_err(failed)?;
@@ -119,27 +127,48 @@ fn path_of(s: &Socket) -> Option<&[u8]> {
     n.first().is_some_and(|b| *b != 0).then_some(n)
 }
 
-/// Binds a unix socket to its name; one whose file was deleted meanwhile loses it again.
-fn bind(p: &mut Program, fd: Arg, s: &Socket) {
+/// Binds a unix socket to its name.
+fn bind(m: &mut Maker<'_>, fd: i32, s: &Socket) -> Step<()> {
     if s.local.is_empty() {
-        return;
+        return Ok(());
     }
-    if let Some(path) = path_of(s) {
+    let mut p = Program::new();
+    if let Some(path) = path_of(s).filter(|_| s.file_mode != 0) {
         // what stands there belonged to the former process: the check has seen that nobody listens
         let path = p.cstr(path);
         p.may(libc::SYS_unlinkat, &[libc::AT_FDCWD.into(), path, Imm(0)]);
     }
     let addr = p.bytes(&s.local);
-    p.call(libc::SYS_bind, &[fd, addr, Imm(s.local.len() as u64)]);
+    p.call(libc::SYS_bind, &[fd.into(), addr, Imm(s.local.len() as u64)]);
     p.named("binding to its name");
-    if let Some(path) = path_of(s) {
+    if let Some(path) = path_of(s).filter(|_| s.file_mode != 0) {
         let path = p.cstr(path);
-        if s.file_mode == 0 {
-            p.may(libc::SYS_unlinkat, &[libc::AT_FDCWD.into(), path, Imm(0)]);
-        } else {
-            p.may(libc::SYS_fchmodat, &[libc::AT_FDCWD.into(), path, Imm((s.file_mode & 0o7777) as u64)]);
+        p.may(libc::SYS_fchmodat, &[libc::AT_FDCWD.into(), path, Imm((s.file_mode & 0o7777) as u64)]);
+    }
+    m.run(&p).map(drop)
+}
+
+/// Takes the file of a name away again whose file was deleted at the checkpoint.
+fn unname(m: &mut Maker<'_>, s: &Socket) -> Step<()> {
+    let Some(path) = path_of(s).filter(|_| s.file_mode == 0) else { return Ok(()) };
+    let mut p = Program::new();
+    let path = p.cstr(path);
+    p.may(libc::SYS_unlinkat, &[libc::AT_FDCWD.into(), path, Imm(0)]);
+    m.run(&p).map(drop)
+}
+
+/// Whether the name is another socket's of the image: an accepted socket has its listener's, and can have it by no bind.
+fn is_anothers(m: &Maker<'_>, id: u32, s: &Socket) -> Step<bool> {
+    for (i, o) in m.image.files.open.iter().enumerate() {
+        let listens = o.kind == Kind::UnixListen as u32;
+        if !s.local.is_empty() && (listens || o.kind == Kind::UnixPair as u32 && (i as u32) < id) {
+            let other: Socket = files::decode(o)?;
+            if other.local == s.local {
+                return Ok(true);
+            }
         }
     }
+    Ok(false)
 }
 
 /// A socket's path as seen from the image's working directory.
@@ -199,15 +228,18 @@ impl Remake for UnixListen {
         for o in s.options.iter().filter(|o| o.0 == libc::SOL_SOCKET && o.1 == libc::SO_REUSEADDR) {
             sock::set(&mut p, fd.arg(), o);
         }
-        bind(&mut p, fd.arg(), &s);
+        let fd = m.run(&p)?.get(fd)? as i32;
+        bind(m, fd, &s)?;
         if s.backlog >= 0 {
-            p.call(libc::SYS_listen, &[fd.arg(), s.backlog.into()]);
+            let mut p = Program::new();
+            p.call(libc::SYS_listen, &[fd.into(), s.backlog.into()]);
+            m.run(&p)?;
         }
-        let r = m.run(&p)?;
         if !s.queue.is_empty() {
             refill_by_name(m, &s)?;
         }
-        m.take(r.get(fd))
+        unname(m, &s)?;
+        m.take(Ok(fd.into()))
     }
 }
 
@@ -238,14 +270,22 @@ impl Remake for UnixPair {
         }
         let (a, b) = pair(m, &mine)?;
         let theirs = other.as_ref().map(|o| o.1.clone()).unwrap_or_default();
-        let mut p = Program::new();
-        for (fd, s) in [(a, &mine), (b, &theirs)] {
+        let their_id = other.as_ref().map_or(id, |o| o.0);
+        for (fd, s, id) in [(a, &mine, id), (b, &theirs, their_id)] {
+            let mut p = Program::new();
             for o in &s.options {
                 sock::set(&mut p, fd.into(), o);
             }
-            bind(&mut p, fd.into(), s);
+            m.run(&p)?;
+            if is_anothers(m, id, s)? {
+                let what =
+                    format!("{}: it has its listener's name no more", m.describe(id, &m.image.files.open[id as usize]));
+                m.notes.push(what);
+            } else {
+                bind(m, fd, s)?;
+                unname(m, s)?;
+            }
         }
-        m.run(&p)?;
         let stream = mine.kind == libc::SOCK_STREAM;
         sock::refill(m, b, &mine.queue, stream)?;
         sock::refill(m, a, &theirs.queue, stream)?;
