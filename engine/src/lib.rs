@@ -16,7 +16,7 @@ pub use api::*;
 pub use capture::{checkpoint, preflight};
 pub use error::{Error, Kind, Reason};
 pub use inspect::{inspect, Descriptor, Summary};
-pub use restore::{check, restore, wants_terminal, Phase as RestorePhase};
+pub use restore::{check, label, restore, wants_terminal, Phase as RestorePhase};
 
 /// Result of the engine's operations.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -55,12 +55,18 @@ pub unsafe fn connect(p: *mut Params) -> i64 {
     }
 }
 
+///
+/// # Safety
+/// As [`converse`].
 unsafe fn set_sock(p: *mut Params, s: i32) {
     // SAFETY: `p` is the host's.
     unsafe { (*(&raw const (*p).sock as *const AtomicI32)).store(s, SeqCst) }
 }
 
 /// Closes the connection.
+///
+/// # Safety
+/// As [`converse`].
 unsafe fn disconnect(p: *mut Params) {
     // SAFETY: the descriptor is ours.
     unsafe {
@@ -102,6 +108,9 @@ pub unsafe extern "C" fn serve(p: *mut Params) -> ! {
 }
 
 /// Sends every parked thread away.
+///
+/// # Safety
+/// As [`converse`].
 unsafe fn release_all(p: *mut Params) {
     // SAFETY: slots lie in the mapping.
     unsafe {
@@ -126,6 +135,9 @@ pub unsafe fn slot(p: *mut Params, i: u64) -> *mut Slot {
 }
 
 /// Reads exactly `n` bytes; false at the end of the stream.
+///
+/// # Safety
+/// `n` bytes at `at` are the caller's.
 unsafe fn recv_all(sock: i32, mut at: u64, mut n: u64) -> bool {
     while n > 0 {
         // SAFETY: `at..at+n` lies in the mapping, checked by the caller.
@@ -142,6 +154,9 @@ unsafe fn recv_all(sock: i32, mut at: u64, mut n: u64) -> bool {
     true
 }
 
+///
+/// # Safety
+/// `n` bytes at `at` are the caller's.
 unsafe fn send_all(sock: i32, mut at: u64, mut n: u64, more: bool) -> bool {
     let flags = MSG_NOSIGNAL | if more { MSG_MORE } else { 0 };
     while n > 0 {
@@ -172,6 +187,9 @@ pub unsafe fn answer(p: *mut Params, h: &FrameHeader, op: u16, value: u64, len: 
     }
 }
 
+///
+/// # Safety
+/// As [`converse`].
 unsafe fn answer_error(p: *mut Params, h: &FrameHeader, errno: i64) -> bool {
     // SAFETY: `errno` lives until the call has returned.
     unsafe { answer(p, h, OP_ERROR, &raw const errno as u64, 8) }
@@ -226,6 +244,9 @@ pub unsafe fn converse(p: *mut Params) -> i32 {
 }
 
 /// Runs a program (or, with `threads`, many at once) and answers with its results.
+///
+/// # Safety
+/// As [`converse`].
 unsafe fn batch(p: *mut Params, h: &FrameHeader, threads: bool) -> bool {
     // SAFETY: every offset is checked against the payload's and the buffer's length before it is used.
     unsafe {
@@ -289,6 +310,9 @@ unsafe fn batch(p: *mut Params, h: &FrameHeader, threads: bool) -> bool {
 
 /// Runs `n` calls; how many were run. Parked threads run it too, so it is written such that no vector register is needed: field
 /// by field, no array filled in memory (payload/build.rs looks at what became of it).
+///
+/// # Safety
+/// As [`converse`].
 unsafe fn run(p: *mut Params, calls: u64, results: u64, n: u64, buf_len: u64) -> u64 {
     let mut i = 0;
     while i < n {
@@ -327,6 +351,9 @@ unsafe fn run(p: *mut Params, calls: u64, results: u64, n: u64, buf_len: u64) ->
 }
 
 /// Hands programs to parked threads and waits until `pending` is zero.
+///
+/// # Safety
+/// As [`converse`].
 unsafe fn run_threads(p: *mut Params, progs: u64, n: u64, calls: u64, results: u64, ncalls: u64) -> bool {
     // SAFETY: slot and call indexes are checked against their counts.
     unsafe {
@@ -357,6 +384,9 @@ unsafe fn run_threads(p: *mut Params, progs: u64, n: u64, calls: u64, results: u
 }
 
 /// Waits until every thread that has a program has run it.
+///
+/// # Safety
+/// As [`converse`].
 unsafe fn wait_pending(p: *mut Params) {
     // SAFETY: `pending` lies in the mapping.
     unsafe {

@@ -8,6 +8,9 @@ use image::SessionName;
 use std::collections::BTreeMap;
 use sys::pidfd::PidFd;
 
+/// Label under which a checkpoint has the path of its session's log.
+pub(crate) const LOG_LABEL: &str = "log";
+
 /// Makes a checkpoint. With [`After::Kill`] it returns when the session has ended, so that it can be restored at once.
 pub fn checkpoint(state: &StateDir, target: &Target, request: &CheckpointRequest) -> Result<Checkpointed> {
     match target {
@@ -164,6 +167,7 @@ fn take(
         ("session".to_string(), name.to_string()),
         ("command".to_string(), live.command.clone()),
         ("mode".to_string(), format!("{:?}", live.mode).to_lowercase()),
+        (LOG_LABEL.to_string(), state.log(name).to_string_lossy().into_owned()),
     ]);
     let options =
         CaptureOptions { after: request.after, external: request.external.clone(), labels, progress: request.progress };

@@ -17,3 +17,7 @@ pub(crate) fn restore(image: &CheckpointHandle, o: &RestoreOptions) -> Result<Re
 pub(crate) fn wants_terminal(image: &CheckpointHandle) -> Result<bool> {
     engine::wants_terminal(image)
 }
+
+pub(crate) fn label(image: &CheckpointHandle, name: &str) -> Result<Option<String>> {
+    engine::label(image, name)
+}

@@ -1,4 +1,5 @@
 //! Restoring a checkpoint as a session.
+use crate::checkpoint::LOG_LABEL;
 use crate::control::Bound;
 use crate::front::{self, Starting};
 use crate::launch::kill_child;
@@ -13,6 +14,7 @@ use image::{CheckpointHandle, SessionName};
 use nix::fcntl::{fcntl, FcntlArg, FdFlag, OFlag};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 /// Opens a checkpoint; gives its full specification too (`web@3` for `web`).
 pub fn open_checkpoint(state: &StateDir, spec: &Spec, attempted: &str) -> Result<(CheckpointHandle, Spec)> {
@@ -75,6 +77,13 @@ fn options<'a>(
     }
 }
 
+/// A detached program's log is its session's: under another name, or elsewhere, it writes to the new one.
+fn with_log<'a>(mut o: RestoreOptions<'a>, handle: &CheckpointHandle, log: PathBuf) -> Result<RestoreOptions<'a>> {
+    let old = engine_calls::label(handle, LOG_LABEL)?.map(PathBuf::from).filter(|old| *old != log);
+    o.map_path.extend(old.map(|old| (old, log)));
+    Ok(o)
+}
+
 fn start(
     state: &StateDir,
     name: &SessionName,
@@ -90,7 +99,11 @@ fn start(
     let control = control::bind(state, name)?;
     let progress = |p| starting.progress(p);
     let stdio = Stdio::of(state, name, request, handle, attempted)?;
-    let restored = engine_calls::restore(handle, &options(request, spec, stdio.numbers(), Some(&progress)))?;
+    let mut options = options(request, spec, stdio.numbers(), Some(&progress));
+    if request.detach {
+        options = with_log(options, handle, state.log(name))?;
+    }
+    let restored = engine_calls::restore(handle, &options)?;
     let pid = restored.pid;
     let kept = keep(state, name, request, spec, restored, control, stdio, lock, attempted);
     Ok(kept.inspect_err(|_| kill_child(pid))?)

@@ -4,14 +4,18 @@ use dormouse_tests::bed::{LIMIT, SOON};
 use dormouse_tests::target::{Door, Start};
 use dormouse_tests::{proc, run, store, sys, unharmed, Bed, Case, Target};
 use std::fs;
-use std::time::Duration;
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(Case::each("stop/then-continue", stop_then_continue));
     all.extend(Case::each("stop/then-restore-elsewhere", stop_then_restore));
     all.extend(Case::each("stop/was-stopped-before", was_stopped));
-    all.extend(Case::each("stop/stopped-and-continued-in-the-freeze", stopped_and_continued));
+    all.extend(Case::each("stop/stopped-after-the-survey", |bed| stopped_by_then(bed, true)));
+    all.extend(Case::each("stop/continued-after-the-survey", |bed| stopped_by_then(bed, false)));
+    all.extend(Case::each("stop/stopped-and-continued-in-the-freeze", |bed| stopped_and_continued(bed, false)));
+    all.extend(Case::each("stop/one-thread-continued-in-the-freeze", |bed| stopped_and_continued(bed, true)));
+    all.extend(Case::each("stop/signals-that-die-with-it", late_signals));
+    all.extend(Case::each("restored/log-of-another-name", log_of_another_name));
     for call in ["pause", "poll", "read", "read--restart"] {
         all.extend(Case::each(&format!("woken/{call}"), move |bed| woken(bed, call)));
     }
@@ -232,7 +236,6 @@ fn ten_in_a_row(bed: &mut Bed) -> Result<()> {
     let before = look(target.pid);
     for _ in 0..9 {
         target.checkpoint(bed)?;
-        std::thread::sleep(Duration::from_millis(5));
     }
     ensure!(
         look(target.pid) == before,
@@ -325,22 +328,112 @@ fn was_stopped(bed: &mut Bed) -> Result<()> {
     target.prove(bed).map(|_| ())
 }
 
-/// SIGSTOP and then SIGCONT while all threads are in the blob: it runs on afterwards.
-fn stopped_and_continued(bed: &mut Bed) -> Result<()> {
-    let mut target = Start::program("thr_join").ready(bed)?;
-    let mut ctl = bed.ctl_command(&target.checkpoint_args(&[]));
-    ctl.env("DORMOUSE_FAULT", "observe:1:stop-self");
-    let (mut recorder, _, _) = bed.spawn(&mut ctl)?;
+/// Starts a checkpoint that waits at a phase, does something meanwhile, and gives what was said when it succeeded.
+fn at_phase(
+    bed: &mut Bed,
+    target: &Target,
+    phase: &str,
+    options: &[&str],
+    act: impl Fn() -> Result<()>,
+) -> Result<String> {
+    let mut ctl = bed.ctl_command(&target.checkpoint_args(options));
+    ctl.env("DORMOUSE_FAULT", format!("{phase}:1:stop-self"));
+    let (mut recorder, out, err) = bed.spawn(&mut ctl)?;
     let me = recorder.id() as i32;
-    run::until("ctl in the freeze", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
-    send(target.pid, nix::sys::signal::SIGSTOP)?;
-    send(target.pid, nix::sys::signal::SIGCONT)?;
+    run::until(&format!("ctl before {phase}"), LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
+    act()?;
     send(me, nix::sys::signal::SIGCONT)?;
     let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
     bed.let_go(&recorder);
-    ensure!(status.success(), "ctl checkpoint: {status}");
-    unharmed::entirely(target.pid)?;
+    let said = fs::read_to_string(out)? + &fs::read_to_string(err)?;
+    ensure!(status.success(), "ctl checkpoint: {status}: {said}");
+    Ok(said)
+}
+
+/// It is stopped, or continued, between the survey and the freeze: what it is in the freeze counts.
+fn stopped_by_then(bed: &mut Bed, stop: bool) -> Result<()> {
+    let mut target = Start::program("mem_anon").ready(bed)?;
+    let pid = target.pid;
+    let is = |state: bool| {
+        run::until("its state", SOON, || Ok(proc::status(pid).is_some_and(|s| (s.state == 'T') == state)))
+    };
+    if !stop {
+        send(pid, nix::sys::signal::SIGSTOP)?;
+        is(true)?;
+    }
+    at_phase(bed, &target, "freeze", &["--kill"], || {
+        send(pid, if stop { nix::sys::signal::SIGSTOP } else { nix::sys::signal::SIGCONT })?;
+        is(stop)
+    })?;
+    target.gone(bed)?;
+    let said = bed.ctl_json(&["restore", &target.session, "--detach"])?;
+    target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
+    let noted = said["notes"].to_string().contains("it was stopped at the checkpoint");
+    ensure!(noted == stop, "it was {}stopped, and the notes say {}", if stop { "" } else { "not " }, said["notes"]);
+    if stop {
+        stopped(&target)?;
+        proceed(&target)?;
+    }
     target.prove(bed).map(|_| ())
+}
+
+/// SIGSTOP and then SIGCONT while all threads are in the blob: it runs on afterwards, also if the SIGCONT is for one thread.
+fn stopped_and_continued(bed: &mut Bed, one_thread: bool) -> Result<()> {
+    let mut target = Start::program("thr_join").ready(bed)?;
+    let pid = target.pid;
+    at_phase(bed, &target, "observe", &[], || {
+        send(pid, nix::sys::signal::SIGSTOP)?;
+        match one_thread {
+            true => sys::send_to_thread(pid, pid, libc::SIGCONT),
+            false => send(pid, nix::sys::signal::SIGCONT),
+        }
+    })?;
+    unharmed::entirely(pid)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A signal that comes while the program is recorded to be killed dies with it, and that is said.
+fn late_signals(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_join").ready(bed)?;
+    let pid = target.pid;
+    let said = at_phase(bed, &target, "record", &["--kill"], || send(pid, nix::sys::signal::SIGUSR1))?;
+    ensure!(said.contains("SIGUSR1 came while it was recorded"), "nothing is said of SIGUSR1: {said}");
+    target.gone(bed)?;
+    target.restore(bed)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A detached session that is restored under another name writes to that one's log, and needs the old one's no more.
+fn log_of_another_name(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script =
+        "import os, time\nn = 0\nwhile not os.path.exists('gate'):\n n += 1\n print(n, flush=True)\n time.sleep(0.01)";
+    let mut c = bed.launcher_command(&["--name", "old", "--detach", "--", "python3", "-c", script]);
+    c.current_dir(&dir);
+    bed.run(&mut c)?.expect(0)?;
+    let state = bed.state();
+    let log = |name: &str| fs::read_to_string(bed_log(&state, name)).unwrap_or_default();
+    run::until("the first lines", LIMIT, || Ok(log("old").lines().count() > 2))?;
+    bed.ctl(&["checkpoint", "old", "--kill"])?.expect(0)?;
+    let before = log("old");
+    bed.ctl(&["restore", "old", "--detach", "--as", "new"])?.expect(0)?;
+    run::until("lines in the new log", LIMIT, || Ok(log("new").lines().count() > 2))?;
+    ensure!(log("old") == before, "the old session's log has grown: {}", log("old"));
+    let (last, first) = (before.lines().last().map(str::parse::<u64>), log("new"));
+    let first = first.lines().next().map(str::parse::<u64>);
+    ensure!(
+        matches!((&last, &first), (Some(Ok(l)), Some(Ok(f))) if f - l <= 1),
+        "it went on from {last:?} with {first:?}"
+    );
+    bed.ctl(&["checkpoint", "new", "--kill"])?.expect(0)?;
+    bed.ctl(&["rm", "old"])?.expect(0)?;
+    bed.ctl(&["restore", "new", "--detach"])?.expect(0)?;
+    fs::write(dir.join("gate"), "")?;
+    Ok(())
+}
+
+fn bed_log(state: &std::path::Path, name: &str) -> std::path::PathBuf {
+    state.join("sessions").join(name).join("log")
 }
 
 /// A signal with a handler is pending when it is recorded: the call that the handler would have ended ends with EINTR after the

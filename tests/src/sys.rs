@@ -44,3 +44,12 @@ pub fn reap(pid: i32) {
     // SAFETY: `status` lives; a null rusage is allowed. __WALL: also children that ended with another signal than SIGCHLD.
     unsafe { libc::wait4(pid, &mut status, libc::WNOHANG | libc::__WALL, std::ptr::null_mut()) };
 }
+
+/// tgkill(2): a signal for one thread.
+pub fn send_to_thread(pid: i32, tid: i32, signal: i32) -> anyhow::Result<()> {
+    // SAFETY: takes three integers.
+    if unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) } < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(())
+}

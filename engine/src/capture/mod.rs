@@ -162,7 +162,7 @@ impl Run<'_> {
             return self.while_frozen(obs, seen, tracer, incoming, began);
         };
         self.enter(Phase::Thaw)?;
-        let pause = tracer.release(tracer::After::Run)?;
+        let (pause, _) = tracer.release(tracer::After::Run)?;
         let snapshot = tracer.collect()?;
         drop(tracer);
 
@@ -207,7 +207,13 @@ impl Run<'_> {
             After::Stop => tracer::After::Stop,
         };
         self.enter(Phase::Thaw)?;
-        done.pause = tracer.release(after)?;
+        let (pause, late) = tracer.release(after)?;
+        done.pause = pause;
+        let late: Vec<String> = (1..=64).filter(|n| late >> (n - 1) & 1 != 0).map(signal_name).collect();
+        if !late.is_empty() {
+            let what = "came while it was recorded: not in the checkpoint, and lost with the process";
+            done.reported.push(format!("signals {} {what}", late.join(", ")));
+        }
         drop(talk);
         Ok(done)
     }
@@ -264,6 +270,10 @@ pub(crate) fn explain(f: Fault, attempted: &str, phase: &str, begun: bool) -> Er
             "the target runs on as before; `ctl doctor` tells what this machine permits",
         ),
     }
+}
+
+fn signal_name(n: i32) -> String {
+    nix::sys::signal::Signal::try_from(n).map_or_else(|_| n.to_string(), |s| s.to_string())
 }
 
 fn died(attempted: &str, phase: &str) -> Error {

@@ -330,7 +330,7 @@ impl<'a> Observer<'a> {
             pending: Vec::new(),
             itimers: (0..3).map(|i| (microseconds(it, i * 32), microseconds(it, i * 32 + 16))).collect(),
             timers: timers.iter().enumerate().map(posix).collect(),
-            stopped: self.survey.stat.state == procfs::State::Stopped,
+            stopped: false, // the tracer tells
         })
     }
 

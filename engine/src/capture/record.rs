@@ -72,6 +72,7 @@ impl Recorder {
     pub fn new(obs: Observer<'_>, mut seen: Seen, snapshot: &Snapshot, pause: Duration) -> Recorder {
         let (threads, pending) = threads::all(&seen, snapshot, &obs.survey.threads);
         seen.process.pending = pending;
+        seen.process.stopped = snapshot.stopped;
         let l = obs.entered.layout;
         let mut reported = obs.reported;
         let deadline = threads.iter().filter(|t| t.sched.0 == SCHED_DEADLINE).count();

@@ -21,6 +21,9 @@ pub struct Image<'a> {
     pub files: Files,
 }
 
+/// Bytes of a siginfo.
+const SIGINFO: usize = 128;
+
 fn damaged(what: String) -> Fault {
     let advice = "run `ctl verify`; restore an earlier checkpoint";
     Fault::Ours(Error::new(Kind::Damaged, "restore", "image", what, advice))
@@ -70,7 +73,22 @@ impl<'a> Image<'a> {
                     v.start, v.end
                 )));
             }
+            if v.offset.checked_add(v.end - v.start).is_none() {
+                return Err(damaged(format!("its mapping {:x}-{:x} ends beyond any file", v.start, v.end)));
+            }
             last = v.end;
+        }
+        if let Some(g) = self.memory.guards.iter().find(|g| g.1 <= g.0 || g.0 % page != 0 || g.1 % page != 0) {
+            return Err(damaged(format!("its guard {:x}-{:x} makes no sense", g.0, g.1)));
+        }
+        let mut signals = self.threads.iter().flat_map(|t| &t.pending).chain(&self.process.pending);
+        if signals.any(|info| info.len() != SIGINFO) {
+            return Err(damaged(format!("a pending signal has not {SIGINFO} bytes")));
+        }
+        let locks = self.files.open.iter().flat_map(|f| f.locks.iter().map(move |l| (f, l)));
+        if let Some((f, l)) = locks.into_iter().find(|(_, l)| l.start > l.end) {
+            let label = f.label.escape_ascii();
+            return Err(damaged(format!("a lock on {label} ends before it starts ({}, {})", l.start, l.end)));
         }
         if let Some(t) = self.threads.iter().find(|t| t.regs.len() != 27) {
             return Err(damaged(format!("thread {} has {} registers instead of 27", t.tid, t.regs.len())));
@@ -90,6 +108,13 @@ impl<'a> Image<'a> {
     pub fn fds_of(&self, open: u32) -> impl Iterator<Item = i32> + '_ {
         self.files.fds.iter().filter(move |f| f.open == open).map(|f| f.fd)
     }
+}
+
+/// What the caller of the checkpoint noted under a name. Reads that section only.
+pub fn label(handle: &CheckpointHandle, name: &str) -> Step<Option<String>> {
+    known(handle)?;
+    let meta: Meta = section(handle, v1::SECTION_META, "about the checkpoint")?;
+    Ok(meta.labels.get(name).cloned())
 }
 
 /// Whether one of 0, 1, 2 was a terminal. Reads the open files only.

@@ -133,6 +133,11 @@ pub fn check(handle: &CheckpointHandle, o: &RestoreOptions<'_>) -> Result<Vec<St
     crate::check::image(&image, o, crate::check::Depth::Try).map(|c| c.notes)
 }
 
+/// What the caller of the checkpoint noted under a name ([`crate::CaptureOptions::labels`]).
+pub fn label(handle: &CheckpointHandle, name: &str) -> Result<Option<String>> {
+    image::label(handle, name).map_err(|f| explain(f, "restore", "read", false))
+}
+
 /// Whether the program had a terminal at 0, 1 or 2, so that a detached restore should give it one.
 pub fn wants_terminal(handle: &CheckpointHandle) -> Result<bool> {
     image::wants_terminal(handle).map_err(|f| explain(f, "restore", "read", false))

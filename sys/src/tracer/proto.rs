@@ -61,6 +61,8 @@ pub struct Entered {
 pub struct Snapshot {
     /// All threads.
     pub threads: Vec<ThreadState>,
+    /// It was stopped (by SIGSTOP and kin) when it was frozen.
+    pub stopped: bool,
     /// Signals pending for the process: raw siginfo.
     pub shared_pending: Vec<serde_bytes::ByteBuf>,
     /// Signals pending for each thread: (TID, raw siginfo).
@@ -105,7 +107,7 @@ pub(super) enum Tell {
     Frozen(Frozen),
     Entered(Box<Entered>),
     Snapshot(Box<Snapshot>),
-    Released { pause_ns: u64 },
+    Released { pause_ns: u64, late: u64 },
     Adopted(Vec<i32>),
     Woken,
     Failed(Failure),
@@ -244,10 +246,11 @@ impl Tracer {
         }
     }
 
-    /// Takes the blob out and lets the target go; the pause from first stop to last release.
-    pub fn release(&mut self, after: After) -> Result<std::time::Duration> {
+    /// Takes the blob out and lets the target go; the pause from first stop to last release, and, where it is killed, the signals
+    /// that had come since the freeze (bit n-1 for signal n), which die with it.
+    pub fn release(&mut self, after: After) -> Result<(std::time::Duration, u64)> {
         match self.ask(Ask::Release(after))? {
-            Tell::Released { pause_ns } => Ok(std::time::Duration::from_nanos(pause_ns)),
+            Tell::Released { pause_ns, late } => Ok((std::time::Duration::from_nanos(pause_ns), late)),
             t => Err(odd(&t)),
         }
     }

@@ -146,7 +146,7 @@ impl Server {
             Ask::LetGo { stop } => self.let_go(stop),
             Ask::Farewell => {
                 self.unheard = None;
-                Ok(Tell::Released { pause_ns: 0 })
+                Ok(Tell::Released { pause_ns: 0, late: 0 })
             }
         }
     }
@@ -193,7 +193,9 @@ impl Server {
 
     fn release(&mut self, after: After) -> Result<Tell> {
         let pid = self.tasks.as_ref().map_or(0, |t| t.pid);
+        let mut late = 0;
         if after == After::Kill {
+            late = self.tasks.as_ref().map_or(0, Tasks::late_signals);
             kill(pid, libc::SIGKILL)?;
             if let Some(t) = self.tasks.as_mut() {
                 t.all.clear();
@@ -212,7 +214,7 @@ impl Server {
             }
         }
         let pause_ns = self.first_stop.elapsed().as_nanos() as u64;
-        Ok(Tell::Released { pause_ns })
+        Ok(Tell::Released { pause_ns, late })
     }
 
     /// Whatever was begun is undone.
@@ -251,7 +253,7 @@ impl Server {
             kill(tasks.pid, libc::SIGSTOP)?;
         }
         wake::let_go(&mut tasks)?;
-        Ok(Tell::Released { pause_ns: 0 })
+        Ok(Tell::Released { pause_ns: 0, late: 0 })
     }
 }
 
@@ -266,9 +268,14 @@ fn kill(pid: i32, sig: i32) -> Result<()> {
 /// What was read of the frozen threads.
 pub(super) fn snapshot(tasks: &Tasks) -> Snapshot {
     let bufs = |v: &[Vec<u8>]| v.iter().cloned().map(serde_bytes::ByteBuf::from).collect::<Vec<_>>();
-    let mut s =
-        Snapshot { threads: Vec::new(), shared_pending: bufs(&tasks.shared_pending), thread_pending: Vec::new() };
+    let mut s = Snapshot {
+        threads: Vec::new(),
+        stopped: false,
+        shared_pending: bufs(&tasks.shared_pending),
+        thread_pending: Vec::new(),
+    };
     for (tid, t) in &tasks.all {
+        s.stopped |= t.group_stop;
         if !t.pending.is_empty() {
             s.thread_pending.push((*tid, bufs(&t.pending)));
         }

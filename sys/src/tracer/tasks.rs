@@ -41,6 +41,8 @@ pub struct Task {
     pub spoilt: bool,
     /// Stop signals that came while the blob ran, to be sent again.
     pub held: Vec<i32>,
+    /// It was in a group stop when it was frozen.
+    pub group_stop: bool,
 }
 
 const SIGCONT_BIT: u64 = 1 << (libc::SIGCONT - 1);
@@ -225,6 +227,9 @@ impl Tasks {
                 Event::Stop(_) | Event::Syscall => {
                     t.stopped = true;
                     t.at_syscall = e == Event::Syscall;
+                    if let (Event::Stop(sig), false) = (e, t.entered) {
+                        t.group_stop = sig != libc::SIGTRAP; // ptrace(2), "Group-stop"
+                    }
                     if tid == of {
                         return Ok(());
                     }
@@ -331,8 +336,7 @@ impl Tasks {
         let tids: Vec<i32> = self.all.keys().copied().collect();
         let entered: Vec<i32> = tids.iter().copied().filter(|t| self.all.get(t).is_some_and(|t| t.entered)).collect();
         let mut result = self.bring_to_stop(&entered);
-        let held = self.all.values().any(|t| !t.held.is_empty());
-        let continued = held && procfs::status::read(self.pid).is_ok_and(|s| s.sig_shared_pending & SIGCONT_BIT != 0);
+        self.send_held();
         for tid in &tids {
             result = result.and(ok_if_dead(self.cure(*tid)));
         }
@@ -340,14 +344,35 @@ impl Tasks {
             result = result.and(ok_if_dead(raw::detach(*tid, 0)));
         }
         let seen = super::server::snapshot(self);
-        for (tid, t) in std::mem::take(&mut self.all) {
-            // a SIGCONT that came after a stop signal has taken it back (signal(7)); all signals were blocked, so it is pending
-            for sig in t.held.into_iter().filter(|_| !continued) {
-                // SAFETY: tgkill takes three integers.
-                unsafe { libc::syscall(libc::SYS_tgkill, self.pid, tid, sig) };
-            }
-        }
+        self.all.clear();
         result.map(|()| seen)
+    }
+
+    /// Sends stop signals that came while the blob ran again; they take effect when the thread is let go. A SIGCONT that came after
+    /// one has taken it back (signal(7)): all signals were blocked, so it is pending, for the process or for a thread.
+    fn send_held(&mut self) {
+        let held: Vec<(i32, i32)> =
+            self.all.iter_mut().flat_map(|(tid, t)| t.held.drain(..).map(|s| (*tid, s)).collect::<Vec<_>>()).collect();
+        if held.is_empty() || self.late_signals() & SIGCONT_BIT != 0 {
+            return;
+        }
+        for (tid, sig) in held {
+            // SAFETY: tgkill takes three integers.
+            unsafe { libc::syscall(libc::SYS_tgkill, self.pid, tid, sig) };
+        }
+    }
+
+    /// Signals that are pending now, for the process or for any thread, and were not at the freeze: bit n-1 for signal n. Those
+    /// that stopped it are among them.
+    pub fn late_signals(&self) -> u64 {
+        let bit = |n: i32| 1u64 << (n - 1).clamp(0, 63);
+        let number = |info: &Vec<u8>| info.get(..4).and_then(|b| b.try_into().ok()).map_or(1, i32::from_ne_bytes);
+        let threads = self.all.iter().map(|(tid, t)| {
+            let now = procfs::status::read_task(self.pid, *tid).map_or(0, |s| s.sig_pending | s.sig_shared_pending);
+            now | t.held.iter().fold(0, |all, n| all | bit(*n))
+        });
+        let before = self.all.values().flat_map(|t| &t.pending).chain(&self.shared_pending);
+        threads.fold(0, |all, t| all | t) & !before.fold(0, |all, i| all | bit(number(i)))
     }
 
     /// Kills a process that was to be restored and is not whole.
@@ -395,6 +420,7 @@ impl Task {
             sent: false,
             spoilt: false,
             held: Vec::new(),
+            group_stop: false,
         }
     }
 }
