@@ -41,7 +41,7 @@ pub struct Common {
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Checkpoint a session, or any process with its descendants; it runs on
+    /// Checkpoint a session, or any process; it runs on
     Checkpoint(Checkpoint),
     /// Restore a session's latest checkpoint, or checkpoint N
     Restore(Restore),
@@ -71,7 +71,7 @@ pub struct Checkpoint {
     /// The session
     #[arg(value_name = "NAME")]
     pub session: Option<String>,
-    /// Checkpoint this process, and its descendants
+    /// Checkpoint this process
     #[arg(long, requires = "name", allow_negative_numbers = true)]
     pub pid: Option<i32>,
     /// Name of the session that the process becomes
@@ -118,7 +118,7 @@ pub enum PidsArg {
     Keep,
     /// The same PIDs, in a PID namespace of its own
     Private,
-    /// New PIDs
+    /// New PIDs (not in this version)
     Fresh,
 }
 

@@ -12,7 +12,7 @@ pub fn lines(me: &Me) -> Vec<Line> {
         ("a PID can be chosen", "a restored program gets its old PIDs here, where they are free"),
         Status::Limited,
         (
-            "a restored program cannot have its old PIDs here: it gets a private PID namespace, or new PIDs with --pids fresh",
+            "a restored program cannot have its old PIDs here: it gets a private PID namespace",
             "run ctl as root, or: setcap cap_checkpoint_restore+eip CTL",
         ),
     ));
