@@ -46,57 +46,8 @@ impl<'a> Image<'a> {
             return Err(damaged(format!("it has no leading thread of PID {pid}")));
         };
         image.threads.swap(0, leader);
-        image.sense()?;
+        sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
         Ok(image)
-    }
-
-    /// What the rest relies on, so that a nonsensical image cannot make us do nonsense.
-    fn sense(&self) -> Step<()> {
-        let page = PAGE_SIZE as u64;
-        let mut last = 0;
-        for v in &self.memory.vmas {
-            if v.start < last
-                || v.end <= v.start
-                || v.start % page != 0
-                || v.end % page != 0
-                || v.end > sys::nest::task_size()
-            {
-                return Err(damaged(format!("its mapping {:x}-{:x} makes no sense", v.start, v.end)));
-            }
-            let has_file = matches!(
-                v.backing,
-                v1::memory::BACKING_FILE_PRIVATE | v1::memory::BACKING_FILE_SHARED | v1::memory::BACKING_FILE_GONE
-            );
-            if has_file && v.file as usize >= self.memory.files.len() {
-                return Err(damaged(format!(
-                    "its mapping {:x}-{:x} names a file that it does not list",
-                    v.start, v.end
-                )));
-            }
-            if v.offset.checked_add(v.end - v.start).is_none() {
-                return Err(damaged(format!("its mapping {:x}-{:x} ends beyond any file", v.start, v.end)));
-            }
-            last = v.end;
-        }
-        if let Some(g) = self.memory.guards.iter().find(|g| g.1 <= g.0 || g.0 % page != 0 || g.1 % page != 0) {
-            return Err(damaged(format!("its guard {:x}-{:x} makes no sense", g.0, g.1)));
-        }
-        let mut signals = self.threads.iter().flat_map(|t| &t.pending).chain(&self.process.pending);
-        if signals.any(|info| info.len() != SIGINFO) {
-            return Err(damaged(format!("a pending signal has not {SIGINFO} bytes")));
-        }
-        let locks = self.files.open.iter().flat_map(|f| f.locks.iter().map(move |l| (f, l)));
-        if let Some((f, l)) = locks.into_iter().find(|(_, l)| l.start > l.end) {
-            let label = f.label.escape_ascii();
-            return Err(damaged(format!("a lock on {label} ends before it starts ({}, {})", l.start, l.end)));
-        }
-        if let Some(t) = self.threads.iter().find(|t| t.regs.len() != 27) {
-            return Err(damaged(format!("thread {} has {} registers instead of 27", t.tid, t.regs.len())));
-        }
-        if let Some(fd) = self.files.fds.iter().find(|f| f.open as usize >= self.files.open.len() || f.fd < 0) {
-            return Err(damaged(format!("descriptor {} is of no open file that it lists", fd.fd)));
-        }
-        Ok(())
     }
 
     /// Highest descriptor; -1: none.
@@ -108,6 +59,52 @@ impl<'a> Image<'a> {
     pub fn fds_of(&self, open: u32) -> impl Iterator<Item = i32> + '_ {
         self.files.fds.iter().filter(move |f| f.open == open).map(|f| f.fd)
     }
+}
+
+/// What the rest relies on, so that a nonsensical image cannot make us do nonsense.
+fn sense(process: &Process, threads: &[Thread], memory: &Memory, files: &Files) -> std::result::Result<(), String> {
+    let page = PAGE_SIZE as u64;
+    let mut last = 0;
+    for v in &memory.vmas {
+        if v.start < last
+            || v.end <= v.start
+            || v.start % page != 0
+            || v.end % page != 0
+            || v.end > sys::nest::task_size()
+        {
+            return Err(format!("its mapping {:x}-{:x} makes no sense", v.start, v.end));
+        }
+        let has_file = matches!(
+            v.backing,
+            v1::memory::BACKING_FILE_PRIVATE | v1::memory::BACKING_FILE_SHARED | v1::memory::BACKING_FILE_GONE
+        );
+        if has_file && v.file as usize >= memory.files.len() {
+            return Err(format!("its mapping {:x}-{:x} names a file that it does not list", v.start, v.end));
+        }
+        if v.offset.checked_add(v.end - v.start).is_none() {
+            return Err(format!("its mapping {:x}-{:x} ends beyond any file", v.start, v.end));
+        }
+        last = v.end;
+    }
+    if let Some(g) = memory.guards.iter().find(|g| g.1 <= g.0 || g.0 % page != 0 || g.1 % page != 0) {
+        return Err(format!("its guard {:x}-{:x} makes no sense", g.0, g.1));
+    }
+    let mut signals = threads.iter().flat_map(|t| &t.pending).chain(&process.pending);
+    if signals.any(|info| info.len() != SIGINFO) {
+        return Err(format!("a pending signal has not {SIGINFO} bytes"));
+    }
+    let locks = files.open.iter().flat_map(|f| f.locks.iter().map(move |l| (f, l)));
+    if let Some((f, l)) = locks.into_iter().find(|(_, l)| l.start > l.end) {
+        let label = f.label.escape_ascii();
+        return Err(format!("a lock on {label} ends before it starts ({}, {})", l.start, l.end));
+    }
+    if let Some(t) = threads.iter().find(|t| t.regs.len() != 27) {
+        return Err(format!("thread {} has {} registers instead of 27", t.tid, t.regs.len()));
+    }
+    if let Some(fd) = files.fds.iter().find(|f| f.open as usize >= files.open.len() || f.fd < 0) {
+        return Err(format!("descriptor {} is of no open file that it lists", fd.fd));
+    }
+    Ok(())
 }
 
 /// What the caller of the checkpoint noted under a name. Reads that section only.
@@ -138,4 +135,47 @@ fn terminal(f: &v1::files::OpenFile) -> bool {
 
 fn section<T: DeserializeOwned>(handle: &CheckpointHandle, kind: u32, what: &str) -> Step<T> {
     handle.manifest().read_section(kind)?.ok_or_else(|| damaged(format!("it has no section {what}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::image::v1::files::{Fd, Lock, OpenFile};
+    use ::image::v1::memory::Vma;
+
+    type Parts = (Process, Vec<Thread>, Memory, Files);
+
+    fn whole() -> Parts {
+        let vma = Vma { start: 0x1000, end: 0x3000, ..Vma::default() };
+        let info = vec![0; SIGINFO].into();
+        let thread = Thread { tid: 7, regs: vec![0; 27], pending: vec![info], ..Thread::default() };
+        let open = OpenFile { locks: vec![Lock { start: 3, end: 4, ..Lock::default() }], ..OpenFile::default() };
+        let memory = Memory { vmas: vec![vma], guards: vec![(0x1000, 0x2000)], ..Memory::default() };
+        let files = Files { open: vec![open], fds: vec![Fd::default()], ..Files::default() };
+        (Process { pid: 7, ..Process::default() }, vec![thread], memory, files)
+    }
+
+    /// What is said of an image that is whole but for `spoil`.
+    fn said(spoil: fn(&mut Parts)) -> String {
+        let mut p = whole();
+        spoil(&mut p);
+        sense(&p.0, &p.1, &p.2, &p.3).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn an_image_that_makes_sense_is_not_refused() {
+        assert_eq!(said(|_| ()), "");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        assert_eq!(said(|p| p.2.vmas[0].end = 0x1000), "its mapping 1000-1000 makes no sense");
+        assert_eq!(said(|p| p.2.vmas[0].offset = u64::MAX), "its mapping 1000-3000 ends beyond any file");
+        assert_eq!(said(|p| p.2.guards[0] = (0x2000, 0x1000)), "its guard 2000-1000 makes no sense");
+        assert_eq!(said(|p| p.1[0].regs.truncate(3)), "thread 7 has 3 registers instead of 27");
+        assert_eq!(said(|p| p.1[0].pending[0].truncate(3)), "a pending signal has not 128 bytes");
+        assert_eq!(said(|p| p.0.pending.push(Vec::new().into())), "a pending signal has not 128 bytes");
+        assert_eq!(said(|p| p.3.open[0].locks[0].end = 0), "a lock on  ends before it starts (3, 0)");
+        assert_eq!(said(|p| p.3.fds[0].open = 1), "descriptor 0 is of no open file that it lists");
+    }
 }
