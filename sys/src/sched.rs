@@ -10,6 +10,29 @@ pub fn affinity(tid: i32) -> Vec<u8> {
     b
 }
 
+/// Keeps this thread, and those that it starts meanwhile, off one CPU. Dropped, this thread may run where it might before.
+#[derive(Debug)]
+pub struct KeepOff(nix::sched::CpuSet);
+
+impl KeepOff {
+    /// Keeps off CPU `n`. `None` where there is no other to run on, or it cannot be asked for.
+    pub fn cpu(n: usize) -> Option<KeepOff> {
+        let own = nix::unistd::Pid::from_raw(0);
+        let before = nix::sched::sched_getaffinity(own).ok()?;
+        let mut others = before;
+        others.unset(n).ok()?;
+        nix::sched::sched_setaffinity(own, &others).ok()?;
+        Some(KeepOff(before))
+    }
+}
+
+impl Drop for KeepOff {
+    fn drop(&mut self) {
+        // Refused only if all of these CPUs have been taken from us meanwhile.
+        let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &self.0);
+    }
+}
+
 /// F_GETOWN_EX (type, ID) and F_GETSIG of an open file (fcntl(2)).
 pub fn file_owner(fd: &impl AsFd) -> ((i32, i32), i32) {
     const F_GETOWN_EX: i32 = 16;
@@ -67,5 +90,23 @@ mod tests {
         let mut alone = Command::new("true").spawn().unwrap();
         alone.wait().unwrap();
         assert!(!numbers.used(alone.id() as i32));
+    }
+
+    #[test]
+    fn a_cpu_is_kept_off_and_taken_back() {
+        let before = affinity(0);
+        let count = |mask: &[u8]| mask.iter().map(|b| b.count_ones()).sum::<u32>();
+        let first = (0..before.len() * 8).find(|n| before[n / 8] >> (n % 8) & 1 != 0).expect("a CPU");
+        let off = KeepOff::cpu(first);
+        if count(&before) > 1 {
+            let now = affinity(0);
+            assert_eq!(count(&now), count(&before) - 1);
+            assert_eq!(now[first / 8] >> (first % 8) & 1, 0);
+            assert_eq!(std::thread::spawn(|| affinity(0)).join().expect("a thread"), now, "a thread inherits it");
+        } else {
+            assert!(off.is_none(), "there is no other");
+        }
+        drop(off);
+        assert_eq!(affinity(0), before);
     }
 }

@@ -167,6 +167,9 @@ impl Run<'_> {
         drop(tracer);
 
         self.enter(Phase::Record)?;
+        // from here on program and recorder compete: one CPU is the program's
+        let last = sys::procfs::stat::read(self.pid).ok().and_then(|s| usize::try_from(s.processor).ok());
+        let _off = last.and_then(sys::sched::KeepOff::cpu);
         let mut child = child;
         obs.unseen(&mut child)?;
         let mut record = record::Recorder::new(obs, seen, &snapshot, pause);

@@ -33,10 +33,18 @@ pub(super) struct StoredFrame {
     pub crc: u32,
 }
 
+/// Of a frame that probably cannot be compressed, one page in so many is tried.
+const SAMPLE_STEP: usize = 16;
+/// The whole is tried if that saves one byte in so many.
+const SAMPLE_GAIN: usize = 64;
+
 /// Turns pages into stored frames; one per thread, since it keeps the compressor's tables.
 pub(super) struct Encoder {
     compression: Compression,
     zstd: Option<zstd::bulk::Compressor<'static>>,
+    /// The frame before could not be made smaller: of the next, a sample is tried first.
+    in_vain: bool,
+    sample: Vec<u8>,
 }
 
 impl Encoder {
@@ -46,20 +54,37 @@ impl Encoder {
             Compression::Zstd(level) => zstd::bulk::Compressor::new(level).ok(),
             _ => None,
         };
-        Encoder { compression, zstd }
+        Encoder { compression, zstd, in_vain: false, sample: Vec::new() }
     }
 
     /// Encodes `pages` (1 to 256 of them). `spare` is a buffer to use again; the one that was
     /// not needed comes back beside the frame.
     pub fn encode(&mut self, pages: Vec<u8>, mut spare: Vec<u8>) -> (StoredFrame, Vec<u8>) {
         let count = (pages.len() / PAGE_SIZE) as u32;
-        let (method, bytes, spare) = match self.compress(&pages, &mut spare) {
-            // Less than a page saved is not worth decompressing for.
-            Some(method) if spare.len() + PAGE_SIZE <= pages.len() => (method, spare, pages),
-            _ => (Method::Raw, pages, spare),
+        let found = if self.worth_trying(&pages, &mut spare) { self.compress(&pages, &mut spare) } else { None };
+        // Less than a page saved is not worth decompressing for.
+        let found = found.filter(|_| spare.len() + PAGE_SIZE <= pages.len());
+        self.in_vain = found.is_none();
+        let (method, bytes, spare) = match found {
+            Some(method) => (method, spare, pages),
+            None => (Method::Raw, pages, spare),
         };
         let crc = crc32c::crc32c(&bytes);
         (StoredFrame { method, bytes, pages: count, crc }, spare)
+    }
+
+    /// Whether a frame may become smaller: yes, unless the one before did not and neither does every 16th page of this one.
+    fn worth_trying(&mut self, pages: &[u8], spare: &mut Vec<u8>) -> bool {
+        if !self.in_vain || pages.len() < FRAME_LEN {
+            return true;
+        }
+        let mut sample = std::mem::take(&mut self.sample);
+        sample.clear();
+        pages.chunks_exact(PAGE_SIZE).step_by(SAMPLE_STEP).for_each(|page| sample.extend_from_slice(page));
+        let smaller =
+            self.compress(&sample, spare).is_some() && spare.len() + sample.len() / SAMPLE_GAIN <= sample.len();
+        self.sample = sample;
+        smaller
     }
 
     fn compress(&mut self, pages: &[u8], out: &mut Vec<u8>) -> Option<Method> {

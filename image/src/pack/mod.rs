@@ -6,6 +6,7 @@
 
 mod frame;
 mod reader;
+mod sink;
 mod writer;
 
 pub use frame::{Decoder, Method};

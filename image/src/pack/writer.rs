@@ -1,11 +1,10 @@
 //! Writing a pack: frames are compressed on worker threads and written in order by one more.
 //!
 //! A pack of one frame is written without any thread. Otherwise the caller fills frames, a few
-//! workers compress them, and the output thread hashes and writes them in order while the kernel
-//! is told early to write back: what `finish` then waits for is the tail.
+//! workers compress them, the output thread hashes them in order, and the sink's own thread writes.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -13,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use super::frame::{Encoder, StoredFrame};
+use super::sink::Sink;
 use super::*;
 use crate::error::{Doing, Result};
 use crate::header::{self, Header, HEADER_LEN};
@@ -137,7 +137,7 @@ impl PackWriter {
     /// Hands the full frame on, starting the threads if it is the first.
     fn submit(&mut self) -> io::Result<()> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Failed) {
-            Stage::Inline(output) => Stage::Pipeline(Pipeline::start(*output, self.compression)?),
+            Stage::Inline(output) => Stage::Pipeline(Pipeline::start(*output, &self.path, self.compression)?),
             stage => stage,
         };
         let Stage::Pipeline(pipeline) = &mut self.stage else {
@@ -174,7 +174,7 @@ fn header_block(id: &[u8; 16], compression: Compression) -> Vec<u8> {
 /// The file, its hash and its index as they grow.
 #[derive(Debug)]
 struct Output {
-    file: File,
+    sink: Sink,
     offset: u64,
     hasher: blake3::Hasher,
     index: Vec<u8>,
@@ -182,11 +182,11 @@ struct Output {
 
 impl Output {
     fn new(file: File) -> Output {
-        Output { file, offset: 0, hasher: blake3::Hasher::new(), index: Vec::new() }
+        Output { sink: Sink::Cached(file), offset: 0, hasher: blake3::Hasher::new(), index: Vec::new() }
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
+        self.sink.write(bytes)?;
         self.hasher.update(bytes);
         self.offset += bytes.len() as u64;
         Ok(())
@@ -219,7 +219,7 @@ impl Output {
         let crc = crc32c::crc32c(&footer[..FOOTER_CRC]).to_le_bytes();
         footer[FOOTER_CRC..].copy_from_slice(&crc);
         self.write(&footer)?;
-        self.file.sync_all()?;
+        self.sink.finish()?;
         Ok((self.offset, hash))
     }
 }
@@ -230,7 +230,7 @@ type Job = (Vec<u8>, SyncSender<StoredFrame>);
 /// Buffers to use again: a fresh megabyte costs its page faults.
 type Spares = Arc<Mutex<Vec<Vec<u8>>>>;
 
-/// The threads: workers that compress, one that writes in order, one that starts writeback.
+/// The threads: workers that compress, one that puts the frames in order and hashes them. The sink has one more, which writes.
 #[derive(Debug)]
 struct Pipeline {
     jobs: Option<SyncSender<Job>>,
@@ -244,11 +244,8 @@ struct Pipeline {
 /// Most frames between the caller and the file. Bounds the memory that a slow disk can cost.
 const QUEUE: usize = 16;
 
-/// Bytes written before writeback is started.
-const SYNC_EVERY: u64 = 16 << 20;
-
 impl Pipeline {
-    fn start(output: Output, compression: Compression) -> io::Result<Pipeline> {
+    fn start(mut output: Output, path: &Path, compression: Compression) -> io::Result<Pipeline> {
         let (jobs, job_queue) = mpsc::sync_channel::<Job>(QUEUE);
         let (order, in_order) = mpsc::sync_channel::<Receiver<StoredFrame>>(QUEUE);
         let job_queue = Arc::new(Mutex::new(job_queue));
@@ -270,15 +267,9 @@ impl Pipeline {
             let run = move || work(&queue, &spares, compression);
             pipeline.threads.push(worker.spawn(run)?);
         }
-        let (wake, woken) = mpsc::sync_channel::<()>(1);
-        let file = output.file.try_clone()?;
-        let syncer = thread::Builder::new().name("pack-sync".into());
-        pipeline.threads.push(syncer.spawn(move || {
-            // A failure shows again in finish's own sync, which is the one that counts.
-            woken.iter().for_each(|()| drop(file.sync_data()));
-        })?);
-        let writer = thread::Builder::new().name("pack-write".into());
-        let run = move || write_in_order(output, &in_order, &spares, &wake);
+        output.sink.use_thread(path, output.offset)?;
+        let writer = thread::Builder::new().name("pack-order".into());
+        let run = move || write_in_order(output, &in_order, &spares);
         pipeline.output = Some(writer.spawn(run)?);
         Ok(pipeline)
     }
@@ -347,24 +338,17 @@ fn work(queue: &Mutex<Receiver<Job>>, spares: &Spares, compression: Compression)
     }
 }
 
-/// The output thread: writes the frames in order, and wakes the thread that syncs.
+/// The output thread: writes the frames in order.
 fn write_in_order(
     mut output: Output,
     in_order: &Receiver<Receiver<StoredFrame>>,
     spares: &Spares,
-    wake: &SyncSender<()>,
 ) -> io::Result<Output> {
-    let mut unsynced = 0;
     for to_come in in_order {
         let lost = |_| io::Error::other("a thread of the pack writer panicked");
         let frame = to_come.recv().map_err(lost)?;
         output.write_frame(&frame)?;
-        unsynced += frame.bytes.len() as u64;
         give_spare(spares, frame.bytes);
-        // If it is still busy with what came before, this will be asked again.
-        if unsynced >= SYNC_EVERY && wake.try_send(()).is_ok() {
-            unsynced = 0;
-        }
     }
     Ok(output)
 }
