@@ -97,6 +97,7 @@ fn start(
         log: request.detach.then(|| state.log(name)),
     };
     Ok(Running {
+        redraw: false,
         state: state.clone(),
         name: name.clone(),
         live,

@@ -161,6 +161,7 @@ fn keep(
         status,
         listener: control.keep(),
         pty,
+        redraw: matches!(stdio, Stdio::Caller { terminal: true }),
         started,
         lock: Some(lock),
     })
@@ -177,8 +178,8 @@ fn pids_word(pids: Pids) -> &'static str {
 
 /// What the program's external ends at 0, 1, 2 are connected to.
 enum Stdio {
-    /// Ours, as they are.
-    Caller,
+    /// Ours, as they are; `terminal`: the program had one at 0, 1 or 2.
+    Caller { terminal: bool },
     /// A terminal of its own.
     Pty(Pty),
     /// /dev/null and the log.
@@ -194,7 +195,7 @@ impl Stdio {
         attempted: &str,
     ) -> Result<Stdio> {
         if !request.detach {
-            return Ok(Stdio::Caller);
+            return Ok(Stdio::Caller { terminal: wants_terminal });
         }
         let wants_terminal = engine_calls::wants_terminal(handle)?;
         let log = open_log(&state.log(name))?;
@@ -208,7 +209,7 @@ impl Stdio {
 
     fn numbers(&self) -> [RawFd; 3] {
         match self {
-            Stdio::Caller => [0, 1, 2],
+            Stdio::Caller { .. } => [0, 1, 2],
             Stdio::Pty(pty) => [pty._slave.as_raw_fd(); 3],
             Stdio::Log(null, log) => [null.as_raw_fd(), log.as_raw_fd(), log.as_raw_fd()],
         }
