@@ -29,7 +29,8 @@ pub fn check(state: &StateDir, request: &RestoreRequest) -> Result<Vec<String>> 
     let (handle, spec) = open_checkpoint(state, &request.spec, &attempted)?;
     let name = request.as_name.as_ref().unwrap_or(&spec.name);
     not_live(state, name, &format!("restore {spec}"))?;
-    engine_calls::check(&handle, &options(request, &spec, [0, 1, 2], None))
+    let options = options(request, &spec, [0, 1, 2], None);
+    engine_calls::check(&handle, &with_log(options, &handle, state.log(name))?)
 }
 
 /// Restores a checkpoint as a session. In the foreground it gets our stdio and terminal, and this returns when it has
@@ -72,15 +73,21 @@ fn options<'a>(
         own_session: r.detach,
         external: r.external.clone(),
         external_close: r.external_close,
+        log: None,
         map_path: r.map_path.clone(),
         progress,
     }
 }
 
-/// A detached program's log is its session's: under another name, or elsewhere, it writes to the new one.
+/// A program's log is its session's: detached, also under another name or elsewhere, it writes to that; in the foreground, to our stdout
+/// and stderr.
 fn with_log<'a>(mut o: RestoreOptions<'a>, handle: &CheckpointHandle, log: PathBuf) -> Result<RestoreOptions<'a>> {
-    let old = engine_calls::label(handle, LOG_LABEL)?.map(PathBuf::from).filter(|old| *old != log);
-    o.map_path.extend(old.map(|old| (old, log)));
+    let old = engine_calls::label(handle, LOG_LABEL)?.map(PathBuf::from);
+    if o.own_session {
+        o.map_path.extend(old.filter(|old| *old != log).map(|old| (old, log)));
+    } else {
+        o.log = old;
+    }
     Ok(o)
 }
 
@@ -98,12 +105,18 @@ fn start(
     not_live(state, name, attempted)?;
     let control = control::bind(state, name)?;
     let progress = |p| starting.progress(p);
-    let stdio = Stdio::of(state, name, request, handle, attempted)?;
-    let mut options = options(request, spec, stdio.numbers(), Some(&progress));
-    if request.detach {
-        options = with_log(options, handle, state.log(name))?;
-    }
-    let restored = engine_calls::restore(handle, &options)?;
+    let had_log = state.log(name).exists();
+    let restored = Stdio::of(state, name, request, handle, attempted).and_then(|stdio| {
+        let options = options(request, spec, stdio.numbers(), Some(&progress));
+        let options = with_log(options, handle, state.log(name))?;
+        Ok((engine_calls::restore(handle, &options)?, stdio))
+    });
+    let (restored, stdio) = restored.inspect_err(|_| {
+        if !had_log {
+            // Empty, as nothing ran; and a session with a log is listed.
+            let _ = std::fs::remove_file(state.log(name));
+        }
+    })?;
     let pid = restored.pid;
     let kept = keep(state, name, request, spec, restored, control, stdio, lock, attempted);
     Ok(kept.inspect_err(|_| kill_child(pid))?)
@@ -148,6 +161,7 @@ fn keep(
         pids: Some(pids_word(pids).into()),
         notes,
         log: request.detach.then(|| state.log(name)),
+        redraw: matches!(stdio, Stdio::Caller { terminal: true }),
     };
     let pty = match stdio {
         Stdio::Pty(pty) => Some(pty),
@@ -161,7 +175,6 @@ fn keep(
         status,
         listener: control.keep(),
         pty,
-        redraw: matches!(stdio, Stdio::Caller { terminal: true }),
         started,
         lock: Some(lock),
     })
@@ -194,10 +207,10 @@ impl Stdio {
         handle: &CheckpointHandle,
         attempted: &str,
     ) -> Result<Stdio> {
+        let wants_terminal = engine_calls::wants_terminal(handle)?;
         if !request.detach {
             return Ok(Stdio::Caller { terminal: wants_terminal });
         }
-        let wants_terminal = engine_calls::wants_terminal(handle)?;
         let log = open_log(&state.log(name))?;
         let fail = |what: &str, e: &dyn std::fmt::Display| crate::errors::failed(attempted, what, e);
         if !wants_terminal {
