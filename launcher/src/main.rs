@@ -125,7 +125,9 @@ fn usage(e: &clap::Error) {
 fn behind_dashes(e: &clap::Error, words: &[OsString]) -> Option<String> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     let ContextValue::String(first) = e.get(ContextKind::InvalidArg)? else { return None };
-    let at = words.iter().position(|w| w.to_str() == Some(first))?;
+    // Not the value of an option that happens to be the same.
+    let value = |i: usize| i > 0 && words[i - 1].to_str().is_some_and(|w| matches!(w, "--name" | "--state-dir"));
+    let at = (0..words.len()).find(|i| words[*i].to_str() == Some(first) && !value(*i))?;
     if e.kind() != ErrorKind::UnknownArgument || first.starts_with('-') {
         return None;
     }

@@ -60,6 +60,7 @@ fn a_command_without_dashes_is_shown_with_them() {
     assert!(err.ends_with("\nWrite the command after --: launcher -- sleep 1\n"), "{err}");
     let (_, err) = run(&["--name", "web", "sh", "-c", "echo it's", "--", "x"]);
     assert!(err.ends_with("after --: launcher --name web -- sh -c 'echo it'\\''s' x\n"), "{err}");
+    assert!(run(&["--name", "sh", "sh"]).1.ends_with("after --: launcher --name sh -- sh\n"));
     assert!(!run(&["--no-such-option"]).1.contains("after --:"));
     let (out, err) = run(&["--json", "sleep", "1"]);
     let said: serde_json::Value = serde_json::from_str(&err).unwrap();

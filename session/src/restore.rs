@@ -46,14 +46,12 @@ pub fn restore(
     let (handle, spec) = open_checkpoint(state, &request.spec, &attempted)?;
     let attempted = format!("restore {spec}");
     let name = request.as_name.clone().unwrap_or_else(|| spec.name.clone());
-    front::run(&attempted, request.detach, on_event, |starting| {
-        let new = !state.session(&name).exists();
-        start(state, &name, request, &spec, &handle, starting, &attempted).inspect_err(|_| {
-            if new {
-                registry::forget(state, &name);
-            }
-        })
-    })
+    let before = registry::Before::of(state, &name);
+    let outcome = front::run(&attempted, request.detach, on_event, |starting| {
+        start(state, &name, request, &spec, &handle, starting, &attempted).inspect_err(|_| before.again(state, &name))
+    });
+    // Again: a supervisor that was killed has done nothing.
+    outcome.inspect_err(|_| before.again(state, &name))
 }
 
 fn not_live(state: &StateDir, name: &SessionName, attempted: &str) -> Result<()> {
@@ -105,18 +103,10 @@ fn start(
     not_live(state, name, attempted)?;
     let control = control::bind(state, name)?;
     let progress = |p| starting.progress(p);
-    let had_log = state.log(name).exists();
-    let restored = Stdio::of(state, name, request, handle, attempted).and_then(|stdio| {
-        let options = options(request, spec, stdio.numbers(), Some(&progress));
-        let options = with_log(options, handle, state.log(name))?;
-        Ok((engine_calls::restore(handle, &options)?, stdio))
-    });
-    let (restored, stdio) = restored.inspect_err(|_| {
-        if !had_log {
-            // Empty, as nothing ran; and a session with a log is listed.
-            let _ = std::fs::remove_file(state.log(name));
-        }
-    })?;
+    let stdio = Stdio::of(state, name, request, handle, attempted)?;
+    let options = options(request, spec, stdio.numbers(), Some(&progress));
+    let options = with_log(options, handle, state.log(name))?;
+    let restored = engine_calls::restore(handle, &options)?;
     let pid = restored.pid;
     let kept = keep(state, name, request, spec, restored, control, stdio, lock, attempted);
     Ok(kept.inspect_err(|_| kill_child(pid))?)

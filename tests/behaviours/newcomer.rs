@@ -88,6 +88,19 @@ fn grown(bed: &mut Bed, append: bool) -> Result<()> {
         },
     );
     ensure!(now == expected, "the file holds {now:?}, not {expected:?}");
+    if append {
+        return Ok(());
+    }
+    // As the note says: a copy keeps both.
+    let copy = dir.join("copy");
+    fs::write(&copy, "first\n")?;
+    bed.give(&copy)?;
+    let map = format!("{}={}", out.display(), copy.display());
+    let ran = bed.ctl(&["restore", "shared", "--detach", "--map-path", &map])?.expect(0)?;
+    ensure!(!ran.said().contains("descriptor 1 ("), "the copy has not grown: {}", ran.said());
+    until_ended(bed, "shared")?;
+    let both = (fs::read_to_string(&out)?, fs::read_to_string(&copy)?);
+    ensure!(both == (expected.into(), "first\nlast\n".into()), "the file and its copy hold {both:?}");
     Ok(())
 }
 
@@ -148,7 +161,9 @@ fn refused_leaves_nothing(bed: &mut Bed) -> Result<()> {
     for way in ways {
         let args = [&["restore", "web"], way].concat();
         let detach = way.contains(&"--detach");
-        for (fault, code) in [("restore-read:1:fail", 3), ("restore-build:1:fail", 9), ("restore-wake:1:fail", 9)] {
+        let faults = [("read:1:fail", 3), ("build:1:fail", 9), ("wake:1:fail", 9), ("fill:1:kill-self", 9)];
+        for (fault, code) in faults.map(|(fault, code)| (format!("restore-{fault}"), code)) {
+            let fault = fault.as_str();
             bed.ctl_fault(fault, &args)?.refused(if detach { code } else { 125 }, &["cannot restore web@1"])?;
             same(bed, &format!("{args:?} with {fault}"))?;
         }
