@@ -103,7 +103,10 @@ fn usage(json: bool, e: &clap::Error) -> u8 {
             0
         }
         _ if json => {
-            let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            // All but how the verb is used: what is missing may be on lines of its own.
+            let all = text.split("\n\nUsage:").next().and_then(|t| t.split("\n\nFor more information").next());
+            let why =
+                all.unwrap_or_default().trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
             let error = Error {
                 kind: Kind::Usage,
                 attempted: "understand the command line".into(),

@@ -66,6 +66,8 @@ fn usage_errors_as_json() {
     assert!(e["reasons"][0]["why"].as_str().unwrap().contains("invalid value 'old' for '--pids <PIDS>'"), "{e}");
     let e = s.ctl(&["inspect", "../x", "--json"]).error("usage", 2);
     assert_eq!(e["reasons"][0]["object"], "name \"../x\"");
+    let e = s.ctl(&["--json", "export", "web"]).error("usage", 2);
+    assert_eq!(e["reasons"][0]["why"], "the following required arguments were not provided: <FILE>");
     // After -- it is an argument.
     assert_eq!(s.ctl(&["restore", "--", "--json", "x"]).stdout, "");
 }

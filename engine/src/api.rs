@@ -104,6 +104,9 @@ pub struct RestoreOptions<'a> {
     pub external: BTreeMap<i32, External>,
     /// Close all external descriptors that `external` does not name.
     pub external_close: bool,
+    /// The log of the session that the checkpoint is of: what is open on it for writing is an external end of ours, which is connected
+    /// to 1 and 2 of `stdio`. None: it is a file like any other.
+    pub log: Option<PathBuf>,
     /// Path prefixes to exchange: (old, new).
     pub map_path: Vec<(PathBuf, PathBuf)>,
     /// Told how far it is.

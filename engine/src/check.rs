@@ -148,13 +148,14 @@ impl Check<'_> {
         for (what, path) in [("working directory", &p.cwd), ("root directory", &p.root)] {
             let path = self.here(path);
             let shown = path.display();
-            let why = match std::fs::metadata(&path) {
+            let create = format!("create it or pass --map-path {shown}=DIR");
+            let (why, remedy) = match std::fs::metadata(&path) {
                 Ok(m) if m.is_dir() && may(&path, nix::unistd::AccessFlags::X_OK) => continue,
-                Ok(m) if m.is_dir() => "you may not enter it".to_string(),
-                Ok(_) => "is not a directory".to_string(),
-                Err(e) => in_words(&e),
+                Ok(m) if m.is_dir() => ("you may not enter it".to_string(), RIGHT.to_string()),
+                Ok(_) => ("is not a directory".to_string(), create),
+                Err(e) => (in_words(&path, &e), remedy(&e, &create)),
             };
-            self.refuse(format!("{what} {shown}"), why, format!("create it or pass --map-path {shown}=DIR"));
+            self.refuse(format!("{what} {shown}"), why, remedy);
         }
         if &p.root[..] != b"/" && !p.root.is_empty() && !self.rights.has(CAP_SYS_CHROOT) {
             let why = "entering a root directory needs CAP_SYS_CHROOT";
@@ -169,7 +170,7 @@ impl Check<'_> {
             return;
         }
         if let Err(e) = std::fs::metadata(&path) {
-            self.notes.push(format!("/proc/PID/exe will not lead to {}: {}", path.display(), in_words(&e)));
+            self.notes.push(format!("/proc/PID/exe will not lead to {}: {}", path.display(), in_words(&path, &e)));
         }
     }
 
@@ -196,6 +197,7 @@ impl Check<'_> {
             match remaker(f.kind) {
                 Some(k) => {
                     self.reasons.extend(k.check(&c, f));
+                    self.notes.extend(k.notes(&c, f));
                     self.reasons.extend(crate::objects::locks::check(&c, f));
                 }
                 None => {
@@ -286,10 +288,10 @@ fn mapped_file(f: &MappedFile, path: &Path, private: bool, shared_end: Option<u6
     let meta = match std::fs::metadata(path) {
         Ok(m) if m.is_file() => m,
         Ok(_) => return Some(("it is not a regular file any more".into(), back())),
-        Err(e) => return Some((in_words(&e), "put it back, or pass --map-path OLD=NEW".into())),
+        Err(e) => return Some((in_words(path, &e), remedy(&e, PUT_BACK))),
     };
     if let Err(e) = std::fs::OpenOptions::new().read(true).write(shared_end.is_some() && f.writable).open(path) {
-        return Some((in_words(&e), "give yourself the right, or restore as its user".into()));
+        return Some((in_words(path, &e), RIGHT.into()));
     }
     if let Some(end) = shared_end.filter(|end| meta.size() < *end && meta.size() < f.size) {
         return Some((format!("it has only {} bytes, and is mapped up to byte {end}", meta.size()), back()));
@@ -316,13 +318,28 @@ fn may(path: &Path, flags: nix::unistd::AccessFlags) -> bool {
     nix::unistd::faccessat(nix::fcntl::AT_FDCWD, path, flags, nix::fcntl::AtFlags::AT_EACCESS).is_ok()
 }
 
-/// The usual answers of the system in words that fit behind a name.
-pub fn in_words(e: &std::io::Error) -> String {
+/// The usual answers of the system about a path in words that fit behind its name.
+pub fn in_words(path: &Path, e: &std::io::Error) -> String {
+    let closed = || path.ancestors().skip(1).filter(|dir| !may(dir, nix::unistd::AccessFlags::X_OK)).last();
     match e.kind() {
         std::io::ErrorKind::NotFound => "does not exist".into(),
-        std::io::ErrorKind::PermissionDenied => "you may not open it".into(),
+        std::io::ErrorKind::PermissionDenied => match closed() {
+            Some(dir) => format!("permission denied: {} may not be searched", dir.display()),
+            None => "permission denied: you may not open it".into(),
+        },
         _ => e.to_string(),
     }
+}
+
+/// What to do about a missing file.
+pub const PUT_BACK: &str = "put it back, or pass --map-path OLD=NEW";
+/// What to do about a file that may not be opened.
+const RIGHT: &str =
+    "give yourself the right (chmod, chown), restore as its owner or as root, or pass --map-path OLD=NEW";
+
+/// What to do about such an answer; `missing` if nothing is there.
+pub fn remedy(e: &std::io::Error, missing: &str) -> String {
+    if e.kind() == std::io::ErrorKind::PermissionDenied { RIGHT } else { missing }.into()
 }
 
 fn limit(n: u64) -> String {

@@ -13,7 +13,7 @@ pub mod objects;
 mod restore;
 
 pub use api::*;
-pub use capture::{checkpoint, preflight};
+pub use capture::{checkpoint, inherited, preflight};
 pub use error::{Error, Kind, Reason};
 pub use inspect::{inspect, Descriptor, Summary};
 pub use restore::{check, label, restore, wants_terminal, Phase as RestorePhase};

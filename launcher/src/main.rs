@@ -69,13 +69,17 @@ struct Args {
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
+        Err(e) if e.use_stderr() => {
+            usage(&e);
+            return ExitCode::from(session::EXIT_FAILED);
+        }
         Err(e) => {
-            let code = if e.use_stderr() { session::EXIT_FAILED } else { 0 };
-            // Where even that cannot be printed, the exit code must do.
+            // Help or version. Where even that cannot be printed, there is nobody to tell.
             let _ = e.print();
-            return ExitCode::from(code);
+            return ExitCode::SUCCESS;
         }
     };
+    warn_of_inherited(&args);
     match run(&args) {
         Ok(Outcome::Running(_)) => ExitCode::SUCCESS,
         Ok(Outcome::Ended { code }) => ExitCode::from(code),
@@ -92,6 +96,78 @@ fn main() -> ExitCode {
             ExitCode::from(e.code)
         }
     }
+}
+
+/// Says what is wrong with the command line; in JSON if that is asked for, which is not known by clap yet.
+fn usage(e: &clap::Error) {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let given = |option: &str| words.iter().take_while(|w| *w != "--").any(|w| w == option);
+    let text = e.render().to_string();
+    let all = text.split("\n\nUsage:").next().and_then(|t| t.split("\n\nFor more information").next());
+    let why = all.unwrap_or_default().trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let tip = behind_dashes(e, &words);
+    if given("--json") {
+        let remedy = tip.unwrap_or_else(|| "launcher --help shows how it is used".into());
+        let reasons = [serde_json::json!({ "object": "command line", "why": why, "remedy": remedy })];
+        let said = serde_json::json!({
+            "event": "failed", "attempted": "understand the command line", "reasons": reasons, "exit": session::EXIT_FAILED,
+        });
+        say(given("--detach"), &said.to_string());
+    } else {
+        eprint!("{text}");
+        if let Some(tip) = tip {
+            eprintln!("\n{tip}");
+        }
+    }
+}
+
+/// The command was not written after `--`: how it is.
+fn behind_dashes(e: &clap::Error, words: &[OsString]) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let ContextValue::String(first) = e.get(ContextKind::InvalidArg)? else { return None };
+    // Not the value of an option that happens to be the same.
+    let value = |i: usize| i > 0 && words[i - 1].to_str().is_some_and(|w| matches!(w, "--name" | "--state-dir"));
+    let at = (0..words.len()).find(|i| words[*i].to_str() == Some(first) && !value(*i))?;
+    if e.kind() != ErrorKind::UnknownArgument || first.starts_with('-') {
+        return None;
+    }
+    let quoted = |w: &OsString| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_./=:@%+,-".contains(c);
+        let w = w.to_string_lossy();
+        if !w.is_empty() && w.chars().all(plain) {
+            w.into_owned()
+        } else {
+            format!("'{}'", w.replace('\'', "'\\''"))
+        }
+    };
+    let (options, command) = words.split_at(at);
+    let mut typed = vec!["launcher".to_owned()];
+    typed.extend(options.iter().map(quoted));
+    typed.push("--".into());
+    typed.extend(command.iter().filter(|w| *w != "--").map(quoted));
+    Some(format!("Write the command after --: {}", typed.join(" ")))
+}
+
+/// What the program inherits and cannot be checkpointed with; it runs all the same.
+fn warn_of_inherited(args: &Args) {
+    // Where it cannot be told, the checkpoint will.
+    let found = engine::inherited().unwrap_or_default();
+    if args.quiet || found.is_empty() {
+        return;
+    }
+    if args.json {
+        let each =
+            |(fds, r): &(Vec<i32>, engine::Reason)| serde_json::json!({ "fds": fds, "object": r.object, "why": r.why });
+        let said = serde_json::json!({ "event": "inherited", "refused": found.iter().map(each).collect::<Vec<_>>() });
+        return say(args.detach, &said.to_string());
+    }
+    let what: Vec<String> = found.iter().map(|(_, r)| format!("{}: {}", r.object, r.why)).collect();
+    let close: Vec<String> = found.iter().flat_map(|(fds, _)| fds).map(|fd| format!("{fd}>&-")).collect();
+    eprintln!(
+        "launcher: a checkpoint will be refused for what the program inherits, unless it closes it: {}; start it with {}",
+        what.join("; "),
+        close.join(" ")
+    );
 }
 
 fn run(args: &Args) -> Result<Outcome, LaunchError> {

@@ -37,8 +37,40 @@ fn what_cannot_be_started_is_126_or_127_with_a_reason() {
     let (status, _, err) = s.run(&["--detach", "--name", "web"], &[script.to_str().unwrap()]);
     assert_eq!(status.code(), Some(126));
     assert!(err.contains("permission denied; make it executable (chmod +x)"), "{err}");
+    let (status, _, err) = s.run(&["--name", "web"], &[s.dir.path().to_str().unwrap()]);
+    assert_eq!(status.code(), Some(126));
+    assert_eq!(
+        err,
+        "launcher: cannot launch web: the command: it is a directory; name a program, in it or elsewhere\n"
+    );
     assert!(session::list(&s.state()).unwrap().is_empty());
     assert_eq!(std::fs::read_dir(s.state().sessions()).unwrap().count(), 0, "no folder is left");
+}
+
+#[test]
+fn a_command_without_dashes_is_shown_with_them() {
+    let run = |args: &[&str]| {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_launcher")).args(args).output().unwrap();
+        let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
+        assert_eq!(out.status.code(), Some(125), "{args:?}");
+        (text(&out.stdout), text(&out.stderr))
+    };
+    let (_, err) = run(&["sleep", "1"]);
+    assert!(err.starts_with("error: unexpected argument 'sleep' found\n"), "{err}");
+    assert!(err.ends_with("\nWrite the command after --: launcher -- sleep 1\n"), "{err}");
+    let (_, err) = run(&["--name", "web", "sh", "-c", "echo it's", "--", "x"]);
+    assert!(err.ends_with("after --: launcher --name web -- sh -c 'echo it'\\''s' x\n"), "{err}");
+    assert!(run(&["--name", "sh", "sh"]).1.ends_with("after --: launcher --name sh -- sh\n"));
+    assert!(!run(&["--no-such-option"]).1.contains("after --:"));
+    let (out, err) = run(&["--json", "sleep", "1"]);
+    let said: serde_json::Value = serde_json::from_str(&err).unwrap();
+    assert_eq!((out.as_str(), &said["event"], &said["exit"]), ("", &"failed".into(), &125.into()));
+    assert_eq!(said["reasons"][0]["why"], "unexpected argument 'sleep' found");
+    assert_eq!(said["reasons"][0]["remedy"], "Write the command after --: launcher --json -- sleep 1");
+    let (out, err) = run(&["--json", "--detach"]);
+    let said: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let why = "the following required arguments were not provided: <COMMAND>...";
+    assert_eq!((err.as_str(), &said["reasons"][0]["why"]), ("", &why.into()));
 }
 
 #[test]
@@ -83,11 +115,9 @@ fn a_name_is_made_from_the_command_and_printed() {
 #[test]
 fn no_descriptor_of_ours_reaches_the_program() {
     let s = Sandbox::new();
-    // What this test itself was started with is passed on; only what we add counts.
     let list = ["python3", "-c", "import os; print(sorted(os.readlink('/proc/self/fd/' + f) for f in os.listdir('/proc/self/fd') if int(f) > 2 and os.path.exists('/proc/self/fd/' + f)))"];
-    let without = std::process::Command::new(list[0]).args(&list[1..]).output().unwrap();
     let (_, with, _) = s.run(&["--quiet"], &list);
-    assert_eq!(with, String::from_utf8(without.stdout).unwrap());
+    assert_eq!(with, "[]\n");
     let detached = s.detached("fds", &list);
     detached.wait();
     let log = std::fs::read_to_string(s.state().log(&session::name::parse("fds").unwrap())).unwrap();

@@ -163,6 +163,8 @@ pub struct Started {
     pub notes: Vec<String>,
     /// Where the output goes, of a detached session.
     pub log: Option<PathBuf>,
+    /// Restored, it has another terminal than before, or one with other content: it should draw anew.
+    pub redraw: bool,
 }
 
 /// What happens while a session is started and runs in the foreground.

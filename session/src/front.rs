@@ -312,6 +312,11 @@ impl<'a> Front<'a> {
                 let _ = std::io::stdout().flush();
                 let_go_of_stdio(false);
                 self.give_terminal();
+                if started.redraw && self.terminal.is_some() {
+                    // As a resize says it. Who has no handler for it never notices.
+                    let resized = ToSupervisor::Signal { sig: libc::SIGWINCH, from: 0, stops: self.stops };
+                    let _ = self.conn.send(&resized, crate::control::PATIENCE);
+                }
             }
             // It woke in a process group of its own and wanted the terminal before it was given.
             ToFront::Stopped { sig: libc::SIGTTIN | libc::SIGTTOU, .. } if self.terminal_was_late() => {}

@@ -8,8 +8,10 @@ use crate::{control, name, Event, LaunchError, LaunchRequest, Live, Mode, Outcom
 use crate::{EXIT_CANNOT_EXECUTE, EXIT_NOT_FOUND};
 use engine::{Error, Kind};
 use image::SessionName;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Starts a command as a session. In the foreground (`detach` false) it has our stdio and terminal, and this returns when it has
@@ -60,7 +62,7 @@ fn start(
         command.stdin(Stdio::null()).stdout(copy(&log, attempted)?).stderr(log);
     }
     let prepared = sys::spawn::prepare(&mut command, starting.inherited, request.detach)
-        .map_err(|e| cannot_start(attempted, &e))?;
+        .map_err(|e| cannot_start(attempted, &request.argv[0], &e))?;
     let pid = prepared.pid();
     // Our child, unreaped as yet: the PID is its own.
     let program =
@@ -84,7 +86,7 @@ fn start(
             // Empty, as nothing ran.
             let _ = std::fs::remove_file(state.log(name));
         }
-        cannot_start(attempted, &e)
+        cannot_start(attempted, &request.argv[0], &e)
     })?;
     let started = Started {
         name: name.to_string(),
@@ -95,6 +97,7 @@ fn start(
         pids: None,
         notes: Vec::new(),
         log: request.detach.then(|| state.log(name)),
+        redraw: false,
     };
     Ok(Running {
         state: state.clone(),
@@ -120,7 +123,18 @@ pub(crate) fn kill_child(pid: i32) {
 }
 
 /// What exec (or fork) said, with the exit code that shells use for it.
-fn cannot_start(attempted: &str, e: &io::Error) -> LaunchError {
+fn cannot_start(attempted: &str, command: &OsStr, e: &io::Error) -> LaunchError {
+    let path = Path::new(command);
+    if e.raw_os_error() == Some(libc::EACCES) && command.as_encoded_bytes().contains(&b'/') && path.is_dir() {
+        let error = Error::new(
+            Kind::Refused,
+            attempted,
+            "the command",
+            "it is a directory",
+            "name a program, in it or elsewhere",
+        );
+        return LaunchError { code: EXIT_CANNOT_EXECUTE, error };
+    }
     let (code, kind, remedy) = match e.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => (
             EXIT_NOT_FOUND,

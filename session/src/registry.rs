@@ -120,6 +120,33 @@ pub(crate) fn unregister(state: &StateDir, name: &SessionName, how: &str) {
     }
 }
 
+/// What there was of a session before a restore that may fail.
+pub(crate) struct Before {
+    folder: bool,
+    log: bool,
+}
+
+impl Before {
+    pub(crate) fn of(state: &StateDir, name: &SessionName) -> Before {
+        Before { folder: state.session(name).exists(), log: state.log(name).exists() }
+    }
+
+    /// It failed: takes away what was made for it, unless somebody else is at the session meanwhile.
+    pub(crate) fn again(&self, state: &StateDir, name: &SessionName) {
+        if !self.log && state.log(name).exists() {
+            let Ok(_lock) = Lock::take(state, name, "tidy up") else { return };
+            let empty = fs::metadata(state.log(name)).is_ok_and(|m| m.len() == 0);
+            if empty && matches!(live(state, name), Ok(None)) {
+                // One that stays is listed as a session that has ended.
+                let _ = fs::remove_file(state.log(name));
+            }
+        }
+        if !self.folder && state.session(name).exists() {
+            forget(state, name);
+        }
+    }
+}
+
 /// Removes the folder of a session of which nothing is left, unless somebody is at it or anything else lies in it.
 pub(crate) fn forget(state: &StateDir, name: &SessionName) {
     let Ok(_lock) = Lock::take(state, name, "tidy up") else { return };

@@ -29,7 +29,8 @@ pub fn check(state: &StateDir, request: &RestoreRequest) -> Result<Vec<String>> 
     let (handle, spec) = open_checkpoint(state, &request.spec, &attempted)?;
     let name = request.as_name.as_ref().unwrap_or(&spec.name);
     not_live(state, name, &format!("restore {spec}"))?;
-    engine_calls::check(&handle, &options(request, &spec, [0, 1, 2], None))
+    let options = options(request, &spec, [0, 1, 2], None);
+    engine_calls::check(&handle, &with_log(options, &handle, state.log(name))?)
 }
 
 /// Restores a checkpoint as a session. In the foreground it gets our stdio and terminal, and this returns when it has
@@ -45,14 +46,12 @@ pub fn restore(
     let (handle, spec) = open_checkpoint(state, &request.spec, &attempted)?;
     let attempted = format!("restore {spec}");
     let name = request.as_name.clone().unwrap_or_else(|| spec.name.clone());
-    front::run(&attempted, request.detach, on_event, |starting| {
-        let new = !state.session(&name).exists();
-        start(state, &name, request, &spec, &handle, starting, &attempted).inspect_err(|_| {
-            if new {
-                registry::forget(state, &name);
-            }
-        })
-    })
+    let before = registry::Before::of(state, &name);
+    let outcome = front::run(&attempted, request.detach, on_event, |starting| {
+        start(state, &name, request, &spec, &handle, starting, &attempted).inspect_err(|_| before.again(state, &name))
+    });
+    // Again: a supervisor that was killed has done nothing.
+    outcome.inspect_err(|_| before.again(state, &name))
 }
 
 fn not_live(state: &StateDir, name: &SessionName, attempted: &str) -> Result<()> {
@@ -72,15 +71,21 @@ fn options<'a>(
         own_session: r.detach,
         external: r.external.clone(),
         external_close: r.external_close,
+        log: None,
         map_path: r.map_path.clone(),
         progress,
     }
 }
 
-/// A detached program's log is its session's: under another name, or elsewhere, it writes to the new one.
+/// A program's log is its session's: detached, also under another name or elsewhere, it writes to that; in the foreground, to our stdout
+/// and stderr.
 fn with_log<'a>(mut o: RestoreOptions<'a>, handle: &CheckpointHandle, log: PathBuf) -> Result<RestoreOptions<'a>> {
-    let old = engine_calls::label(handle, LOG_LABEL)?.map(PathBuf::from).filter(|old| *old != log);
-    o.map_path.extend(old.map(|old| (old, log)));
+    let old = engine_calls::label(handle, LOG_LABEL)?.map(PathBuf::from);
+    if o.own_session {
+        o.map_path.extend(old.filter(|old| *old != log).map(|old| (old, log)));
+    } else {
+        o.log = old;
+    }
     Ok(o)
 }
 
@@ -99,10 +104,8 @@ fn start(
     let control = control::bind(state, name)?;
     let progress = |p| starting.progress(p);
     let stdio = Stdio::of(state, name, request, handle, attempted)?;
-    let mut options = options(request, spec, stdio.numbers(), Some(&progress));
-    if request.detach {
-        options = with_log(options, handle, state.log(name))?;
-    }
+    let options = options(request, spec, stdio.numbers(), Some(&progress));
+    let options = with_log(options, handle, state.log(name))?;
     let restored = engine_calls::restore(handle, &options)?;
     let pid = restored.pid;
     let kept = keep(state, name, request, spec, restored, control, stdio, lock, attempted);
@@ -148,6 +151,7 @@ fn keep(
         pids: Some(pids_word(pids).into()),
         notes,
         log: request.detach.then(|| state.log(name)),
+        redraw: matches!(stdio, Stdio::Caller { terminal: true }),
     };
     let pty = match stdio {
         Stdio::Pty(pty) => Some(pty),
@@ -177,8 +181,8 @@ fn pids_word(pids: Pids) -> &'static str {
 
 /// What the program's external ends at 0, 1, 2 are connected to.
 enum Stdio {
-    /// Ours, as they are.
-    Caller,
+    /// Ours, as they are; `terminal`: the program had one at 0, 1 or 2.
+    Caller { terminal: bool },
     /// A terminal of its own.
     Pty(Pty),
     /// /dev/null and the log.
@@ -193,10 +197,10 @@ impl Stdio {
         handle: &CheckpointHandle,
         attempted: &str,
     ) -> Result<Stdio> {
-        if !request.detach {
-            return Ok(Stdio::Caller);
-        }
         let wants_terminal = engine_calls::wants_terminal(handle)?;
+        if !request.detach {
+            return Ok(Stdio::Caller { terminal: wants_terminal });
+        }
         let log = open_log(&state.log(name))?;
         let fail = |what: &str, e: &dyn std::fmt::Display| crate::errors::failed(attempted, what, e);
         if !wants_terminal {
@@ -208,7 +212,7 @@ impl Stdio {
 
     fn numbers(&self) -> [RawFd; 3] {
         match self {
-            Stdio::Caller => [0, 1, 2],
+            Stdio::Caller { .. } => [0, 1, 2],
             Stdio::Pty(pty) => [pty._slave.as_raw_fd(); 3],
             Stdio::Log(null, log) => [null.as_raw_fd(), log.as_raw_fd(), log.as_raw_fd()],
         }

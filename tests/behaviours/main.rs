@@ -2,6 +2,7 @@
 mod external;
 mod invisible;
 mod matrix;
+mod newcomer;
 mod refusal;
 mod sessions;
 mod terminal;
@@ -18,6 +19,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     let mut all = matrix::cases(stage)?;
     all.extend(external::cases());
     all.extend(invisible::cases());
+    all.extend(newcomer::cases());
     all.extend(refusal::cases());
     all.extend(sessions::cases());
     all.extend(terminal::cases());

@@ -11,6 +11,12 @@ pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(Case::each("terminal/another", another));
     all.extend(Case::each("terminal/another-by-pid", another_by_pid));
+    for (name, door) in [("launched", Door::Terminal), ("by-pid", Door::OnTerminal)] {
+        for (what, size) in [("another-size", (40, 100)), ("the-same-size", (24, 80))] {
+            let body = move |bed: &mut Bed| redrawn(bed, door, size);
+            all.extend(Case::each(&format!("terminal/redrawn-{name}-{what}"), body));
+        }
+    }
     all.extend(Case::each("terminal/job-control", job_control));
     all.extend(Case::each("terminal/progress", progress).into_iter().map(|c| c.limit(60)));
     all
@@ -38,6 +44,62 @@ fn onto_another(bed: &mut Bed, door: Door) -> Result<()> {
     let proof = target.prove(bed);
     bed.log.push(format!("the new terminal shows: {}", pty.said()));
     proof.map(|_| ())
+}
+
+/// Says each SIGWINCH with the size of its terminal; the marks are not in this text, which a terminal may echo.
+const DRAWS: &str = "
+import os, signal, sys
+def draw(*_):
+    size = os.get_terminal_size(0)
+    os.write(1, b'<winch %d %d>' % (size.lines, size.columns))
+signal.signal(signal.SIGWINCH, draw)
+os.write(1, b'<started>')
+open('ready', 'w').close()
+while True:
+    line = sys.stdin.readline()
+    os.write(1, b'<got ' + line.strip().encode() + b'>')
+    if line.strip() == 'end': sys.exit(0)
+";
+
+/// Restored in the foreground of a terminal it gets one SIGWINCH, once the terminal is its own, and is told the size of that one.
+fn redrawn(bed: &mut Bed, door: Door, size: (u16, u16)) -> Result<()> {
+    let dir = bed.folder()?;
+    let first = Pty::new((24, 80))?;
+    let words = ["python3", "-c", DRAWS];
+    let mut c = match door {
+        Door::Terminal => bed.launcher_command(&[&["--name", "draws", "--json", "--"], &words[..]].concat()),
+        _ => bed.command(words[0]),
+    };
+    if door != Door::Terminal {
+        c.args(&words[1..]);
+    }
+    c.current_dir(&dir);
+    let mut child = first.spawn(bed, &mut c)?;
+    drop(c);
+    run::until("python ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    if door == Door::Terminal {
+        first.wait_for("\"started\"")?;
+        bed.ctl(&["checkpoint", "draws", "--kill"])?.expect(0)?;
+    } else {
+        bed.ctl(&["checkpoint", "--pid", &child.id().to_string(), "--name", "draws", "--kill"])?.expect(0)?;
+    }
+    run::end(&mut child, "the first run", LIMIT)?;
+    bed.let_go(&child);
+    let mut second = Pty::new(size)?;
+    let mut restore = bed.ctl_command(&["restore", "draws"]);
+    let mut child = second.spawn(bed, &mut restore)?;
+    drop(restore);
+    let told = format!("<winch {} {}>", size.0, size.1);
+    second.wait_for(&told)?;
+    second.type_in("one\nend\n")?;
+    second.wait_for("<got end>")?;
+    let status = run::end(&mut child, "ctl restore", LIMIT)?;
+    bed.let_go(&child);
+    let said = second.said();
+    ensure!(status.success(), "ctl restore: {status}: {said}");
+    ensure!(said.matches("<winch").count() == 1, "one SIGWINCH: {said}");
+    ensure!(!first.said().contains("<winch"), "on the first terminal nothing changed: {}", first.said());
+    Ok(())
 }
 
 /// Reads lines and answers them; says CONT when it was continued and INT on Ctrl-C.

@@ -1,5 +1,6 @@
 //! How it must fail: each with its documented exit code and a message that says what to do next, the target unharmed, and the
 //! store as it was.
+mod harness;
 mod input;
 mod kills;
 mod phases;
@@ -12,7 +13,8 @@ use dormouse_tests::runner;
 
 fn main() -> std::process::ExitCode {
     runner::main(|_| {
-        let mut all = input::cases();
+        let mut all = harness::cases();
+        all.extend(input::cases());
         all.extend(kills::cases());
         all.extend(phases::cases());
         all.extend(restores::cases());

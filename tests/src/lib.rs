@@ -6,7 +6,7 @@
 //! (that is in `behaviours/`, `apps/` and `faults/`).
 //!
 //! Each case runs in a process of its own, which is a subreaper: whatever it starts ends up below it, and when the case is
-//! over nothing may be left there. It kills only what is below it.
+//! over nothing may be left there. It kills only what is below it. A run that is killed itself has a watcher ([`mod@watch`]).
 
 pub mod bed;
 pub mod case;
@@ -20,6 +20,7 @@ pub mod store;
 pub mod sys;
 pub mod target;
 pub mod unharmed;
+pub mod watch;
 pub mod who;
 
 pub use bed::Bed;

@@ -1,7 +1,7 @@
 //! Runs cases: each in a process of its own, a few at a time, with a time limit; says how a failure is run again.
 use crate::case::{Case, Skip, PERMITTED_SKIPS};
 use crate::stage::Stage;
-use crate::{proc, run, sys, Bed};
+use crate::{proc, run, sys, watch, Bed};
 use anyhow::{bail, ensure, Context, Result};
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -34,6 +34,9 @@ struct Options {
     repeat: usize,
     /// This one, in this process.
     run: Option<String>,
+    /// Which part of a run this process has: the watcher's, the runner's.
+    watch: bool,
+    watched: bool,
 }
 
 /// The main function of a test: runs the cases that `cases` gives.
@@ -59,6 +62,8 @@ fn options() -> Result<Options> {
             "--list" => o.list = true,
             "--full" => o.full = true,
             "--run" => o.run = args.next(),
+            watch::WATCH => o.watch = true,
+            watch::WATCHED => o.watched = true,
             "--jobs" | "--test-threads" => o.jobs = args.next().context("--jobs N")?.parse()?,
             "--repeat" => o.repeat = args.next().context("--repeat N")?.parse()?,
             // What libtest understands and cargo or people may pass.
@@ -76,6 +81,12 @@ fn act(o: &Options, cases: impl Fn(&Stage) -> Result<Vec<Case>>) -> Result<u8> {
         let stage = Stage::given()?;
         let case = cases(&stage)?.into_iter().find(|c| c.name == *name);
         return Ok(one(&case.with_context(|| format!("there is no case {name}"))?));
+    }
+    if o.watch {
+        return watch::watch();
+    }
+    if !o.list && !o.watched {
+        return watch::run();
     }
     let stage = Stage::make()?;
     let all = cases(&stage).map(|all| chosen(o, all));
@@ -165,7 +176,12 @@ impl<'a> Runs<'a> {
     }
 
     fn go(mut self) -> Result<u8> {
+        let watcher = nix::unistd::getppid();
         loop {
+            if nix::unistd::getppid() != watcher {
+                watch::end_all_below();
+                bail!("the watcher of this run was killed");
+            }
             while self.running.len() < self.jobs {
                 let Some(case) = self.waiting.pop_front() else { break };
                 let running = self.start(case)?;

@@ -32,13 +32,18 @@ impl Stage {
         Ok(Stage { path })
     }
 
+    /// The one of a runner, by its PID.
+    pub fn of(runner: u32) -> Stage {
+        let root = std::env::var_os("DORMOUSE_TEST_DIR").map_or("/var/tmp".into(), PathBuf::from);
+        Stage { path: root.join(format!("dmt-{runner}")) }
+    }
+
     /// Makes one: builds the behaviour programs and copies them with launcher, ctl and the examples.
     pub fn make() -> Result<Stage> {
         let profile = profile()?;
         let programs = profile.join("../programs");
         build_programs(&programs)?;
-        let root = std::env::var_os("DORMOUSE_TEST_DIR").map_or("/var/tmp".into(), PathBuf::from);
-        let stage = Stage { path: root.join(format!("dmt-{}", std::process::id())) };
+        let stage = Stage::of(std::process::id());
         fs::DirBuilder::new()
             .mode(0o755)
             .create(&stage.path)

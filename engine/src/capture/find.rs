@@ -337,6 +337,19 @@ fn refused(all: &[FileView], pid: i32) -> Vec<(Key, Vec<Reason>)> {
     all.iter().map(|f| (key(f), objects::inspect(f, all, pid))).filter(|(_, r)| !r.is_empty()).collect()
 }
 
+/// What a program that this process starts would inherit beyond 0, 1, 2, and because of which it would be refused: the descriptors of each,
+/// and the reason.
+pub fn inherited() -> Result<Vec<(Vec<i32>, Reason)>> {
+    let me = std::process::id() as i32;
+    let mut all = files::list(me, false).map_err(|f| explain(f, "look at own descriptors", "find", false))?;
+    all.iter_mut().for_each(|f| f.fds.retain(|(_, cloexec)| !cloexec));
+    all.retain(|f| !f.fds.is_empty());
+    files::mark_ends(me, &mut all);
+    let numbers = |f: &FileView| f.fds.iter().map(|(fd, _)| *fd).collect::<Vec<_>>();
+    let beyond = all.iter().filter(|f| f.stdio() < 0);
+    Ok(beyond.filter_map(|f| Some((numbers(f), objects::inspect(f, &all, me).into_iter().next()?))).collect())
+}
+
 /// EI_CLASS of its executable: 1 for 32-bit, 2 for 64-bit (elf(5)).
 fn elf_class(pid: i32) -> Option<u8> {
     let mut head = [0; 5];

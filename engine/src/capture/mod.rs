@@ -9,7 +9,7 @@ mod threads;
 mod unseen;
 
 pub use files::{FileView, SocketView};
-pub use find::{survey, Survey};
+pub use find::{inherited, survey, Survey};
 pub(crate) use memory::build_id;
 pub use observe::Observer;
 

@@ -39,8 +39,16 @@ fn named(f: &FileView) -> Named {
 
 /// The name still leads to the file that is open.
 fn check_name(f: &FileView) -> Vec<Reason> {
-    let same = std::fs::metadata(f.path()).is_ok_and(|m| f.stat.as_ref().is_some_and(|s| s.ino == m.ino()));
-    if same {
+    let meta = std::fs::metadata(f.path());
+    if let Some(e) = meta.as_ref().err().filter(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
+        let why = format!("a restore could not open it: {}", crate::check::in_words(f.path(), e));
+        return vec![Reason::new(
+            f.describe(),
+            why,
+            "give yourself the right (chmod, chown), or let the program close it",
+        )];
+    }
+    if meta.is_ok_and(|m| f.stat.as_ref().is_some_and(|s| s.ino == m.ino())) {
         return Vec::new();
     }
     vec![Reason::new(

@@ -36,6 +36,11 @@ pub trait Remake: Sync {
         Vec::new()
     }
 
+    /// What will not be as it was, a line each.
+    fn notes(&self, _c: &Checker<'_>, _f: &OpenFile) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Makes it; `id` is its index in [`::image::v1::files::Files::open`].
     fn make(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<Made>;
 

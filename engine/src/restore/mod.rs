@@ -129,7 +129,8 @@ pub fn restore(handle: &CheckpointHandle, o: &RestoreOptions<'_>) -> Result<Rest
 /// Everything that would make a restore fail, at once; nothing is changed. Gives what would change, a line each.
 pub fn check(handle: &CheckpointHandle, o: &RestoreOptions<'_>) -> Result<Vec<String>> {
     let attempted = format!("restore {}", o.what);
-    let image = Image::read(handle).map_err(|f| explain(f, &attempted, "read", false))?;
+    let mut image = Image::read(handle).map_err(|f| explain(f, &attempted, "read", false))?;
+    stdio::log_to_here(&mut image, o);
     crate::check::image(&image, o, crate::check::Depth::Try).map(|c| c.notes)
 }
 
@@ -160,10 +161,11 @@ impl Run<'_> {
 
     fn all(&mut self, handle: &CheckpointHandle) -> Step<Restored> {
         self.enter(Phase::Read)?;
-        let image = Image::read(handle)?;
+        let mut image = Image::read(handle)?;
+        let mut notes = Vec::from_iter(stdio::log_to_here(&mut image, self.o));
         self.enter(Phase::Check)?;
         let checked = crate::check::image(&image, self.o, crate::check::Depth::Look)?;
-        let mut notes = checked.notes;
+        notes.extend(checked.notes);
 
         self.enter(Phase::Build)?;
         let mut p = build::build(&image, self.o, checked.pids)?;

@@ -1,7 +1,7 @@
 //! Open files with a name: opened again.
 use super::files::{decode, Checker, Made, Maker, Remake};
 use super::Step;
-use crate::Reason;
+use crate::{check, Reason};
 use ::image::v1::files::OpenFile;
 use ::image::v1::objects::Named;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -70,6 +70,27 @@ impl Remake for Regular {
         Vec::new()
     }
 
+    /// Others may have written to it since: a shell of which the program inherited it, or the program itself after the checkpoint.
+    fn notes(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<String> {
+        let Ok(n) = decode::<Named>(f) else { return Vec::new() };
+        let path = c.path(&n.path);
+        let now = std::fs::metadata(&path).map_or(0, |m| m.size());
+        let appends = f.flags & (libc::O_APPEND | libc::O_ACCMODE) as u32;
+        if appends & libc::O_APPEND as u32 != 0
+            || appends == libc::O_RDONLY as u32
+            || now <= n.size
+            || now as i64 <= f.pos
+        {
+            return Vec::new();
+        }
+        let (what, path) = (c.describe(f), path.display());
+        vec![format!(
+            "{what}: the file has grown from {} to {now} bytes since the checkpoint, and the program writes on at byte {}, over what came \
+             since; to keep both, restore with --map-path {path}=COPY-OF-IT, or start the program with its output appended (>>)",
+            n.size, f.pos
+        )]
+    }
+
     fn make(&self, m: &mut Maker<'_>, _id: u32, f: &OpenFile) -> Step<Made> {
         open(m, f)
     }
@@ -123,8 +144,8 @@ impl Remake for Device {
 fn missing(c: &Checker<'_>, f: &OpenFile, path: &std::path::Path, e: std::io::Error) -> Reason {
     Reason::new(
         c.describe(f),
-        format!("{}: {}", path.display(), crate::check::in_words(&e)),
-        "put it back, or pass --map-path OLD=NEW",
+        format!("{}: {}", path.display(), check::in_words(path, &e)),
+        check::remedy(&e, check::PUT_BACK),
     )
 }
 

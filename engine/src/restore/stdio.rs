@@ -1,9 +1,9 @@
 //! External ends: connected to the standard streams of the restoring command, or to what the caller says.
 use super::files::{decode, Checker, Made, Maker, Remake};
-use super::Step;
-use crate::{External as Wish, Reason, RestoreOptions};
+use super::{Image, Step};
+use crate::{check, objects, External as Wish, Reason, RestoreOptions};
 use ::image::v1::files::OpenFile;
-use ::image::v1::objects::External;
+use ::image::v1::objects::{External, Kind, Named};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -24,6 +24,47 @@ fn wish(fds: &[i32], e: &External, o: &RestoreOptions<'_>) -> Option<Wish> {
     named.or_else(all).or_else(decided)
 }
 
+/// What writes to the log of the session becomes an external end: descriptor 2 (and what is only its dup) stderr, all else stdout. Gives
+/// a line that says so.
+pub fn log_to_here(image: &mut Image<'_>, o: &RestoreOptions<'_>) -> Option<String> {
+    let log = o.log.as_ref()?.as_os_str().as_bytes();
+    let files = &mut image.files;
+    let mut moved = Vec::new();
+    for id in 0..files.open.len() {
+        let f = &files.open[id];
+        let writes = f.kind == Kind::Regular as u32 && f.flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+        // a lock can only be held on a file
+        if !writes || !f.locks.is_empty() || !decode::<Named>(f).is_ok_and(|n| n.path[..] == *log) {
+            continue;
+        }
+        let end = |stdio| {
+            let data = objects::encode(&External { stdio, ..External::default() }).into();
+            OpenFile { kind: Kind::External as u32, data, locks: Vec::new(), ..f.clone() }
+        };
+        let (out, err) = (end(1), end(2));
+        let fds: Vec<i32> = files.fds.iter().filter(|d| d.open as usize == id).map(|d| d.fd).collect();
+        let both = fds.contains(&2) && fds.contains(&1);
+        files.open[id] = if fds.contains(&2) && !both { err.clone() } else { out };
+        if both {
+            let apart = files.open.len() as u32;
+            files.open.push(err);
+            files.fds.iter_mut().filter(|d| d.fd == 2).for_each(|d| d.open = apart);
+        }
+        moved.extend(fds);
+    }
+    moved.sort();
+    let numbers: Vec<String> = moved.iter().map(i32::to_string).collect();
+    let s = if moved.len() == 1 { "" } else { "s" };
+    let said = || {
+        format!(
+            "descriptor{s} {} wrote to its session's log ({}), and now to here",
+            numbers.join(", "),
+            log.escape_ascii()
+        )
+    };
+    (!moved.is_empty()).then(said)
+}
+
 impl Remake for Stdio {
     fn check(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
         let fds: Vec<i32> = c.image.fds_of(c.id).collect();
@@ -35,10 +76,12 @@ impl Remake for Stdio {
                 vec![Reason::new(c.describe(f), "its other end is outside", remedy)]
             }
             Some(Wish::Close) => Vec::new(),
-            Some(Wish::Path(p)) if p.exists() => Vec::new(),
             Some(Wish::Path(p)) => {
+                let Err(e) = std::fs::metadata(&p) else { return Vec::new() };
                 let remedy = format!("name an existing file: --external {}=PATH", fds.first().unwrap_or(&0));
-                vec![Reason::new(c.describe(f), format!("{} does not exist", p.display()), remedy)]
+                let colon = if e.kind() == std::io::ErrorKind::NotFound { "" } else { ":" };
+                let why = format!("{}{colon} {}", p.display(), check::in_words(&p, &e));
+                vec![Reason::new(c.describe(f), why, check::remedy(&e, &remedy))]
             }
         }
     }

@@ -14,6 +14,10 @@ pub struct Sandbox {
     pub path: PathBuf,
 }
 
+/// Runs a command without what this test itself was started with (a job server, an editor's pipes), of which launcher speaks.
+const CLEAN: &str =
+    "for fd in /proc/self/fd/*; do [ ${fd##*/} -le 2 ] || eval \"exec ${fd##*/}>&-\"; done; exec \"$@\"";
+
 impl Sandbox {
     pub fn new() -> Sandbox {
         // Orphaned supervisors come to us and not to a PID 1 that may not reap.
@@ -29,8 +33,12 @@ impl Sandbox {
 
     /// `launcher --state-dir ... OPTIONS -- COMMAND`, without stdin.
     pub fn launcher(&self, options: &[&str], command: &[&str]) -> Command {
-        let mut c = Command::new(env!("CARGO_BIN_EXE_launcher"));
-        c.arg("--state-dir").arg(&self.path).args(options).arg("--").args(command);
+        let mut c = Command::new("bash");
+        c.args(["-c", CLEAN, "-", env!("CARGO_BIN_EXE_launcher"), "--state-dir"])
+            .arg(&self.path)
+            .args(options)
+            .arg("--")
+            .args(command);
         c.stdin(Stdio::null()).env_remove("DORMOUSE_STATE_DIR");
         c
     }
