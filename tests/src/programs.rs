@@ -25,8 +25,9 @@ pub struct Variant {
     pub alike: bool,
 }
 
-/// Not rows of the matrix: `six`, `restricted` and `fd_external` are to be refused, `heartbeat` measures. They have cases of their own.
-const APART: &[&str] = &["six", "restricted", "fd_external", "heartbeat", "thr_odd", "sock_odd", "sig_woken"];
+/// Not rows of the matrix: `six`, `restricted`, `fd_external` and `fd_shared` are to be refused, `heartbeat` measures. They have cases of their own.
+const APART: &[&str] =
+    &["six", "restricted", "fd_external", "fd_shared", "heartbeat", "thr_odd", "sock_odd", "sig_woken"];
 
 impl Variant {
     fn of(program: &str) -> Variant {

@@ -5,6 +5,7 @@ mod find;
 mod memory;
 mod observe;
 mod record;
+mod shared;
 mod threads;
 mod unseen;
 

@@ -374,7 +374,7 @@ impl<'a> Observer<'a> {
         // the one that the blob talks through is not the target's
         let ours = self.own_descriptor()?;
         views.retain(|v| v.first_fd() != ours);
-        files::mark_ends(self.survey.pid, &mut views);
+        files::mark_ends(self.survey.pid, &mut views, &mut self.survey.others.clone());
         files::decide(&mut views, &self.survey.external);
         self.files = views.clone();
         let mut out = Files::default();
