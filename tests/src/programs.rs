@@ -95,6 +95,10 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
                 all.push(Variant::of(&name));
                 all.push(Variant::of(&name).with(&["--deep"]));
             }
+            "mem_lockall" => {
+                all.push(Variant::of(&name));
+                all.push(Variant::of(&name).with(&["--on-fault"]));
+            }
             "tty" => all.push(Variant::of(&name).door(Door::Terminal)),
             _ => all.push(Variant::of(&name)),
         }

@@ -210,7 +210,7 @@ impl Observer<'_> {
         let mut mapped = Mapped::default();
         let mut shared = std::collections::HashSet::new();
         for v in maps {
-            let known = self.survey.smaps.iter().find(|m| m.vma.start < v.end && v.start < m.vma.end);
+            let known = self.smaps.iter().find(|m| m.vma.start < v.end && v.start < m.vma.end);
             let flags = known.map(|m| m.flags.clone()).unwrap_or_default();
             if !is_unforkable(v, &flags) {
                 continue;

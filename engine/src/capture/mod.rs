@@ -2,6 +2,7 @@
 
 mod files;
 mod find;
+mod locked;
 mod memory;
 mod observe;
 mod record;
