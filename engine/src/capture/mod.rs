@@ -7,6 +7,7 @@ mod memory;
 mod observe;
 mod record;
 mod shared;
+mod swapped;
 mod threads;
 mod unseen;
 
