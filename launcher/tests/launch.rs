@@ -4,8 +4,10 @@ use common::{Sandbox, SAYS_SIGNALS};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use session::State;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
 #[test]
 fn the_exit_status_is_the_programs() {
@@ -193,6 +195,27 @@ fn a_reader_sees_the_end_when_the_program_closes_its_stdout() {
     assert_eq!(f.line(), "");
     assert!(f.child.try_wait().unwrap().is_none());
     assert_eq!(f.end().0.code(), Some(4));
+}
+
+#[test]
+fn a_reader_sees_the_end_when_the_program_closes_what_it_inherited() {
+    let s = Sandbox::new();
+    let mut through = Command::new("python3");
+    // becomes the launcher with the writing end of its stdout at 9 too
+    through.args([
+        "-c",
+        "import os, sys; os.dup2(1, 9); os.execv(sys.argv[1], sys.argv[1:])",
+        env!("CARGO_BIN_EXE_launcher"),
+    ]);
+    through.args(["--quiet", "--state-dir"]).arg(&s.path).args(["--", "sh", "-c", "echo ready; exec >&- 9>&-; read x"]);
+    let mut child = through.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, "ready\n");
+    // the program still waits for this
+    assert!(child.try_wait().unwrap().is_none());
+    drop(child.stdin.take());
+    assert!(child.wait().is_ok());
 }
 
 #[test]

@@ -143,7 +143,10 @@ pub(crate) fn run(
         Ok(Fork::Parent(supervisor)) => {
             drop(theirs);
             match Front::new(ours, supervisor, detach, on_event) {
-                Ok(mut front) => front.run(attempted),
+                Ok(mut front) => {
+                    front.inherited = Some(inherited);
+                    front.run(attempted)
+                }
                 Err(e) => Err(fail("signalfd", &e)),
             }
         }
@@ -172,6 +175,7 @@ fn supervise(
         .and_then(|()| SignalFd::with_flags(&signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
         .map_err(|e| LaunchError::from(failed("start a supervisor", "subreaper or signalfd", e)));
     let result = made.and_then(|signals| Ok((start(&starting)?, signals)));
+    starting.inherited.let_go();
     let mut conn = starting.conn.into_inner();
     match result {
         Err(e) => {
@@ -225,6 +229,8 @@ struct Front<'a> {
     terminal: Option<Terminal>,
     started: Option<Started>,
     stops: u64,
+    /// Closed when the program runs.
+    inherited: Option<Inherited>,
 }
 
 impl<'a> Front<'a> {
@@ -232,7 +238,7 @@ impl<'a> Front<'a> {
         let conn = Conn::new(stream, MAX_FRONT).map_err(|_| nix::errno::Errno::EIO)?;
         let signals = SignalFd::with_flags(&signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let terminal = if detach { None } else { Terminal::of_caller() };
-        Ok(Front { conn, signals, supervisor, detach, on_event, terminal, started: None, stops: 0 })
+        Ok(Front { conn, signals, supervisor, detach, on_event, terminal, started: None, stops: 0, inherited: None })
     }
 
     fn run(&mut self, attempted: &str) -> Result<Outcome, LaunchError> {
@@ -311,6 +317,9 @@ impl<'a> Front<'a> {
                 }
                 let _ = std::io::stdout().flush();
                 let_go_of_stdio(false);
+                if let Some(inherited) = self.inherited.take() {
+                    inherited.let_go();
+                }
                 self.give_terminal();
                 if started.redraw && self.terminal.is_some() {
                     // As a resize says it. Who has no handler for it never notices.

@@ -61,7 +61,7 @@ fn start(
         let log = open_log(&state.log(name))?;
         command.stdin(Stdio::null()).stdout(copy(&log, attempted)?).stderr(log);
     }
-    let prepared = sys::spawn::prepare(&mut command, starting.inherited, request.detach)
+    let prepared = sys::spawn::prepare(&mut command, starting.inherited.clone(), request.detach)
         .map_err(|e| cannot_start(attempted, &request.argv[0], &e))?;
     let pid = prepared.pid();
     // Our child, unreaped as yet: the PID is its own.

@@ -14,6 +14,8 @@ const THREAD_STACK: u64 = 1 << 10;
 pub const REQUEST: u64 = 2 << 20;
 /// Bytes of programs' data.
 pub const BUFFER: u64 = 1 << 20;
+/// Bytes more for each thread that is visited.
+const VISIT: u64 = 512;
 const PAGE: u64 = 4096;
 
 /// Where the parts of the mapping lie.
@@ -84,9 +86,14 @@ impl Layout {
         self.base + up(self.frame(self.slots + 1) - self.base)
     }
 
+    /// Bytes for a frame's payload and the results, and for the visits of many threads.
+    fn request_len(&self) -> u64 {
+        REQUEST + up(self.slots * VISIT)
+    }
+
     /// Address of the programs' data.
     pub fn buffer(&self) -> u64 {
-        self.request() + REQUEST
+        self.request() + self.request_len()
     }
 
     /// Whether an address lies in it.
@@ -119,7 +126,7 @@ impl Layout {
         p.sock = sock;
         p.frame = if frame { self.frame(0) } else { 0 };
         p.request = self.request();
-        p.request_len = REQUEST;
+        p.request_len = self.request_len();
         p.buf = self.buffer();
         p.buf_len = BUFFER;
         p.slots = self.slot(0);

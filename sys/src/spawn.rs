@@ -25,12 +25,14 @@ fn is_ignored(sig: i32) -> bool {
     asked == 0 && old.sa_sigaction == libc::SIG_IGN
 }
 
-/// The signal state this process was executed with, to be given to a program it starts. Take it before changing any.
-#[derive(Clone, Copy)]
+/// The signal state this process was executed with, to be given to a program it starts (take it before changing any), and the
+/// descriptors that such a program gets.
+#[derive(Clone)]
 pub struct Inherited {
     mask: libc::sigset_t,
     pipe_ignored: bool,
     child_ignored: bool,
+    fds: Vec<i32>,
 }
 
 impl Inherited {
@@ -40,7 +42,25 @@ impl Inherited {
         let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: a null set only asks; `mask` lives.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), &mut mask) };
-        Inherited { mask, pipe_ignored: PIPE_IGNORED.load(Ordering::Relaxed), child_ignored: is_ignored(libc::SIGCHLD) }
+        // SAFETY: F_GETFD takes no argument and changes nothing.
+        let stays_open = |fd: &i32| *fd > 2 && unsafe { libc::fcntl(*fd, libc::F_GETFD) } == 0;
+        let fds = crate::procfs::fd::numbers(std::process::id() as i32).unwrap_or_default();
+        Inherited {
+            mask,
+            pipe_ignored: PIPE_IGNORED.load(Ordering::Relaxed),
+            child_ignored: is_ignored(libc::SIGCHLD),
+            fds: fds.into_iter().filter(stays_open).collect(),
+        }
+    }
+
+    /// Closes the descriptors above 2 that the program has inherited, once it runs: it has its own copies, and whoever is at the
+    /// other end of a pipe must see its end when the program closes it, not when we do.
+    pub fn let_go(self) {
+        for fd in self.fds {
+            // SAFETY: open without FD_CLOEXEC when this was made, so it came from whoever executed us: everything that we open has
+            // that flag, and nothing of ours knows of this one.
+            unsafe { libc::close(fd) };
+        }
     }
 }
 

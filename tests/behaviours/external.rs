@@ -8,6 +8,11 @@ use std::os::unix::net::UnixListener;
 pub fn cases() -> Vec<Case> {
     let mut all = Case::each("external/given-up", given_up);
     all.extend(Case::each("external/inetd", inetd));
+    for what in ["pipe", "eventfd", "pair"] {
+        all.extend(Case::each(&format!("fd_shared/{what}-refused"), move |bed| shared(bed, what)));
+        all.extend(Case::each(&format!("fd_shared/{what}-given-up"), move |bed| shared_given_up(bed, what, false)));
+    }
+    all.extend(Case::each("fd_shared/pipe-given-up-sabotage", |bed| shared_given_up(bed, "pipe", true)));
     all
 }
 
@@ -54,6 +59,33 @@ fn given_up(bed: &mut Bed) -> Result<()> {
     }
     let listed = bed.ctl_json(&["list"])?;
     target.pid = listed["sessions"][0]["pid"].as_i64().unwrap_or(0) as i32;
+    target.prove(bed).map(|_| ())
+}
+
+/// What another process holds too is refused, with who that is; the two go on talking through it.
+fn shared(bed: &mut Bed, what: &str) -> Result<()> {
+    let mut target = Start::program("fd_shared").args(["--what", what]).ready(bed)?;
+    let words = ["descriptor", "40", "holds it too", " (fd_shared)", "end that process", "--external 40=close"];
+    for options in [&[][..], &["--kill"]] {
+        bed.ctl(&target.checkpoint_args(options))?.refused(3, &words)?;
+    }
+    bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &words)?;
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// Given up, it is closed in the restored program, and that is said.
+fn shared_given_up(bed: &mut Bed, what: &str, sabotage: bool) -> Result<()> {
+    let start = Start::program("fd_shared").args(["--what", what, "--given-up"]);
+    let mut target = if sabotage { start.args(["--sabotage"]) } else { start }.ready(bed)?;
+    let args = target.checkpoint_args(&["--external", "close", "--kill", "--json"]);
+    let said = bed.ctl(&args)?.expect(0)?.json()?["reported"].to_string();
+    ensure!(said.contains("(fd_shared) holds it too; after a restore it is closed"), "{said}");
+    target.gone(bed)?;
+    target.restore(bed)?;
+    if sabotage {
+        return target.fail(bed);
+    }
     target.prove(bed).map(|_| ())
 }
 

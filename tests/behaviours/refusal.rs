@@ -10,6 +10,10 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("restricted/keys", keys));
     all.extend(Case::each("fd_locks/taken", taken));
     all.extend(Case::each("aio/unread", unread));
+    all.extend(Case::each("mem_lockall/tight", tight));
+    all.extend(Case::each("mem_mlock/run-on-restored", |bed| restored_later(bed, "mem_mlock")));
+    all.extend(Case::each("mem_lockall/run-on-restored", |bed| restored_later(bed, "mem_lockall")));
+    all.extend(Case::each("proc_guards/run-on-restored", |bed| restored_later(bed, "proc_guards")));
     for (what, why) in [("filter", "a filter decides what it receives"), ("in-flight", "descriptors are in flight")] {
         all.extend(Case::each(&format!("odd-socket/{what}"), move |bed| odd_socket(bed, what, why)));
     }
@@ -79,6 +83,28 @@ fn unread(bed: &mut Bed) -> Result<()> {
     bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &words)?;
     bed.ctl(&target.checkpoint_args(&["--kill"]))?.refused(3, &words)?;
     unharmed::entirely(target.pid)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// Where all that is mapped is locked and no more may be, there is no way in: refused, with the limit that would do, and it does.
+/// (Root's is no limit.)
+fn tight(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("mem_lockall").args(["--tight"]).ready(bed)?;
+    let tried = bed.ctl(&target.checkpoint_args(&[]))?;
+    if tried.code() != 0 {
+        tried.refused(3, &["mlockall(MCL_FUTURE)", "limit of locked memory", "prlimit --pid", "--memlock="])?;
+    }
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// Recorded from the snapshot child while it runs on, killed, and restored from that: what a fork does not take over is kept too.
+fn restored_later(bed: &mut Bed, program: &str) -> Result<()> {
+    let mut target = Start::program(program).ready(bed)?;
+    target.checkpoint(bed)?;
+    ensure!(bed.command("kill").args(["-KILL", &target.pid.to_string()]).status()?.success(), "kill failed");
+    target.gone(bed)?;
+    target.restore(bed)?;
     target.prove(bed).map(|_| ())
 }
 

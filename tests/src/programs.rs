@@ -25,8 +25,9 @@ pub struct Variant {
     pub alike: bool,
 }
 
-/// Not rows of the matrix: `six`, `restricted` and `fd_external` are to be refused, `heartbeat` measures. They have cases of their own.
-const APART: &[&str] = &["six", "restricted", "fd_external", "heartbeat", "thr_odd", "sock_odd", "sig_woken"];
+/// Not rows of the matrix: `six`, `restricted`, `fd_external` and `fd_shared` are to be refused, `heartbeat` measures. They have cases of their own.
+const APART: &[&str] =
+    &["six", "restricted", "fd_external", "fd_shared", "heartbeat", "thr_odd", "sock_odd", "sig_woken"];
 
 impl Variant {
     fn of(program: &str) -> Variant {
@@ -93,6 +94,10 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
             "stack_left" => {
                 all.push(Variant::of(&name));
                 all.push(Variant::of(&name).with(&["--deep"]));
+            }
+            "mem_lockall" => {
+                all.push(Variant::of(&name));
+                all.push(Variant::of(&name).with(&["--on-fault"]));
             }
             "tty" => all.push(Variant::of(&name).door(Door::Terminal)),
             _ => all.push(Variant::of(&name)),

@@ -20,6 +20,8 @@ pub struct FileView {
     pub info: FdInfo,
     /// For pipes and sockets: every end of it seen is the target's own.
     pub both_ends: bool,
+    /// Of what would be made again as the target's own: another process that holds it too, "PID 12 (make)".
+    pub held: Option<String>,
     /// The link named a file that is deleted.
     pub deleted: bool,
     /// What the caller decided about it, should its other end be outside.
@@ -123,6 +125,7 @@ pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
             stat,
             info,
             both_ends: false,
+            held: None,
             deleted,
             decided: None,
             socket: None,
@@ -211,8 +214,13 @@ pub(super) fn decide(views: &mut [FileView], e: &Externals) {
     }
 }
 
-/// Marks pipes whose both ends the target holds. Whether others hold them too (after a fork) is not looked at.
-pub(super) fn mark_ends(pid: i32, views: &mut [FileView]) {
+/// Marks pipes whose both ends the target holds, and what of its own `others` hold too.
+pub(super) fn mark_ends(pid: i32, views: &mut [FileView], others: &mut super::shared::Others) {
+    mark_pipes(pid, views);
+    others.mark(pid, views);
+}
+
+fn mark_pipes(pid: i32, views: &mut [FileView]) {
     let mode = |v: &FileView| v.info.flags & libc::O_ACCMODE as u32;
     let pipes: Vec<(Vec<u8>, bool, bool)> = views
         .iter()

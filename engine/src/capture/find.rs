@@ -1,5 +1,6 @@
 //! Phase find: who the target is, and every reason why it could not be captured or restored, at once.
 use super::files::{self, FileView};
+use super::shared::Others;
 use super::{explain, Fault, Step};
 use crate::{objects, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
@@ -19,6 +20,8 @@ pub struct Survey {
     pub stat: Stat,
     /// Open files.
     pub files: Vec<FileView>,
+    /// Who else holds them.
+    pub(super) others: Others,
     /// Mappings with their flags.
     pub smaps: Vec<Smap>,
     /// Threads, and what can be asked of them from outside.
@@ -107,6 +110,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
         status,
         stat,
         files: Vec::new(),
+        others: Others::default(),
         smaps: Vec::new(),
         threads: Default::default(),
         external: external.clone(),
@@ -120,7 +124,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
     s.refuse()?;
     let r: std::result::Result<(), Fault> = (|| {
         s.files = files::list(pid, false)?;
-        files::mark_ends(pid, &mut s.files);
+        files::mark_ends(pid, &mut s.files, &mut s.others);
         files::decide(&mut s.files, external);
         s.smaps = procfs::smaps::read(pid)?;
         Ok(())
@@ -283,7 +287,7 @@ impl Survey {
         let mut first = refused(&self.files, self.pid);
         if !first.is_empty() {
             let mut again = files::list(self.pid, false)?;
-            files::mark_ends(self.pid, &mut again);
+            files::mark_ends(self.pid, &mut again, &mut Others::default());
             files::decide(&mut again, &self.external);
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));

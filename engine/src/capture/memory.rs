@@ -1,4 +1,5 @@
 //! Mappings in the image's words, and the pages that must be stored.
+use super::swapped::{self, Stored};
 use super::{Fault, Observer, Step};
 use crate::{Error, Kind, Reason};
 use image::v1::memory::*;
@@ -210,7 +211,7 @@ impl Observer<'_> {
         let mut mapped = Mapped::default();
         let mut shared = std::collections::HashSet::new();
         for v in maps {
-            let known = self.survey.smaps.iter().find(|m| m.vma.start < v.end && v.start < m.vma.end);
+            let known = self.smaps.iter().find(|m| m.vma.start < v.end && v.start < m.vma.end);
             let flags = known.map(|m| m.flags.clone()).unwrap_or_default();
             if !is_unforkable(v, &flags) {
                 continue;
@@ -221,7 +222,7 @@ impl Observer<'_> {
                 continue;
             }
             let regions = match t.backing {
-                BACKING_SHARED_ANON => self.resident(t.start, t.end)?,
+                BACKING_SHARED_ANON => self.shared_pages(v)?,
                 _ => stored_regions(&t, &pagemap)?,
             };
             for r in regions.into_iter().filter(|r| !r.categories.has(Categories::GUARD)) {
@@ -235,7 +236,25 @@ impl Observer<'_> {
 }
 
 impl Observer<'_> {
-    /// Pages of shared memory that exist, whether or not this process has them mapped at the moment: mincore(2), asked inside.
+    /// Pages of shared memory to be stored. What another process that shares it swaps in between the two looks is not seen.
+    fn shared_pages(&mut self, v: &Vma) -> Step<Vec<Region>> {
+        let resident = self.resident(v.start, v.end)?;
+        if !swapped::any() {
+            return Ok(resident);
+        }
+        let out = swapped::pages(v, &sys::procfs::smaps::read(self.survey.pid)?);
+        let here = resident.iter().map(|r| r.len() / PAGE).sum();
+        match swapped::decide((v.end - v.start) / PAGE, here, out) {
+            Stored::Resident => Ok(resident),
+            Stored::All => Ok(vec![Region { start: v.start, end: v.end, categories: Default::default() }]),
+            Stored::Unknown => {
+                let (kind, attempted) = (Kind::Refused, self.survey.attempted.clone());
+                Err(Error { kind, attempted, reasons: vec![swapped::refusal(v, out)] }.into())
+            }
+        }
+    }
+
+    /// Pages of shared memory that are there, whether or not this process has them mapped at the moment: mincore(2), asked inside.
     fn resident(&mut self, start: u64, end: u64) -> Step<Vec<Region>> {
         const PAGES: u64 = 256 << 10;
         let mut regions: Vec<Region> = Vec::new();

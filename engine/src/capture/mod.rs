@@ -2,9 +2,12 @@
 
 mod files;
 mod find;
+mod locked;
 mod memory;
 mod observe;
 mod record;
+mod shared;
+mod swapped;
 mod threads;
 mod unseen;
 

@@ -1,17 +1,19 @@
 //! Phase observe: what the snapshot child does not preserve, read while everything stands still.
 use super::files::{self, FileView};
 use super::find::Survey;
+use super::locked::Locked;
 use super::{Fault, Step};
 use crate::{objects, Error, Kind, Reason, Result};
 use image::v1::files::{Content, Fd, Files, OpenFile};
 use image::v1::process::{PosixTimer, Process};
 use image::PageSink;
 use serde_bytes::ByteBuf;
+use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use sys::channel::{Channel, Listener};
 use sys::mem::RemoteMem;
 use sys::pidfd::PidFd;
-use sys::procfs::{self, maps::Vma};
+use sys::procfs::{self, maps::Vma, smaps::Smap, status::Status};
 use sys::program::{CallId, Out, Program};
 use sys::tracer::{self, Entered};
 
@@ -23,7 +25,7 @@ const SIGACTION: usize = 32;
 const MEMBARRIER_GET_REGISTRATIONS: i32 = 1 << 9;
 
 /// Runs in every thread but the serving one: what only the thread itself can be asked. Buffer: alternate stack at 0
-/// (24 bytes), clear_child_tid at 24, robust list's head and length at 32, pdeathsig at 48, NUMA policy at 52, its nodes at 56.
+/// (24 bytes, with PR_GET_TSC in its padding at 12), clear_child_tid at 24, robust list's head and length at 32, pdeathsig at 48, NUMA policy at 52, its nodes at 56.
 pub(super) fn visit_program() -> Program {
     let mut p = Program::new();
     let o = p.out(tracer::VISIT_BUF as usize);
@@ -32,11 +34,12 @@ pub(super) fn visit_program() -> Program {
 }
 
 /// How many results of a visit are answers: the last ones, [`Told`]'s.
-const ANSWERS: u64 = 3;
+const ANSWERS: u64 = 7;
 
-/// Timer slack, I/O priority and thread keyring come as results, the rest in `o`.
+/// Timer slack, I/O priority, thread keyring, CPUID and speculation come as results, the rest in `o`.
 fn ask_thread(p: &mut Program, o: Out) -> [CallId; ANSWERS as usize] {
     p.may(libc::SYS_sigaltstack, &[0.into(), o.arg()]);
+    p.may(libc::SYS_prctl, &[libc::PR_GET_TSC.into(), o.at(TSC as u32)]);
     p.may(libc::SYS_prctl, &[libc::PR_GET_TID_ADDRESS.into(), o.at(24)]);
     p.may(libc::SYS_get_robust_list, &[0.into(), o.at(32), o.at(40)]);
     p.may(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG.into(), o.at(48)]);
@@ -46,8 +49,20 @@ fn ask_thread(p: &mut Program, o: Out) -> [CallId; ANSWERS as usize] {
     let slack = p.may(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK.into()]);
     let ioprio = p.may(libc::SYS_ioprio_get, &[1.into(), 0.into()]);
     let keyring = p.may(libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID.into(), KEY_THREAD.into(), 0.into()]);
-    [slack, ioprio, keyring]
+    let cpuid = p.may(libc::SYS_arch_prctl, &[ARCH_GET_CPUID.into(), 0.into()]);
+    let mut speculation = |kind: i32| {
+        p.may(libc::SYS_prctl, &[PR_GET_SPECULATION_CTRL.into(), kind.into(), 0.into(), 0.into(), 0.into()])
+    };
+    [slack, ioprio, keyring, cpuid, speculation(0), speculation(1), speculation(2)]
 }
+
+/// Where PR_GET_TSC's answer is.
+const TSC: usize = 12;
+/// asm/prctl.h, linux/prctl.h
+const ARCH_GET_CPUID: i32 = 0x1011;
+const PR_GET_SPECULATION_CTRL: i32 = 52;
+const PR_GET_MDWE: i32 = 66;
+const PR_GET_MEMORY_MERGE: i32 = 68;
 
 /// keyctl(2), linux/keyctl.h. Asking for a thread's or a process's keyring makes none.
 const KEYCTL_GET_KEYRING_ID: i32 = 0;
@@ -75,11 +90,20 @@ pub(super) struct Told {
     pub ioprio: i64,
     /// Its own keyring, or -errno.
     pub keyring: i64,
+    /// 0: the instruction faults.
+    pub cpuid: i64,
+    /// Store bypass, indirect branch, L1D flush.
+    pub speculation: [i64; 3],
 }
 
 impl Told {
-    fn new(tid: i32, buf: Vec<u8>, [slack, ioprio, keyring]: [i64; ANSWERS as usize]) -> Told {
-        Told { tid, buf, slack, ioprio, keyring }
+    fn new(tid: i32, buf: Vec<u8>, [slack, ioprio, keyring, cpuid, a, b, c]: [i64; ANSWERS as usize]) -> Told {
+        Told { tid, buf, slack, ioprio, keyring, cpuid, speculation: [a, b, c] }
+    }
+
+    /// Reading the time stamp counter is a fault.
+    pub fn no_tsc(&self) -> bool {
+        self.buf[TSC..TSC + 4].try_into().map_or(0, i32::from_le_bytes) == libc::PR_TSC_SIGSEGV
     }
 
     /// NUMA policy and nodes.
@@ -114,6 +138,8 @@ pub struct Observer<'a> {
     contents: Vec<Content>,
     kept: Vec<((sys::procfs::Dev, u64), u32)>,
     files: Vec<FileView>,
+    /// Mappings with their flags, but for what came after the survey.
+    pub(super) smaps: Cow<'a, [Smap]>,
     /// What is not kept, each with what is lost.
     pub reported: Vec<String>,
 }
@@ -131,6 +157,7 @@ impl<'a> Observer<'a> {
             contents: Vec::new(),
             kept: Vec::new(),
             files: Vec::new(),
+            smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),
         })
     }
@@ -214,7 +241,7 @@ impl<'a> Observer<'a> {
         };
         let one = |(i, tid): (usize, &i32)| {
             let b = bufs[i * tracer::VISIT_BUF as usize..][..tracer::VISIT_BUF as usize].to_vec();
-            Told::new(*tid, b, [3, 2, 1].map(|back| result(i, ncalls - back)))
+            Told::new(*tid, b, std::array::from_fn(|k| result(i, ncalls - ANSWERS + k as u64)))
         };
         Ok(self.entered.visited.iter().enumerate().map(one).collect())
     }
@@ -252,6 +279,11 @@ impl<'a> Observer<'a> {
         let dumpable = p.may(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
         let securebits = p.may(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
         let thp = p.may(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()]);
+        let five =
+            |p: &mut Program, get: i32| p.may(libc::SYS_prctl, &[get.into(), 0.into(), 0.into(), 0.into(), 0.into()]);
+        let (mdwe, merge) = (five(&mut p, PR_GET_MDWE), five(&mut p, PR_GET_MEMORY_MERGE));
+        let l = self.entered.layout;
+        let locked = Locked::ask(&mut p, &l);
         let personality = p.may(libc::SYS_personality, &[0xffff_ffffu64.into()]);
         let brk = p.may(libc::SYS_brk, &[0.into()]);
         let membarrier = p.may(libc::SYS_membarrier, &[MEMBARRIER_GET_REGISTRATIONS.into(), 0.into(), 0.into()]);
@@ -266,6 +298,8 @@ impl<'a> Observer<'a> {
 
         let status = procfs::status::read(pid)?;
         let stat = procfs::stat::read(pid)?;
+        let mlockall = locked.flags(&r);
+        self.locked_since(&status, if mlockall != 0 { l.len } else { 0 })?;
         let microseconds = |o: Out, at: usize| r.u64(o, at) * 1_000_000 + r.u64(o, at + 8);
         let nanoseconds = |o: Out, at: usize| r.u64(o, at) * 1_000_000_000 + r.u64(o, at + 8);
         let posix = |(i, t): (usize, &procfs::timers::Timer)| PosixTimer {
@@ -311,6 +345,9 @@ impl<'a> Observer<'a> {
             coredump_filter: number("coredump_filter", 16) as u32,
             subreaper: r.u32(ints, 0) != 0,
             thp_disable: r.raw(thp) > 0,
+            memory_merge: r.raw(merge) > 0,
+            mdwe: r.raw(mdwe).max(0) as u32,
+            mlockall,
             membarrier: r.raw(membarrier).max(0) as u32,
             mm: [
                 stat.start_code,
@@ -332,6 +369,16 @@ impl<'a> Observer<'a> {
             timers: timers.iter().enumerate().map(posix).collect(),
             stopped: false, // the tracer tells
         })
+    }
+
+    /// Flags of the mappings as they were before the freeze, unless what is locked has changed since: a snapshot child has no locks,
+    /// so they count. `ours`: bytes that our mapping adds.
+    fn locked_since(&mut self, now: &Status, ours: u64) -> Step<()> {
+        let kb = |s: &Status| s.vm.map_or(0, |v| v.lck);
+        if kb(now) != kb(&self.survey.status) + (ours >> 10) {
+            self.smaps = procfs::smaps::read(self.survey.pid)?.into();
+        }
+        Ok(())
     }
 
     /// A TID as the target sees it.
@@ -374,7 +421,7 @@ impl<'a> Observer<'a> {
         // the one that the blob talks through is not the target's
         let ours = self.own_descriptor()?;
         views.retain(|v| v.first_fd() != ours);
-        files::mark_ends(self.survey.pid, &mut views);
+        files::mark_ends(self.survey.pid, &mut views, &mut self.survey.others.clone());
         files::decide(&mut views, &self.survey.external);
         self.files = views.clone();
         let mut out = Files::default();

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use sys::mem::RemoteMem;
 use sys::procfs::pagemap::{Categories, Pagemap, Region};
-use sys::procfs::{self, smaps::VmFlags};
+use sys::procfs::{self, smaps::VmFlag, smaps::VmFlags};
 use sys::tracer::Snapshot;
 
 /// sched(7)
@@ -85,7 +85,7 @@ impl Recorder {
             early: obs.early,
             sink: obs.sink,
             ours: vec![(l.base, l.base + l.len)],
-            before: obs.survey.smaps.clone(),
+            before: obs.smaps.into_owned(),
             reported,
             pause,
             memory: Memory::default(),
@@ -122,7 +122,13 @@ impl Recorder {
             let unsupported = now.as_ref().or(was.as_ref()).and_then(super::find::unsupported);
             refused.extend(unsupported.map(|(w, r)| crate::Reason::new(super::find::describe(v), w, r)));
             let (now, was) = (now.map(|m| m.flags), was.map(|m| m.flags));
-            let flags = now.clone().or_else(|| was.clone()).unwrap_or_default();
+            let mut flags = now.clone().or_else(|| was.clone()).unwrap_or_default();
+            // a fork takes the locks off, but not off the program
+            for lock in [VmFlag::LOCKED, VmFlag::LOCKONFAULT] {
+                if !flags.has(lock) && was.as_ref().is_some_and(|w| w.has(lock)) {
+                    flags.add(lock);
+                }
+            }
             let Some(mut t) = memory::translate(v, &flags, &mut mapped) else { continue };
             t.mempolicy = policies.of(v, &mut self.reported);
             // judged as in the freeze, so that nothing falls between the two

@@ -18,6 +18,10 @@ pub struct Facts {
     pub sched: (u32, u32, i32),
     /// CPU mask.
     pub affinity: Vec<u8>,
+    /// PR_GET_IO_FLUSHER.
+    pub io_flusher: bool,
+    /// PR_MCE_KILL_GET; None: the default.
+    pub mce_kill: Option<u32>,
     /// TID in the innermost PID namespace.
     pub inner_tid: i32,
     /// Why it cannot be captured with the others, and what to do.
@@ -47,6 +51,8 @@ pub(super) fn fact(leader: &Status, tid: i32, private: bool) -> Facts {
         comm: s.comm.clone(),
         sched: (s.policy, s.rt_priority, s.nice as i32),
         affinity: sys::sched::affinity(tid),
+        io_flusher: s.is_io_flusher(),
+        mce_kill: s.mce_kill(),
         inner_tid: status.ns_pid.last().copied().filter(|_| private).unwrap_or(tid),
         odd: odd(leader, tid, &status),
     }
@@ -145,6 +151,11 @@ fn thread(t: &ThreadState, signal: Pending, f: &Facts, told: &Told) -> Thread {
         sched: f.sched,
         timerslack: told.slack.max(0) as u64,
         pdeathsig: word(48) as u32 as i32,
+        no_tsc: told.no_tsc(),
+        no_cpuid: told.cpuid == 0,
+        speculation: told.speculation.map(|s| s.max(0) as u32),
+        io_flusher: f.io_flusher,
+        mce_kill: f.mce_kill,
         ioprio: told.ioprio.max(0) as u32,
         mempolicy: told.mempolicy(),
         pending: Vec::new(),

@@ -29,7 +29,7 @@ impl Object for EventFd {
     }
 
     fn claims(&self, f: &FileView) -> bool {
-        is(f, b"eventfd")
+        is(f, b"eventfd") && f.held.is_none()
     }
 
     fn capture(&self, f: &FileView, _o: &mut Observer<'_>) -> Result<Vec<u8>> {

@@ -76,6 +76,10 @@ pub fn refusal(f: &FileView) -> Reason {
     let close = "close it before the checkpoint";
     if stdio::is_external(f) {
         let what = if f.socket.is_some() { "socket" } else { "pipe" };
+        if let Some(holder) = &f.held {
+            let why = format!("{holder} holds it too, and would be cut off from a restored program");
+            return Reason::new(f.describe(), why, stdio::remedy(f, "close it, or end that process"));
+        }
         let why = format!("the other end of this {what} is outside the process");
         return Reason::new(f.describe(), why, stdio::remedy(f, "connect it to descriptor 0, 1 or 2, close it"));
     }

@@ -22,7 +22,10 @@ pub fn is_external(f: &FileView) -> bool {
         let peer = s.remote.is_some() || s.unix().is_some_and(|u| u.peer.is_some_and(|p| p != 0));
         s.domain == libc::AF_UNIX && !s.listening && !s.own_peer && peer
     };
-    fifo || f.is_pipe() && !f.both_ends || super::tcp::is_connected(f) || f.socket.as_ref().is_some_and(unix)
+    fifo || f.held.is_some()
+        || f.is_pipe() && !f.both_ends
+        || super::tcp::is_connected(f)
+        || f.socket.as_ref().is_some_and(unix)
 }
 
 impl Object for Stdio {
@@ -57,11 +60,8 @@ impl Object for Stdio {
                 Some(crate::External::Path(p)) => format!("it is {}", p.display()),
                 None => format!("it is the restoring command's descriptor {}", e.stdio),
             };
-            o.reported.push(format!(
-                "{}{}: its other end is outside; after a restore {instead}",
-                f.describe(),
-                addresses(f)
-            ));
+            let why = f.held.as_ref().map_or("its other end is outside".into(), |h| format!("{h} holds it too"));
+            o.reported.push(format!("{}{}: {why}; after a restore {instead}", f.describe(), addresses(f)));
         }
         if !f.info.locks.is_empty() {
             o.reported.push(format!("{}: the lock held on it is not kept", f.describe()));

@@ -9,6 +9,8 @@ const TIOCSCTTY: u64 = 0x540e;
 const TIOCSPGRP: u64 = 0x5410;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 const PR_SET_THP_DISABLE: u64 = 41;
+const PR_SET_MEMORY_MERGE: u64 = 67;
+const PR_SET_MDWE: u64 = 65;
 const CAP_SYS_RESOURCE: u32 = 24;
 /// Attempts at a timer's ID by making and deleting others, on kernels before 6.16.
 const TIMER_TRIES: i32 = 4096;
@@ -103,9 +105,27 @@ pub fn attributes(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) ->
     prog.may(libc::SYS_prctl, &[Imm(PR_SET_THP_DISABLE), Imm(i.thp_disable as u64), Imm(0), Imm(0), Imm(0)]);
     let r = p.run(&prog)?;
     soft.note(&r, notes);
+    merge(p, image, notes)?;
     put(p.pid, "oom_score_adj", &i.oom_score_adj.to_string(), notes);
     put(p.pid, "coredump_filter", &format!("{:#x}", i.coredump_filter), notes);
     Ok(())
+}
+
+/// PR_SET_MEMORY_MERGE, which marks all mappings; those that the program had taken out again are.
+fn merge(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Step<()> {
+    if !image.process.memory_merge {
+        return Ok(());
+    }
+    let (mut prog, mut soft) = (Program::new(), Soft::new());
+    let c = prog.may(libc::SYS_prctl, &[Imm(PR_SET_MEMORY_MERGE), Imm(1), Imm(0), Imm(0), Imm(0)]);
+    soft.add(c, "its pages are not merged with equal ones as they were (PR_SET_MEMORY_MERGE)");
+    soft.note(&p.run(&prog)?, notes);
+    prog = Program::new();
+    for v in image.memory.vmas.iter().filter(|v| !super::place::has_flag(&v.flags, "mg")) {
+        prog.may(libc::SYS_madvise, &[Imm(v.start), Imm(v.end - v.start), Imm(libc::MADV_UNMERGEABLE as u64)]);
+        p.run_if_full(&mut prog)?;
+    }
+    p.run(&prog).map(drop)
 }
 
 /// Writes a file of /proc/PID if it does not say so already.
@@ -152,6 +172,11 @@ pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &m
         prog.named(format!("entering its root directory {}", path.escape_ascii()));
     }
     prog.call(libc::SYS_umask, &[Imm(i.umask as u64)]);
+    if i.mlockall != 0 {
+        // without MCL_CURRENT: what is mapped has its own locks already
+        let c = prog.may(libc::SYS_mlockall, &[Imm(i.mlockall as u64)]);
+        soft.add(c, "what it maps from now on is not locked in memory (mlockall) as it was");
+    }
     creds::Creds::new(p, image, notes).calls(&mut prog, &mut soft);
     // a change of credentials reset both
     super::threads::after_creds(&mut prog, &image.threads[0]);
@@ -171,6 +196,11 @@ pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &m
         }
         let v = prog.bytes(&v);
         prog.call(libc::SYS_setitimer, &[Imm(which as u64), v, Imm(0)]);
+    }
+    if i.mdwe != 0 {
+        // no code is mapped any more
+        let c = prog.may(libc::SYS_prctl, &[Imm(PR_SET_MDWE), Imm(i.mdwe as u64), Imm(0), Imm(0), Imm(0)]);
+        soft.add(c, "it may make memory that was written executable, which it could not (PR_SET_MDWE)");
     }
     let r = p.run(&prog)?;
     soft.note(&r, notes);

@@ -9,6 +9,17 @@ use sys::program::{Arg::Imm, Program};
 const PR_SET_NAME: u64 = 15;
 const PR_SET_TIMERSLACK: u64 = 29;
 const PR_SET_PDEATHSIG: u64 = 1;
+/// linux/prctl.h, asm/prctl.h
+const PR_MCE_KILL: u64 = 33;
+const PR_MCE_KILL_CLEAR: u64 = 0;
+const PR_MCE_KILL_SET: u64 = 1;
+const PR_SET_IO_FLUSHER: u64 = 57;
+const PR_SET_SPECULATION_CTRL: u64 = 53;
+const PR_SPEC_PRCTL: u32 = 1;
+const PR_SPEC_ENABLE: u32 = 2;
+const L1D_FLUSH: usize = 2;
+const ARCH_SET_CPUID: u64 = 0x1012;
+const SPECULATION: [&str; 3] = ["PR_SPEC_STORE_BYPASS", "PR_SPEC_INDIRECT_BRANCH", "PR_SPEC_L1D_FLUSH"];
 const SS_DISABLE: u32 = 2;
 const SS_ONSTACK: u32 = 1;
 const SCHED_DEADLINE: u32 = 6;
@@ -145,6 +156,7 @@ fn before_creds(p: &mut Program, soft: &mut Soft, pid: i32, t: &Thread, own: &Ow
             "its I/O priority is not as it was",
         );
     }
+    guards(p, soft, t);
     // also where it has none: it has ours by the fork
     let (mode, nodes) = t.mempolicy;
     let mask = if nodes == 0 { Imm(0) } else { p.bytes(&nodes.to_le_bytes()) };
@@ -159,6 +171,35 @@ fn before_creds(p: &mut Program, soft: &mut Soft, pid: i32, t: &Thread, own: &Ow
         let c = p.may(libc::SYS_rt_tgsigqueueinfo, &[pid.into(), t.tid.into(), sig.into(), a]);
         soft.add(c, format!("signal {sig} pending for thread {} is lost", t.tid));
     }
+}
+
+/// What the processor and the kernel may not do to it, or for it.
+fn guards(p: &mut Program, soft: &mut Soft, t: &Thread) {
+    let zero = Imm(0);
+    let prctl = |p: &mut Program, a: [u64; 3]| p.may(libc::SYS_prctl, &[Imm(a[0]), Imm(a[1]), Imm(a[2]), zero, zero]);
+    let mce = t.mce_kill.map_or([PR_MCE_KILL, PR_MCE_KILL_CLEAR, 0], |k| [PR_MCE_KILL, PR_MCE_KILL_SET, k as u64]);
+    soft.add(prctl(p, mce), "what a broken page of memory does to it (PR_MCE_KILL) is not as it was");
+    if t.io_flusher {
+        soft.add(prctl(p, [PR_SET_IO_FLUSHER, 1, 0]), "it is no I/O flusher any more (PR_SET_IO_FLUSHER)");
+    }
+    for (kind, state) in t.speculation.iter().enumerate().filter(|(k, s)| is_chosen(*k, **s)) {
+        let c = prctl(p, [PR_SET_SPECULATION_CTRL, kind as u64, (state & !PR_SPEC_PRCTL) as u64]);
+        soft.add(c, format!("its control of speculation ({}) is not as it was", SPECULATION[kind]));
+    }
+    if t.no_cpuid {
+        let c = p.may(libc::SYS_arch_prctl, &[Imm(ARCH_SET_CPUID), zero]);
+        soft.add(c, "it may use the CPUID instruction, which was a fault (ARCH_SET_CPUID)");
+    }
+    if t.no_tsc {
+        let c = prctl(p, [libc::PR_SET_TSC as u64, libc::PR_TSC_SIGSEGV as u64, 0]);
+        soft.add(c, "it may read the time stamp counter, which was a fault (PR_SET_TSC)");
+    }
+}
+
+/// A thread has chosen it for itself, other than what is there without a choice: that speculation is off, or flushing on.
+fn is_chosen(kind: usize, state: u32) -> bool {
+    let chosen = if kind == L1D_FLUSH { PR_SPEC_ENABLE } else { !(PR_SPEC_PRCTL | PR_SPEC_ENABLE) };
+    state & PR_SPEC_PRCTL != 0 && state & chosen != 0
 }
 
 fn scheduling(p: &mut Program, soft: &mut Soft, t: &Thread, own: &Own) {
@@ -180,5 +221,21 @@ fn scheduling(p: &mut Program, soft: &mut Soft, t: &Thread, own: &Own) {
 pub fn after_creds(p: &mut Program, t: &Thread) {
     if t.pdeathsig != 0 {
         p.may(libc::SYS_prctl, &[Imm(PR_SET_PDEATHSIG), t.pdeathsig.into()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_choice_of_its_own_is_made_again() {
+        // not affected; the whole machine's; left as it is; disabled, for good, until execve; flushing is chosen by ENABLE
+        let cases = [([0, 0, 0], 0), ([2, 4, 8], 0), ([3, 3, 8], 0), ([5, 9, 0], 2), ([17, 0, 5], 1), ([0, 0, 3], 1)];
+        for (speculation, calls) in cases {
+            let (mut p, mut soft) = (Program::new(), Soft::new());
+            guards(&mut p, &mut soft, &Thread { speculation, ..Thread::default() });
+            assert_eq!(p.len(), 1 + calls, "{speculation:?}");
+        }
     }
 }

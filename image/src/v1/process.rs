@@ -50,6 +50,12 @@ pub struct Process {
     pub subreaper: bool,
     /// PR_GET_THP_DISABLE.
     pub thp_disable: bool,
+    /// PR_GET_MEMORY_MERGE.
+    pub memory_merge: bool,
+    /// PR_GET_MDWE: PR_MDWE_ bits.
+    pub mdwe: u32,
+    /// MCL_FUTURE, and MCL_ONFAULT, of mlockall(2): what it maps from here on is locked.
+    pub mlockall: u32,
     /// struct prctl_mm_map's addresses: start_code, end_code, start_data, end_data, start_brk, brk, start_stack,
     /// arg_start, arg_end, env_start, env_end.
     pub mm: [u64; 11],
@@ -121,6 +127,16 @@ pub struct Thread {
     pub timerslack: u64,
     /// PR_GET_PDEATHSIG.
     pub pdeathsig: i32,
+    /// PR_GET_TSC is PR_TSC_SIGSEGV.
+    pub no_tsc: bool,
+    /// arch_prctl(2), ARCH_GET_CPUID is 0: the instruction is a fault.
+    pub no_cpuid: bool,
+    /// PR_GET_SPECULATION_CTRL of PR_SPEC_STORE_BYPASS, INDIRECT_BRANCH and L1D_FLUSH; 0: not known, or not affected.
+    pub speculation: [u32; 3],
+    /// PR_GET_IO_FLUSHER.
+    pub io_flusher: bool,
+    /// PR_MCE_KILL_GET: PR_MCE_KILL_LATE or PR_MCE_KILL_EARLY; None: the default.
+    pub mce_kill: Option<u32>,
     /// I/O priority, ioprio_get(2).
     pub ioprio: u32,
     /// NUMA policy (MPOL_ constant with its flags) and nodes, bit n for node n; 0: the default.

@@ -129,6 +129,14 @@ pub fn list(pid: Pid) -> Result<Vec<Fd>> {
     Ok(fds)
 }
 
+/// Every descriptor's number and link, and no more. One that is closed meanwhile is left out.
+pub fn links(pid: Pid) -> Result<Vec<(i32, Vec<u8>)>> {
+    let dir = path_of(pid, "fd");
+    let handle = File::open(&dir).map_err(|e| ReadError::io("open", &dir, e))?;
+    let link = |fd: i32| Some((fd, readlinkat(&handle, fd.to_string().as_str()).ok()?.into_vec()));
+    Ok(numbers_in(&dir)?.into_iter().filter_map(link).collect())
+}
+
 /// One descriptor; ENOENT if it is not open.
 pub fn read(pid: Pid, fd: i32) -> Result<Fd> {
     let dir = path_of(pid, "fd");

@@ -92,6 +92,11 @@ impl VmFlags {
         self.0.contains(&flag)
     }
 
+    /// Adds one.
+    pub fn add(&mut self, flag: VmFlag) {
+        self.0.push(flag);
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = VmFlag> + '_ {
         self.0.iter().copied()

@@ -77,6 +77,16 @@ impl Stat {
     pub fn is_kernel_thread(&self) -> bool {
         self.flags & 0x0020_0000 != 0
     }
+
+    /// PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which are PR_SET_IO_FLUSHER (kernel/sys.c). PR_GET_IO_FLUSHER asks for a capability.
+    pub fn is_io_flusher(&self) -> bool {
+        self.flags & 0x0018_0000 == 0x0018_0000
+    }
+
+    /// PF_MCE_PROCESS and PF_MCE_EARLY: PR_MCE_KILL_LATE (0) or PR_MCE_KILL_EARLY (1); None: the machine's default.
+    pub fn mce_kill(&self) -> Option<u32> {
+        (self.flags & 0x80 != 0).then_some((self.flags >> 27) & 1)
+    }
 }
 
 struct Numbers<'a>(Words<'a>, usize);

@@ -145,7 +145,22 @@ fn map_fresh(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, l: Layout) -> Result
         must(tasks, tid, plan, libc::SYS_munmap, [*start, *len, 0, 0, 0, 0])?;
     }
     let map = [HOME, l.len, 5, 0x4022, u64::MAX, 0]; // PROT_READ|PROT_EXEC, PRIVATE|ANONYMOUS|NORESERVE
-    Ok(l.at(must(tasks, tid, plan, libc::SYS_mmap, map)?))
+    match must(tasks, tid, plan, libc::SYS_mmap, map) {
+        Err(e) if e.errno() == Some(libc::EAGAIN) => Err(no_room(tasks.pid, l.len)),
+        r => Ok(l.at(r?)),
+    }
+}
+
+/// The kernel's one reason for EAGAIN at a mapping of ours (mm/mmap.c): it would be locked, and more than may be.
+fn no_room(pid: i32, bytes: u64) -> Error {
+    let locked = procfs::status::read(pid).ok().and_then(|s| s.vm).map_or(0, |v| v.lck << 10);
+    let what = format!(
+        "mlockall(MCL_FUTURE) locks all that is mapped, our {} KiB too, which is more than its limit of locked memory allows: raise that for the \
+         moment (prlimit --pid {pid} --memlock={})",
+        bytes >> 10,
+        locked + bytes
+    );
+    Error::Unfit { what }
 }
 
 fn in_mapping(

@@ -1,0 +1,132 @@
+//! Who else holds a pipe, an eventfd or a pair of sockets of which the target has all ends, after a fork or passed over: a restored
+//! program would have one of its own, and that other process would be cut off.
+//!
+//! /proc/PID/fd tells, of processes that we may look into; the open files of others (another user's) cannot be known. To look through
+//! all of them takes long, so it is done before the freeze; in the freeze only the processes that were started since are
+//! looked at. What is passed over to an older one in between is not seen.
+use super::files::FileView;
+use std::collections::{BTreeMap, BTreeSet};
+use sys::procfs;
+
+/// Up to so many PIDs are tried one by one; beyond, the list of processes is cheaper.
+const FEW: u32 = 64;
+
+/// The other holders that were found.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Others {
+    /// What is held ([`identity`]), and "PID 12 (make)".
+    held: BTreeMap<Vec<u8>, String>,
+    /// Newest PID when they were looked for; None: not yet.
+    newest: Option<u32>,
+}
+
+impl Others {
+    /// Looks for holders and marks what they hold. The first time all processes are looked through, then only new ones.
+    pub(super) fn mark(&mut self, pid: i32, views: &mut [FileView]) {
+        let wanted: BTreeSet<Vec<u8>> = views.iter().filter(|v| is_own(v)).filter_map(identity).collect();
+        let newest = newest_pid();
+        if !wanted.is_empty() {
+            for other in processes(self.newest, newest).into_iter().filter(|p| *p != pid && *p != own_pid()) {
+                self.look(other, &wanted);
+            }
+        }
+        self.newest = newest;
+        let holder = |link: &[u8]| self.held.get(link).cloned();
+        for v in views.iter_mut().filter(|v| is_own(v)) {
+            let peer = v.socket.as_ref().and_then(|s| s.unix()).and_then(|u| u.peer);
+            let peer = peer.and_then(|p| holder(format!("socket:[{p}]").as_bytes()));
+            v.held = identity(v).and_then(|i| holder(&i)).or(peer);
+            if v.held.is_some() {
+                v.both_ends = false;
+                v.socket.iter_mut().for_each(|s| s.own_peer = false);
+            }
+        }
+    }
+
+    /// Notes what one process holds of it.
+    fn look(&mut self, other: i32, wanted: &BTreeSet<Vec<u8>>) {
+        for (fd, link) in procfs::fd::links(other).unwrap_or_default() {
+            let id = match is_eventfd(&link) {
+                false => Some(link),
+                true => procfs::fdinfo::read(other, fd).ok().and_then(|i| eventfd(&i)),
+            };
+            if let Some(id) = id.filter(|i| wanted.contains(i)) {
+                let name = procfs::comm(other).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
+                self.held.entry(id).or_insert(format!("PID {other} ({name})"));
+            }
+        }
+    }
+}
+
+/// It would be made again as the program's own.
+fn is_own(v: &FileView) -> bool {
+    v.is_pipe() && v.both_ends || v.socket.as_ref().is_some_and(|s| s.own_peer) || is_eventfd(&v.link)
+}
+
+fn is_eventfd(link: &[u8]) -> bool {
+    link == b"anon_inode:[eventfd]"
+}
+
+/// What is the same for all who hold it: the link, with its inode; of eventfds, which share one inode, the kernel's number.
+fn identity(v: &FileView) -> Option<Vec<u8>> {
+    if is_eventfd(&v.link) {
+        eventfd(&v.info)
+    } else {
+        Some(v.link.clone())
+    }
+}
+
+fn eventfd(info: &procfs::fdinfo::FdInfo) -> Option<Vec<u8>> {
+    info.eventfd.and_then(|e| e.id).map(|id| format!("eventfd {id}").into_bytes())
+}
+
+/// All processes, or those whose PIDs were given out after `since`, up to `newest`: PIDs count upwards, and begin again at the end.
+fn processes(since: Option<u32>, newest: Option<u32>) -> Vec<i32> {
+    let all = || procfs::pids().unwrap_or_default();
+    match (since, newest) {
+        (Some(a), Some(b)) if a <= b && b - a <= FEW => (a + 1..=b).map(|p| p as i32).collect(),
+        (Some(a), Some(b)) => all().into_iter().filter(|p| is_new(*p as u32, a, b)).collect(),
+        _ => all(),
+    }
+}
+
+fn is_new(pid: u32, since: u32, newest: u32) -> bool {
+    if since <= newest {
+        pid > since && pid <= newest
+    } else {
+        pid > since || pid <= newest
+    }
+}
+
+/// The PID that was given out last (proc_loadavg(5)).
+fn newest_pid() -> Option<u32> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split_ascii_whitespace().nth(4)?.parse().ok()
+}
+
+fn own_pid() -> i32 {
+    std::process::id() as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_are_the_pids_given_out_since() {
+        assert!([11, 12].iter().all(|p| is_new(*p, 10, 12)));
+        assert!([10, 13].iter().all(|p| !is_new(*p, 10, 12)));
+        // begun again
+        assert!([32760, 1, 300].iter().all(|p| is_new(*p, 32750, 300)));
+        assert!([32750, 301].iter().all(|p| !is_new(*p, 32750, 300)));
+    }
+
+    #[test]
+    fn a_new_process_is_looked_at() {
+        let before = newest_pid();
+        let mut child = std::process::Command::new("sleep").arg("20").spawn().unwrap();
+        let seen = processes(before, newest_pid());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(before.is_some() && seen.contains(&(child.id() as i32)), "{before:?} {seen:?}");
+    }
+}
