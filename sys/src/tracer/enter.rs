@@ -114,9 +114,23 @@ fn name_offset(tasks: &Tasks, tid: i32) -> u64 {
 }
 
 /// Maps the blob, fills everything in, and sends the serving thread and all others (to run `plan.visit`) into it. Gives the serving
-/// thread: `tid` if it has room for a frame.
-pub fn enter(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan, before: &[i32]) -> Result<(Layout, i32)> {
+/// thread: `tid` if it has room for a frame. `go`: waits until something may be run in other threads than the leader.
+pub fn enter(
+    tasks: &mut Tasks,
+    mem: &RemoteMem,
+    tid: i32,
+    plan: &EntryPlan,
+    before: &[i32],
+    go: impl FnOnce() -> Result<()>,
+) -> Result<(Layout, i32)> {
     let tid = borrow_scratch(tasks, mem, tid, plan)?;
+    let mut go = Some(go);
+    if let Some(go) = go.take_if(|_| tid != tasks.pid) {
+        if let Err(e) = go() {
+            give_back_scratch(tasks, mem)?;
+            return Err(e);
+        }
+    }
     let others: Vec<i32> = match plan.visit {
         Visit::None => Vec::new(),
         Visit::All => tasks.all.iter().filter(|(t, k)| **t != tid && k.stopped).map(|(t, _)| *t).collect(),
@@ -132,7 +146,9 @@ pub fn enter(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan, bef
             return Err(e);
         }
     };
-    let r = in_mapping(tasks, mem, tid, plan, &l, &others);
+    let r = in_mapping(tasks, mem, tid, plan, &l, &others)
+        .and_then(|()| go.map_or(Ok(()), |go| go()))
+        .and_then(|()| send_all_in(tasks, mem, tid, &l, &others));
     if r.is_err() {
         let _ = leave_mapping(tasks, mem, tid, plan, &l, before);
     }
@@ -163,7 +179,10 @@ fn in_mapping(
     mem.write(l.base, payload::BLOB)?;
     mem.write(l.params(), &l.params_bytes(&plan.addr, -1, true, others.len() as u32))?;
     mem.write(l.frame(0), &tasks.emergency_frame(tid, l.frame(0), l.sigreturn()))?;
-    prepare_visits(tasks, mem, l, plan, others)?;
+    prepare_visits(tasks, mem, l, plan, others)
+}
+
+fn send_all_in(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, l: &Layout, others: &[i32]) -> Result<()> {
     send_in(tasks, tid, l.serve_entry(), l.params(), l.stack(), true)?;
     // it leaves through its frame in the mapping now; and the snapshot must see the program's stack
     give_back_scratch(tasks, mem)?;
