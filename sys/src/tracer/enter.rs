@@ -176,6 +176,15 @@ fn in_mapping(
     // a kernel without CONFIG_ANON_VMA_NAME refuses the name: then the blob's first bytes tell whose it is
     remote_call(tasks, tid, plan, libc::SYS_prctl, [PR_SET_VMA, 0, l.base, l.len, name, 0])?;
     must(tasks, tid, plan, libc::SYS_mprotect, [l.base + l.code, l.len - l.code, 3, 0, 0, 0])?;
+    // whose handlers end calls, which only the process itself is told
+    for signal in tasks.handled().collect::<Vec<_>>() {
+        must(tasks, tid, plan, libc::SYS_rt_sigaction, [signal as u64, 0, l.buffer(), 8, 0, 0])?;
+        let mut flags = [0; 8]; // of struct kernel_sigaction, behind the handler
+        mem.read(l.buffer() + 8, &mut flags)?;
+        if u64::from_le_bytes(flags) & libc::SA_RESTART as u64 == 0 {
+            tasks.breaks |= 1 << (signal - 1);
+        }
+    }
     mem.write(l.base, payload::BLOB)?;
     mem.write(l.params(), &l.params_bytes(&plan.addr, -1, true, others.len() as u32))?;
     mem.write(l.frame(0), &tasks.emergency_frame(tid, l.frame(0), l.sigreturn()))?;
@@ -230,7 +239,10 @@ fn prepare_visits(tasks: &Tasks, mem: &RemoteMem, l: &Layout, plan: &EntryPlan, 
 
 /// One SETREGS into the blob, then all signals blocked, then off. `spoils`: the code there may change extended state.
 fn send_in(tasks: &mut Tasks, tid: i32, entry: u64, arg: u64, stack: u64, spoils: bool) -> Result<()> {
+    // if the tracer died before the signals are blocked, a handler would run at once, for which the blob's stack is too small
+    let handles = tasks.about_to_handle(tid);
     let Some(t) = tasks.all.get_mut(&tid) else { return Ok(()) };
+    let stack = if handles { (t.regs.rsp - 128) & !63 } else { stack };
     let r =
         Regs { rip: entry, rdi: arg, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: t.regs.eflags & !0x500, ..t.regs };
     raw::set_regs(tid, &r)?;
