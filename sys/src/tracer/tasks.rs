@@ -421,7 +421,7 @@ impl Tasks {
 
     /// Signals pending at the freeze for a thread or its process.
     fn pending_for<'a>(&'a self, t: &'a Task) -> impl Iterator<Item = i32> + 'a {
-        t.pending.iter().chain(&self.shared_pending).map(number)
+        t.pending.iter().chain(&self.shared_pending).map(|i| number(i))
     }
 }
 
@@ -430,7 +430,7 @@ fn bit(signal: i32) -> u64 {
 }
 
 /// A pending signal's number (siginfo's first word).
-fn number(info: &Vec<u8>) -> i32 {
+fn number(info: &[u8]) -> i32 {
     info.get(..4).and_then(|b| b.try_into().ok()).map_or(1, i32::from_ne_bytes)
 }
 
