@@ -9,6 +9,7 @@ const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
+const IO_PGETEVENTS: i64 = 333;
 /// Length of the `syscall` instruction.
 const SYSCALL_LEN: u64 = 2;
 
@@ -22,7 +23,7 @@ pub const EINTR_CALLS: &[(i64, Option<usize>)] = &[
     (libc::SYS_semtimedop, Some(3)),
     (libc::SYS_rt_sigtimedwait, Some(2)),
     (libc::SYS_io_getevents, Some(4)),
-    (333, Some(4)), // io_pgetevents
+    (IO_PGETEVENTS, Some(4)),
     (libc::SYS_read, None),
     (libc::SYS_readv, None),
     (libc::SYS_write, None),
@@ -48,6 +49,24 @@ pub fn is_our_eintr(r: &Regs) -> bool {
 
 fn again(r: &Regs) -> Regs {
     Regs { rax: r.orig_rax, rip: r.rip.wrapping_sub(SYSCALL_LEN), orig_rax: u64::MAX, ..*r }
+}
+
+/// Where a call that waits under a signal mask of its own has that mask: an address, and whether the mask's address is what is there.
+pub fn mask_of_call(r: &Regs) -> Option<(u64, bool)> {
+    let interrupted = r.rax as i64 == ERESTARTNOHAND || is_our_eintr(r);
+    let (at, indirect) = match r.orig_rax as i64 {
+        libc::SYS_rt_sigsuspend => (r.rdi, false),
+        libc::SYS_ppoll => (r.r10, false),
+        libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => (r.r8, false),
+        libc::SYS_pselect6 | IO_PGETEVENTS => (r.r9, true),
+        _ => return None,
+    };
+    (interrupted && at != 0).then_some((at, indirect))
+}
+
+/// Registers of a thread whose interrupted call is issued again, whatever the kernel would do.
+pub fn anew(r: &Regs) -> Regs {
+    again(r)
 }
 
 /// Registers with which a thawed thread goes on: unchanged where the kernel restarts the call itself (which is

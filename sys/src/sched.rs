@@ -33,6 +33,17 @@ impl Drop for KeepOff {
     }
 }
 
+/// Policy, nice value, priority and flags of a thread as the kernel tells them (struct sched_attr of sched_getattr(2)), to be
+/// compared; empty if it cannot be asked.
+pub fn attributes(tid: i32) -> Vec<u8> {
+    const SCHED_ATTR_SIZE_VER0: usize = 48;
+    let mut b = vec![0u8; SCHED_ATTR_SIZE_VER0];
+    // SAFETY: the kernel writes at most the length that is passed.
+    let r = unsafe { libc::syscall(libc::SYS_sched_getattr, tid, b.as_mut_ptr(), b.len(), 0) };
+    b.truncate(if r < 0 { 0 } else { b.len() });
+    b
+}
+
 /// F_GETOWN_EX (type, ID) and F_GETSIG of an open file (fcntl(2)).
 pub fn file_owner(fd: &impl AsFd) -> ((i32, i32), i32) {
     const F_GETOWN_EX: i32 = 16;

@@ -35,7 +35,8 @@ fn main() {
     let plan = prepare(pid, listener.addr(), Visit::None, Vec::new()).unwrap();
     let mut tracer = Tracer::start().unwrap();
     tracer.freeze(pid).unwrap();
-    let entered = tracer.enter(plan).unwrap();
+    tracer.begin_to_enter(plan).unwrap();
+    let entered = tracer.enter().unwrap();
     // SAFETY: geteuid takes nothing and always succeeds.
     let (sock, _) = listener.accept(pid, unsafe { libc::geteuid() }).unwrap();
     let mut channel = Channel::new(sock, pid);

@@ -1,8 +1,9 @@
 //! Somebody dies during a checkpoint: the tracer, the recorder or the target, after every single ptrace call and every single
 //! wire message, one after the other until the fault comes too late to happen.
 use anyhow::{ensure, Context, Result};
+use dormouse_tests::bed::SOON;
 use dormouse_tests::target::{Start, Target};
-use dormouse_tests::{proc, store, unharmed, Bed, Case, Who};
+use dormouse_tests::{proc, run, store, unharmed, Bed, Case, Who};
 
 /// Who dies, and what is left for ctl to say.
 #[derive(Clone, Copy)]
@@ -79,7 +80,49 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
+    for call in ["pause", "poll", "read", "read--restart"] {
+        for who in Who::all() {
+            let name = format!("ptrace-kill-self/woken-{call}");
+            all.push(Case::new(&name, *who, move |bed| woken(bed, call)).limit(240));
+        }
+    }
     all
+}
+
+/// A signal with a handler waits for a stopped program, and the tracer dies at any point of a checkpoint: once the program is continued, the
+/// call ends as the handler has it end.
+fn woken(bed: &mut Bed, call: &str) -> Result<()> {
+    use nix::sys::signal::{kill, Signal};
+    let (call, restart) = call.split_once("--").map_or((call, false), |(call, _)| (call, true));
+    for n in 1..TOO_MANY {
+        let args = ["--call", call].into_iter().chain(restart.then_some("--restart"));
+        let mut target = Start::program("sig_woken").args(args).ready(bed)?;
+        let pid = nix::unistd::Pid::from_raw(target.pid);
+        kill(pid, Signal::SIGSTOP)?;
+        let stopped = |pid| proc::status(pid).is_some_and(|s| s.state == 'T' && s.tracer == 0);
+        run::until("it stopped", SOON, || Ok(stopped(target.pid)))?;
+        kill(pid, Signal::SIGUSR1)?;
+        let fault = format!("ptrace:{n}:kill-self");
+        let args = target.checkpoint_args(&[]);
+        let args: Vec<&str> = args.iter().map(|a| a.as_ref()).collect();
+        let mut ctl = bed.ctl_command(&args);
+        ctl.env("DORMOUSE_FAULT", &fault);
+        let (mut recorder, _, _) = bed.spawn(&mut ctl)?;
+        let me = recorder.id() as i32;
+        // ctl talks to the blob, which stands still with the program
+        let killed = || proc::children(me).into_iter().any(|c| proc::status(c).is_some_and(|s| s.state == 'Z'));
+        run::until("the tracer's end", SOON, || Ok(killed() || recorder.try_wait()?.is_some()))?;
+        kill(pid, Signal::SIGCONT)?;
+        let code = run::code(run::end(&mut recorder, "ctl checkpoint", SOON)?);
+        bed.let_go(&recorder);
+        target.prove(bed).with_context(|| format!("with DORMOUSE_FAULT={fault}"))?;
+        if code == 0 {
+            ensure!(n > 20, "{fault} did not happen: this site is hardly ever passed");
+            return Ok(());
+        }
+        bed.log.clear();
+    }
+    anyhow::bail!("ptrace:{TOO_MANY} still happens")
 }
 
 fn every_point(bed: &mut Bed, kill: Kill, program: &str, args: &[&str], options: &[&str], step: u32) -> Result<()> {

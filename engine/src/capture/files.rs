@@ -104,11 +104,7 @@ pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
         };
         let stat = f.stat.ok();
         let cloexec = info.cloexec();
-        let same = views.iter().position(|v| {
-            v.link_matches(&f.target, stat.as_ref())
-                && sys::kcmp::same_file((pid, v.first_fd()), (pid, f.fd)).unwrap_or(false)
-        });
-        if let Some(i) = same {
+        if let Some(i) = dup_of(&views, pid, (f.fd, &f.target, stat.as_ref()), frozen)? {
             views[i].fds.push((f.fd, cloexec));
             continue;
         }
@@ -133,6 +129,25 @@ pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
     }
     look_at_sockets(pid, frozen, &mut views)?;
     Ok(views)
+}
+
+/// The view of the open file that a descriptor (number, link, stat) shares. That kcmp cannot tell is an error, or it would come back with an
+/// offset of its own; but a descriptor that has closed meanwhile shares nothing.
+fn dup_of(
+    views: &[FileView],
+    pid: i32,
+    (fd, link, stat): (i32, &[u8], Option<&FdStat>),
+    frozen: bool,
+) -> Step<Option<usize>> {
+    for (i, v) in views.iter().enumerate().filter(|(_, v)| v.link_matches(link, stat)) {
+        match sys::kcmp::same_file((pid, v.first_fd()), (pid, fd)) {
+            Ok(true) => return Ok(Some(i)),
+            Ok(false) => {}
+            Err(e) if !frozen && e.raw_os_error() == Some(libc::EBADF) => {}
+            Err(e) => return Err(sys::Error::call(format!("kcmp of descriptor {fd}"), pid, e).into()),
+        }
+    }
+    Ok(None)
 }
 
 /// Asks every socket what it is, through a copy of the descriptor.

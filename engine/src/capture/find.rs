@@ -1,6 +1,7 @@
 //! Phase find: who the target is, and every reason why it could not be captured or restored, at once.
 use super::files::{self, FileView};
 use super::shared::Others;
+use super::threads::Whole;
 use super::{explain, Fault, Step};
 use crate::{objects, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
@@ -24,6 +25,10 @@ pub struct Survey {
     pub(super) others: Others,
     /// Mappings with their flags.
     pub smaps: Vec<Smap>,
+    /// The random bytes that its exec was given.
+    pub random: Option<[u8; 16]>,
+    /// Its namespaces.
+    pub spaces: Option<procfs::ns::NsIds>,
     /// Threads, and what can be asked of them from outside.
     pub threads: std::collections::BTreeMap<i32, super::threads::Facts>,
     /// What the caller decided about external ends.
@@ -112,6 +117,8 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
         files: Vec::new(),
         others: Others::default(),
         smaps: Vec::new(),
+        random: None,
+        spaces: None,
         threads: Default::default(),
         external: external.clone(),
         private: false,
@@ -123,6 +130,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
     // without the right to look there is nothing more to say
     s.refuse()?;
     let r: std::result::Result<(), Fault> = (|| {
+        s.random = random(pid);
         s.files = files::list(pid, false)?;
         files::mark_ends(pid, &mut s.files, &mut s.others);
         files::decide(&mut s.files, external);
@@ -131,8 +139,8 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
     })();
     r.map_err(|f| explain(f, &s.attempted, "find", false))?;
     s.namespaces();
-    s.threads = super::threads::facts(&s.status, s.private);
-    let odd: Vec<Reason> = s.threads.iter().filter_map(|(tid, f)| f.reason(*tid)).collect();
+    let (threads, odd) = super::threads::facts(&s.status, s.private);
+    s.threads = threads;
     s.reasons.extend(odd);
     s.process();
     s.mappings();
@@ -178,6 +186,7 @@ impl Survey {
             return;
         };
         let differ: Vec<NsKind> = mine.differences(&theirs);
+        self.spaces = Some(theirs);
         // a private restore of ours: its own user, PID and mount namespaces, whose init says so
         self.private = self.status.ns_tgid.len() == 2 && parent_is_our_init(&self.status);
         for k in differ {
@@ -242,26 +251,44 @@ impl Survey {
         }
     }
 
-    /// In the freeze: the program is the one that was looked at, and still where a restore could put it.
-    pub(super) fn still(&mut self, tids: &[i32]) -> Step<()> {
+    /// In the freeze: the program is the one that was looked at, still where a restore could put it, and its leader can be entered.
+    pub(super) fn still(&mut self) -> Step<()> {
         let now = procfs::stat::read(self.pid)?;
         let program = |s: &Stat| (s.start_code, s.end_code, s.start_stack);
-        let mut reasons = places(self.pid);
+        let pid = format!("PID {}", self.pid);
+        if now.state.is_ended() {
+            let w = "its first thread has ended while it was looked at, and that is not kept yet";
+            let remedy = "the others run on as before; let the first thread wait for them";
+            return Err(Error::new(Kind::Refused, &self.attempted, pid, w, remedy).into());
+        }
+        let mut reasons = Vec::new();
+        if program(&now) != program(&self.stat) || random(self.pid) != self.random {
+            let w = "it has executed another program while it was looked at";
+            reasons.push(Reason::new(&pid, w, "it runs on as before; try again"));
+        }
+        reasons.extend(places(self.pid));
         let leader = procfs::status::read(self.pid)?;
         if leader.seccomp != self.status.seccomp {
             let w = "it has come under seccomp while it was looked at";
-            reasons.push(Reason::new(format!("PID {}", self.pid), w, "start it without seccomp"));
+            reasons.push(Reason::new(&pid, w, "start it without seccomp"));
         }
-        // threads that are younger than the survey
-        for tid in tids.iter().filter(|t| !self.threads.contains_key(t)).copied().collect::<Vec<_>>() {
-            let fact = super::threads::fact(&leader, tid, self.private);
-            reasons.extend(fact.reason(tid));
-            self.threads.insert(tid, fact);
-        }
-        if program(&now) != program(&self.stat) {
-            let w = "it has executed another program while it was looked at";
-            reasons.insert(0, Reason::new(format!("PID {}", self.pid), w, "it runs on as before; try again"));
-        }
+        self.status = leader;
+        let (then, now) = (&self.spaces, procfs::ns::read(self.pid)?);
+        reasons.extend(then.iter().flat_map(|then| then.differences(&now)).map(|k| {
+            let w = "it has entered another one while it was looked at";
+            Reason::new(format!("{} namespace", k.name()), w, "it runs on as before; try again")
+        }));
+        self.refuse_for(reasons)
+    }
+
+    /// The same of its threads, each of which was looked at while it ran, or is younger than that.
+    pub(super) fn still_all(&mut self, tids: &[i32]) -> Step<()> {
+        let whole = Whole { leader: &self.status, private: self.private };
+        let reasons = super::threads::again(&whole, tids, &mut self.threads)?;
+        self.refuse_for(reasons)
+    }
+
+    fn refuse_for(&self, reasons: Vec<Reason>) -> Step<()> {
         if reasons.is_empty() {
             return Ok(());
         }
@@ -312,6 +339,14 @@ pub(super) fn children(pid: i32) -> Vec<Reason> {
         Reason::new(format!("child process {c} ({name})"), "process trees are not captured yet", remedy)
     };
     procfs::children(pid).unwrap_or_default().into_iter().map(reason).collect()
+}
+
+/// What tells one exec from the next, even of the same program at the same addresses: the kernel gives each 16 random bytes.
+fn random(pid: i32) -> Option<[u8; 16]> {
+    let at = procfs::auxv::read(pid).ok()?.get(libc::AT_RANDOM)?;
+    let mut bytes = [0; 16];
+    sys::mem::RemoteMem::open(pid).ok()?.read(at, &mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Working directory and root, if they cannot be entered again.

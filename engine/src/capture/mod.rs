@@ -144,8 +144,11 @@ impl Run<'_> {
 
         self.enter(Phase::Freeze)?;
         let frozen = tracer.freeze(self.pid)?;
-        survey.still(&frozen.tids)?;
-        let entered = tracer.enter(plan)?;
+        // of the leader before anything is run in it, and of the others while it is, but before anything is run in them
+        survey.still()?;
+        tracer.begin_to_enter(plan)?;
+        survey.still_all(&frozen.tids)?;
+        let entered = tracer.enter()?;
         let (sock, _) = listener.accept(self.pid, survey.status.uid.effective)?;
         let channel = Channel::new(sock, self.pid);
 

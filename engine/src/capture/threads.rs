@@ -1,5 +1,6 @@
 //! Threads in the image's words: what was known before the freeze, what each said of itself, and what the tracer read.
 use super::observe::{Seen, Told};
+use super::Step;
 use crate::Reason;
 use image::v1::process::Thread;
 use serde_bytes::ByteBuf;
@@ -24,51 +25,85 @@ pub struct Facts {
     pub mce_kill: Option<u32>,
     /// TID in the innermost PID namespace.
     pub inner_tid: i32,
-    /// Why it cannot be captured with the others, and what to do.
-    pub odd: Option<(&'static str, &'static str)>,
+    /// What the kernel said of it, to see whether that is still so.
+    said: Vec<u8>,
 }
 
-impl Facts {
-    /// The refusal, if there is one.
-    pub(super) fn reason(&self, tid: i32) -> Option<Reason> {
-        self.odd.map(|(w, r)| Reason::new(format!("thread {tid} ({})", self.comm.escape_ascii()), w, r))
-    }
+/// The process whose threads are asked.
+pub(super) struct Whole<'a> {
+    /// Its status now.
+    pub leader: &'a Status,
+    /// It is in a PID namespace of its own.
+    pub private: bool,
 }
 
-/// Asks all threads of a process; `private`: it is in a PID namespace of its own.
-pub(super) fn facts(leader: &Status, private: bool) -> BTreeMap<i32, Facts> {
+/// Asks all threads of a process that runs: those that end meanwhile are left out, and the freeze asks again.
+pub(super) fn facts(leader: &Status, private: bool) -> (BTreeMap<i32, Facts>, Vec<Reason>) {
     let tids = procfs::tasks(leader.pid).unwrap_or_default();
-    tids.into_iter().map(|t| (t, fact(leader, t, private))).collect()
+    let mut known = BTreeMap::new();
+    // it may take a while: what does not answer because it has ended is none of the freeze's threads
+    let reasons = tids.into_iter().filter_map(|tid| {
+        let said = said(leader.pid, tid).ok()?;
+        fact(&Whole { leader, private }, tid, said, &mut known).ok()?
+    });
+    let reasons = reasons.collect();
+    (known, reasons)
 }
 
-/// Asks one thread.
-pub(super) fn fact(leader: &Status, tid: i32, private: bool) -> Facts {
-    let stat = procfs::stat::read_task(leader.pid, tid);
-    let (Ok(s), Ok(status)) = (stat, procfs::status::read_task(leader.pid, tid)) else {
-        return Facts { inner_tid: tid, ..Facts::default() };
-    };
-    Facts {
-        comm: s.comm.clone(),
-        sched: (s.policy, s.rt_priority, s.nice as i32),
-        affinity: sys::sched::affinity(tid),
-        io_flusher: s.is_io_flusher(),
-        mce_kill: s.mce_kill(),
-        inner_tid: status.ns_pid.last().copied().filter(|_| private).unwrap_or(tid),
-        odd: odd(leader, tid, &status),
+/// Asks all stopped threads again. Those of which the kernel says what it said before are what they were; `known` is
+/// brought up to date. Gives the refusals. One that does not answer has been killed, and that ends the process.
+pub(super) fn again(w: &Whole<'_>, tids: &[i32], known: &mut BTreeMap<i32, Facts>) -> Step<Vec<Reason>> {
+    let mut reasons = Vec::new();
+    // what it has otherwise than the leader is anew to be seen if the leader has changed
+    let leader = said(w.leader.pid, w.leader.pid)?;
+    let led = known.get(&w.leader.pid).is_some_and(|f| f.said == leader);
+    for tid in tids {
+        let now = said(w.leader.pid, *tid)?;
+        reasons.extend(match known.get(tid).filter(|f| led && f.said == now) {
+            Some(f) => apart(w, *tid)?.map(|(why, remedy)| reason(*tid, &f.comm, why, remedy)),
+            None => fact(w, *tid, now, known)?,
+        });
     }
+    Ok(reasons)
+}
+
+/// What the kernel says of a thread, in a form that can be compared.
+fn said(pid: i32, tid: i32) -> procfs::Result<Vec<u8>> {
+    let mut said = procfs::status::own_lines(pid, tid)?;
+    said.extend(sys::sched::attributes(tid));
+    Ok(said)
+}
+
+fn reason(tid: i32, comm: &[u8], why: String, remedy: &str) -> Reason {
+    Reason::new(format!("thread {tid} ({})", comm.escape_ascii()), why, remedy)
+}
+
+/// Asks one thread, and gives the refusal if there is one.
+fn fact(w: &Whole<'_>, tid: i32, said: Vec<u8>, known: &mut BTreeMap<i32, Facts>) -> Step<Option<Reason>> {
+    let s = procfs::stat::read_task(w.leader.pid, tid)?;
+    let status = procfs::status::read_task(w.leader.pid, tid)?;
+    let inner_tid = status.ns_pid.last().copied().filter(|_| w.private).unwrap_or(tid);
+    let odd = match (tid == w.leader.pid || s.state == procfs::State::Zombie, odd(w.leader, &status)) {
+        (true, _) => None,
+        (false, Some((why, remedy))) => Some((why.to_string(), remedy)),
+        (false, None) => apart(w, tid)?,
+    };
+    let refusal = odd.map(|(why, remedy)| reason(tid, &s.comm, why, remedy));
+    let sched = (s.policy, s.rt_priority, s.nice as i32);
+    let (io_flusher, mce_kill) = (s.is_io_flusher(), s.mce_kill());
+    let affinity = sys::sched::affinity(tid);
+    known.insert(tid, Facts { comm: s.comm, sched, affinity, io_flusher, mce_kill, inner_tid, said });
+    Ok(refusal)
 }
 
 /// What a thread has otherwise than the leader, whose it would get at a restore; or would die of.
-fn odd(leader: &Status, tid: i32, s: &Status) -> Option<(&'static str, &'static str)> {
-    let apart = |what| sys::kcmp::shares(leader.pid, tid, what).is_ok_and(|shared| !shared);
+fn odd(leader: &Status, s: &Status) -> Option<(&'static str, &'static str)> {
     let rights = |s: &Status| {
         let caps = [s.cap_inheritable, s.cap_permitted, s.cap_effective, s.cap_bounding, s.cap_ambient];
         let ids = [s.uid, s.gid].map(|i| [i.real, i.effective, i.saved, i.fs]);
         (ids, s.groups.clone(), caps, s.no_new_privs)
     };
-    if tid == leader.pid || s.state == procfs::State::Zombie {
-        None
-    } else if leader.seccomp.unwrap_or(0) == 0 && s.seccomp.unwrap_or(0) != 0 {
+    if leader.seccomp.unwrap_or(0) == 0 && s.seccomp.unwrap_or(0) != 0 {
         Some((
             "seccomp restricts it, and the first forbidden call made inside could kill it",
             "start the program without seccomp",
@@ -78,14 +113,29 @@ fn odd(leader: &Status, tid: i32, s: &Status) -> Option<(&'static str, &'static 
             "its user, groups, capabilities or no_new_privs are not those of the process, which is not kept yet",
             "checkpoint when all threads have the same",
         ))
-    } else if apart(Resource::Files) || apart(Resource::Fs) {
-        Some((
-            "it has descriptors, or a working directory and umask, of its own (unshare), which is not kept yet",
-            "checkpoint when it has ended",
-        ))
     } else {
         None
     }
+}
+
+/// Whether a thread has descriptors or a directory of its own: why it is refused, and what to do.
+fn apart(w: &Whole<'_>, tid: i32) -> Step<Option<(String, &'static str)>> {
+    for what in [Resource::Files, Resource::Fs] {
+        match sys::kcmp::shares(w.leader.pid, tid, what) {
+            Ok(true) => {}
+            Ok(false) => {
+                let why =
+                    "it has descriptors, or a working directory and umask, of its own (unshare), which is not kept yet";
+                return Ok(Some((why.into(), "checkpoint when it has ended")));
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(sys::Error::call("kcmp", tid, e).into()),
+            Err(e) => {
+                let why = format!("whether it has descriptors or a directory of its own cannot be told (kcmp: {e})");
+                return Ok(Some((why, "`ctl doctor` tells what this machine permits")));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// All threads, in the order of their TIDs, and the signals that stay pending for the process.

@@ -114,9 +114,23 @@ fn name_offset(tasks: &Tasks, tid: i32) -> u64 {
 }
 
 /// Maps the blob, fills everything in, and sends the serving thread and all others (to run `plan.visit`) into it. Gives the serving
-/// thread: `tid` if it has room for a frame.
-pub fn enter(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan, before: &[i32]) -> Result<(Layout, i32)> {
+/// thread: `tid` if it has room for a frame. `go`: waits until something may be run in other threads than the leader.
+pub fn enter(
+    tasks: &mut Tasks,
+    mem: &RemoteMem,
+    tid: i32,
+    plan: &EntryPlan,
+    before: &[i32],
+    go: impl FnOnce() -> Result<()>,
+) -> Result<(Layout, i32)> {
     let tid = borrow_scratch(tasks, mem, tid, plan)?;
+    let mut go = Some(go);
+    if let Some(go) = go.take_if(|_| tid != tasks.pid) {
+        if let Err(e) = go() {
+            give_back_scratch(tasks, mem)?;
+            return Err(e);
+        }
+    }
     let others: Vec<i32> = match plan.visit {
         Visit::None => Vec::new(),
         Visit::All => tasks.all.iter().filter(|(t, k)| **t != tid && k.stopped).map(|(t, _)| *t).collect(),
@@ -132,7 +146,9 @@ pub fn enter(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan, bef
             return Err(e);
         }
     };
-    let r = in_mapping(tasks, mem, tid, plan, &l, &others);
+    let r = in_mapping(tasks, mem, tid, plan, &l, &others)
+        .and_then(|()| go.map_or(Ok(()), |go| go()))
+        .and_then(|()| send_all_in(tasks, mem, tid, &l, &others));
     if r.is_err() {
         let _ = leave_mapping(tasks, mem, tid, plan, &l, before);
     }
@@ -175,10 +191,22 @@ fn in_mapping(
     // a kernel without CONFIG_ANON_VMA_NAME refuses the name: then the blob's first bytes tell whose it is
     remote_call(tasks, tid, plan, libc::SYS_prctl, [PR_SET_VMA, 0, l.base, l.len, name, 0])?;
     must(tasks, tid, plan, libc::SYS_mprotect, [l.base + l.code, l.len - l.code, 3, 0, 0, 0])?;
+    // whose handlers end calls, which only the process itself is told
+    for signal in tasks.handled().collect::<Vec<_>>() {
+        must(tasks, tid, plan, libc::SYS_rt_sigaction, [signal as u64, 0, l.buffer(), 8, 0, 0])?;
+        let mut flags = [0; 8]; // of struct kernel_sigaction, behind the handler
+        mem.read(l.buffer() + 8, &mut flags)?;
+        if u64::from_le_bytes(flags) & libc::SA_RESTART as u64 == 0 {
+            tasks.breaks |= 1 << (signal - 1);
+        }
+    }
     mem.write(l.base, payload::BLOB)?;
     mem.write(l.params(), &l.params_bytes(&plan.addr, -1, true, others.len() as u32))?;
     mem.write(l.frame(0), &tasks.emergency_frame(tid, l.frame(0), l.sigreturn()))?;
-    prepare_visits(tasks, mem, l, plan, others)?;
+    prepare_visits(tasks, mem, l, plan, others)
+}
+
+fn send_all_in(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, l: &Layout, others: &[i32]) -> Result<()> {
     send_in(tasks, tid, l.serve_entry(), l.params(), l.stack(), true)?;
     // it leaves through its frame in the mapping now; and the snapshot must see the program's stack
     give_back_scratch(tasks, mem)?;
@@ -226,7 +254,10 @@ fn prepare_visits(tasks: &Tasks, mem: &RemoteMem, l: &Layout, plan: &EntryPlan, 
 
 /// One SETREGS into the blob, then all signals blocked, then off. `spoils`: the code there may change extended state.
 fn send_in(tasks: &mut Tasks, tid: i32, entry: u64, arg: u64, stack: u64, spoils: bool) -> Result<()> {
+    // if the tracer died before the signals are blocked, a handler would run at once, for which the blob's stack is too small
+    let handles = tasks.about_to_handle(tid);
     let Some(t) = tasks.all.get_mut(&tid) else { return Ok(()) };
+    let stack = if handles { (t.regs.rsp - 128) & !63 } else { stack };
     let r =
         Regs { rip: entry, rdi: arg, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: t.regs.eflags & !0x500, ..t.regs };
     raw::set_regs(tid, &r)?;

@@ -83,10 +83,12 @@ pub struct LastCalls {
 /// Requests to the tracer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Ask {
-    /// Seize and stop all threads of a process.
+    /// Seize and stop all threads of a process, then read their states: two answers, [`Tell::Frozen`] and [`Tell::Read`].
     Freeze(i32),
-    /// Bring the blob in.
+    /// Bring the blob in; threads other than the serving one are not sent into it before [`Ask::Go`].
     Enter(EntryPlan),
+    /// Every thread may be sent in.
+    Go,
     /// Hand over what was read.
     Collect,
     /// Take the blob out and let go.
@@ -105,6 +107,7 @@ pub(super) enum Ask {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Tell {
     Frozen(Frozen),
+    Read,
     Entered(Box<Entered>),
     Snapshot(Box<Snapshot>),
     Released { pause_ns: u64, late: u64 },
@@ -211,18 +214,24 @@ impl Tracer {
         }
     }
 
+    fn sock(&mut self) -> Result<&mut UnixStream> {
+        self.sock.as_mut().ok_or_else(ended)
+    }
+
     fn ask(&mut self, a: Ask) -> Result<Tell> {
-        let gone = || Error::Peer { peer: "tracer", what: "it ended".into() };
-        let sock = self.sock.as_mut().ok_or_else(gone)?;
-        write_msg(sock, &a)?;
-        match read_msg(sock)? {
+        write_msg(self.sock()?, &a)?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<Tell> {
+        match read_msg(self.sock()?)? {
             Some(Tell::Failed(f)) => Err(f.into()),
             Some(t) => Ok(t),
-            None => Err(gone()),
+            None => Err(ended()),
         }
     }
 
-    /// Stops all threads of a process.
+    /// Stops all threads of a process. Their states are read while the caller does something else.
     pub fn freeze(&mut self, pid: i32) -> Result<Frozen> {
         match self.ask(Ask::Freeze(pid))? {
             Tell::Frozen(f) => Ok(f),
@@ -230,9 +239,18 @@ impl Tracer {
         }
     }
 
-    /// Brings the blob in; it will connect to the plan's address.
-    pub fn enter(&mut self, plan: EntryPlan) -> Result<Entered> {
-        match self.ask(Ask::Enter(plan))? {
+    /// Begins to bring the blob in: calls are made in one thread, and nothing is run in the others before [`Tracer::enter`].
+    pub fn begin_to_enter(&mut self, plan: EntryPlan) -> Result<()> {
+        write_msg(self.sock()?, &Ask::Enter(plan))
+    }
+
+    /// The blob is in; it will connect to the plan's address.
+    pub fn enter(&mut self) -> Result<Entered> {
+        match self.answer()? {
+            Tell::Read => {}
+            t => return Err(odd(&t)),
+        }
+        match self.ask(Ask::Go)? {
             Tell::Entered(e) => Ok(*e),
             t => Err(odd(&t)),
         }
@@ -284,6 +302,10 @@ impl Tracer {
         }
         Ok(())
     }
+}
+
+fn ended() -> Error {
+    Error::Peer { peer: "tracer", what: "it ended".into() }
 }
 
 fn odd(t: &Tell) -> Error {

@@ -91,11 +91,15 @@ impl Server {
         loop {
             let asked = self.wait_request().and_then(|()| read_msg::<Ask>(&mut self.sock));
             let Ok(Some(ask)) = asked else { break };
-            let answer = self.answer(ask).unwrap_or_else(|e| {
-                let _ = self.cure_all();
-                Tell::Failed(e.into())
-            });
-            if write_msg(&mut self.sock, &answer).is_err() {
+            let answer = self.answer(ask);
+            let frozen = matches!(answer, Ok(Tell::Frozen(_)));
+            let mut heard = self.tell(answer);
+            if frozen {
+                // heard or not: a cure needs it
+                let read = self.read();
+                heard = heard.and(self.tell(read));
+            }
+            if heard.is_err() {
                 break;
             }
         }
@@ -103,6 +107,15 @@ impl Server {
             let _ = process.kill(libc::SIGKILL); // or it has ended by itself
         }
         self.cure_all()
+    }
+
+    /// Answers; what has failed is undone first.
+    fn tell(&mut self, answer: Result<Tell>) -> Result<()> {
+        let answer = answer.unwrap_or_else(|e| {
+            let _ = self.cure_all();
+            Tell::Failed(e.into())
+        });
+        write_msg(&mut self.sock, &answer)
     }
 
     /// Waits for a request while handling what happens to the threads.
@@ -136,6 +149,7 @@ impl Server {
         match a {
             Ask::Freeze(pid) => self.freeze(pid),
             Ask::Enter(plan) => self.enter(plan),
+            Ask::Go => Err(Error::Unfit { what: "nothing is entered".into() }),
             Ask::Collect => match self.tasks.as_ref().map(snapshot).or(self.snapshot.take()) {
                 Some(s) => Ok(Tell::Snapshot(Box::new(s))),
                 None => Err(Error::Unfit { what: "nothing is frozen".into() }),
@@ -158,10 +172,15 @@ impl Server {
         self.first_stop = Instant::now();
         let tasks = self.tasks.insert(Tasks::new(pid)?);
         tasks.freeze()?;
-        tasks.read_state()?;
-        self.fds = procfs::fd::numbers(pid).map_err(|e| Error::Unfit { what: e.to_string() })?;
         let tids: Vec<i32> = tasks.all.keys().copied().collect();
         Ok(Tell::Frozen(Frozen { tids, ended: Vec::new() }))
+    }
+
+    fn read(&mut self) -> Result<Tell> {
+        let Some(tasks) = self.tasks.as_mut() else { return Err(Error::Unfit { what: "nothing is frozen".into() }) };
+        tasks.read_state()?;
+        self.fds = procfs::fd::numbers(tasks.pid).map_err(|e| Error::Unfit { what: e.to_string() })?;
+        Ok(Tell::Read)
     }
 
     fn enter(&mut self, plan: EntryPlan) -> Result<Tell> {
@@ -175,7 +194,12 @@ impl Server {
             let what = "a thread is just leaving an earlier checkpoint that was broken off".into();
             return Err(Error::Unfit { what });
         }
-        let (layout, server) = enter::enter(tasks, mem, server, &plan, &self.fds)?;
+        let sock = &mut self.sock;
+        let go = || match read_msg(sock)? {
+            Some(Ask::Go) => Ok(()),
+            _ => Err(Error::Peer { peer: "recorder", what: "it does not want to go in any more".into() }),
+        };
+        let (layout, server) = enter::enter(tasks, mem, server, &plan, &self.fds, go)?;
         tasks.hold = false;
         let visited = tasks.all.iter().filter(|(t, k)| **t != server && k.entered).map(|(t, _)| *t).collect();
         self.inside = Some(Inside { plan, layout, server });

@@ -56,6 +56,10 @@ pub struct Tasks {
     pub all: BTreeMap<i32, Task>,
     /// Signals pending for the process at the freeze: raw siginfo.
     pub shared_pending: Vec<Vec<u8>>,
+    /// Signals that have a handler, if any was pending at the freeze.
+    pub caught: u64,
+    /// Those of them whose handler is known to end calls (no SA_RESTART): asked inside.
+    pub breaks: u64,
     /// Where a frame of ours lies in its memory, and what was there.
     pub borrowed: Option<Borrowed>,
     /// Whether stops are wanted now; while the blob runs they are not, and a stop (a SIGCONT's) is passed over.
@@ -79,6 +83,8 @@ impl Tasks {
             pid,
             all: BTreeMap::new(),
             borrowed: None,
+            caught: 0,
+            breaks: 0,
             shared_pending: Vec::new(),
             hold: true,
             lost: false,
@@ -175,8 +181,12 @@ impl Tasks {
                 }
             }
             if restart::is_our_eintr(&t.regs) {
-                t.signal = has_unblocked_signal(self.pid, *tid, t.sigmask)?;
+                t.signal = unblocked_signals(self.pid, *tid, t.sigmask)? != 0;
             }
+        }
+        if !self.shared_pending.is_empty() || self.all.values().any(|t| !t.pending.is_empty()) {
+            let status = procfs::status::read(self.pid).map_err(|e| Error::Unfit { what: e.to_string() })?;
+            self.caught = status.sig_caught;
         }
         Ok(())
     }
@@ -298,8 +308,9 @@ impl Tasks {
     /// Gives a stopped thread back what it had. Extended state (where it is not still there) and mask first: until the one SETREGS the
     /// thread would leave through its frame, after it everything is already in place.
     pub fn cure(&mut self, tid: i32) -> Result<()> {
+        let Some(t) = self.all.get(&tid) else { return Ok(()) };
+        let regs = onward(self.pid, tid, t)?;
         let Some(t) = self.all.get_mut(&tid) else { return Ok(()) };
-        let regs = restart::for_thaw(&t.regs, t.signal);
         if t.entered {
             if t.spoilt {
                 raw::set_xstate(tid, &t.xstate)?;
@@ -322,7 +333,7 @@ impl Tasks {
         t.regs = raw::regs(tid)?;
         t.sigmask = raw::sigmask(tid)?;
         t.xstate = raw::xstate(tid)?;
-        t.signal = restart::is_our_eintr(&t.regs) && has_unblocked_signal(pid, tid, t.sigmask)?;
+        t.signal = restart::is_our_eintr(&t.regs) && unblocked_signals(pid, tid, t.sigmask)? != 0;
         t.entered = false;
         t.sent = false;
         t.spoilt = false;
@@ -365,8 +376,6 @@ impl Tasks {
     /// Signals that are pending now, for the process or for any thread, and were not at the freeze: bit n-1 for signal n. Those
     /// that stopped it are among them.
     pub fn late_signals(&self) -> u64 {
-        let bit = |n: i32| 1u64 << (n - 1).clamp(0, 63);
-        let number = |info: &Vec<u8>| info.get(..4).and_then(|b| b.try_into().ok()).map_or(1, i32::from_ne_bytes);
         let threads = self.all.iter().map(|(tid, t)| {
             let now = procfs::status::read_task(self.pid, *tid).map_or(0, |s| s.sig_pending | s.sig_shared_pending);
             now | t.held.iter().fold(0, |all, n| all | bit(*n))
@@ -385,9 +394,78 @@ impl Tasks {
     /// A frame with which a thread leaves code of ours without the tracer's help.
     pub fn emergency_frame(&self, tid: i32, at: u64, restorer: u64) -> Vec<u8> {
         let Some(t) = self.all.get(&tid) else { return Vec::new() };
-        let signal = if t.signal { restart::Pending::Breaks } else { restart::Pending::None };
+        let signal = match self.handled_by(t) {
+            Some(n) if self.breaks & bit(n) != 0 => restart::Pending::Breaks,
+            Some(_) => restart::Pending::Restarts,
+            None if t.signal => restart::Pending::Restarts,
+            None => restart::Pending::None,
+        };
         sigframe::build(at, restorer, &restart::for_new(&t.regs, signal), t.sigmask, &t.xstate)
     }
+
+    /// The signal whose handler the thread will run first, of those that were pending at the freeze.
+    fn handled_by(&self, t: &Task) -> Option<i32> {
+        self.handled().find(|n| t.sigmask & bit(*n) == 0 && self.pending_for(t).any(|p| p == *n))
+    }
+
+    /// Whether a handler runs in the thread as soon as it is let go.
+    pub fn about_to_handle(&self, tid: i32) -> bool {
+        self.all.get(&tid).is_some_and(|t| self.handled_by(t).is_some())
+    }
+
+    /// Signals that were pending at the freeze and have a handler, ascending.
+    pub fn handled(&self) -> impl Iterator<Item = i32> + '_ {
+        (1..=64)
+            .filter(|n| self.caught & bit(*n) != 0 && self.all.values().any(|t| self.pending_for(t).any(|p| p == *n)))
+    }
+
+    /// Signals pending at the freeze for a thread or its process.
+    fn pending_for<'a>(&'a self, t: &'a Task) -> impl Iterator<Item = i32> + 'a {
+        t.pending.iter().chain(&self.shared_pending).map(|i| number(i))
+    }
+}
+
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1).clamp(0, 63)
+}
+
+/// A pending signal's number (siginfo's first word).
+fn number(info: &[u8]) -> i32 {
+    info.get(..4).and_then(|b| b.try_into().ok()).map_or(1, i32::from_ne_bytes)
+}
+
+/// Registers with which a stopped thread goes on from here. Which signals are pending counts now: one that came in the freeze, when all were
+/// blocked, ends a call as it would have without us. What the call's own mask blocks (ppoll and kin) does not end it: the handler
+/// runs, since that mask is the kernel's alone to set, and the call is issued again.
+fn onward(pid: i32, tid: i32, t: &Task) -> Result<Regs> {
+    let own = restart::mask_of_call(&t.regs);
+    if !restart::is_our_eintr(&t.regs) && own.is_none() {
+        return Ok(t.regs);
+    }
+    let pending = if raw::pending(tid, false)?.is_empty() && raw::pending(tid, true)?.is_empty() {
+        0
+    } else {
+        unblocked_signals(pid, tid, t.sigmask)?
+    };
+    let own = own.filter(|_| pending != 0).and_then(|(at, indirect)| {
+        let mem = crate::mem::RemoteMem::open(pid).ok()?;
+        let at = if indirect { word(&mem, at)? } else { at };
+        if at == 0 {
+            None
+        } else {
+            word(&mem, at)
+        }
+    });
+    let ending = pending & !own.unwrap_or(0);
+    Ok(match pending != 0 && ending == 0 {
+        true => restart::anew(&t.regs),
+        false => restart::for_thaw(&t.regs, ending != 0),
+    })
+}
+
+fn word(mem: &crate::mem::RemoteMem, at: u64) -> Option<u64> {
+    let mut b = [0; 8];
+    mem.read(at, &mut b).ok().map(|()| u64::from_le_bytes(b))
 }
 
 impl Drop for Tasks {
@@ -431,10 +509,7 @@ fn rseq_abort(mem: &crate::mem::RemoteMem, r: &raw::Rseq, rip: u64) -> Option<u6
     if r.addr == 0 {
         return None;
     }
-    let word = |at: u64| {
-        let mut b = [0; 8];
-        mem.read(at, &mut b).ok().map(|()| u64::from_le_bytes(b))
-    };
+    let word = |at: u64| word(mem, at);
     // struct rseq: rseq_cs at 8; struct rseq_cs: start_ip at 8, post_commit_offset at 16, abort_ip at 24
     let section = word(r.addr + 8).filter(|s| *s != 0)?;
     let (start, len, abort) = (word(section + 8)?, word(section + 16)?, word(section + 24)?);
@@ -468,10 +543,10 @@ fn fit(tid: i32, regs: &Regs) -> Result<()> {
     Err(Error::Unfit { what: format!("thread {tid} {what}") })
 }
 
-/// Whether a signal is pending that the thread does not block (and its process does not ignore).
-fn has_unblocked_signal(pid: i32, tid: i32, mask: u64) -> Result<bool> {
+/// Signals that are pending, have a handler, and are not blocked by the mask.
+fn unblocked_signals(pid: i32, tid: i32, mask: u64) -> Result<u64> {
     let path = format!("/proc/{pid}/task/{tid}/status");
     let b = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
     let s = procfs::status::parse(&b).map_err(|e| Error::Unfit { what: e.to_string() })?;
-    Ok((s.sig_pending | s.sig_shared_pending) & !mask & !s.sig_ignored != 0)
+    Ok((s.sig_pending | s.sig_shared_pending) & !mask & s.sig_caught)
 }
