@@ -383,7 +383,7 @@ pub fn inherited() -> Result<Vec<(Vec<i32>, Reason)>> {
     let mut all = files::list(me, false).map_err(|f| explain(f, "look at own descriptors", "find", false))?;
     all.iter_mut().for_each(|f| f.fds.retain(|(_, cloexec)| !cloexec));
     all.retain(|f| !f.fds.is_empty());
-    files::mark_ends(me, &mut all);
+    files::mark_ends(me, &mut all, &mut Others::default());
     let numbers = |f: &FileView| f.fds.iter().map(|(fd, _)| *fd).collect::<Vec<_>>();
     let beyond = all.iter().filter(|f| f.stdio() < 0);
     Ok(beyond.filter_map(|f| Some((numbers(f), objects::inspect(f, &all, me).into_iter().next()?))).collect())
