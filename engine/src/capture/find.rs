@@ -2,7 +2,7 @@
 use super::files::{self, FileView};
 use super::shared::Others;
 use super::threads::Whole;
-use super::{explain, Fault, Step};
+use super::{died, explain, Fault, Step};
 use crate::{objects, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
@@ -252,11 +252,15 @@ impl Survey {
     }
 
     /// In the freeze: the program is the one that was looked at, still where a restore could put it, and its leader can be entered.
-    pub(super) fn still(&mut self) -> Step<()> {
+    pub(super) fn still(&mut self, frozen: &[i32]) -> Step<()> {
         let now = procfs::stat::read(self.pid)?;
         let program = |s: &Stat| (s.start_code, s.end_code, s.start_stack);
         let pid = format!("PID {}", self.pid);
         if now.state.is_ended() {
+            // stopped, a thread can only be killed, and with it the process
+            if frozen.contains(&self.pid) {
+                return Err(died(&self.attempted, "freeze").into());
+            }
             let w = "its first thread has ended while it was looked at, and that is not kept yet";
             let remedy = "the others run on as before; let the first thread wait for them";
             return Err(Error::new(Kind::Refused, &self.attempted, pid, w, remedy).into());

@@ -145,7 +145,7 @@ impl Run<'_> {
         self.enter(Phase::Freeze)?;
         let frozen = tracer.freeze(self.pid)?;
         // of the leader before anything is run in it, and of the others while it is, but before anything is run in them
-        survey.still()?;
+        survey.still(&frozen.tids)?;
         tracer.begin_to_enter(plan)?;
         survey.still_all(&frozen.tids)?;
         let entered = tracer.enter()?;
@@ -173,9 +173,6 @@ impl Run<'_> {
         drop(tracer);
 
         self.enter(Phase::Record)?;
-        // from here on program and recorder compete: one CPU is the program's
-        let last = sys::procfs::stat::read(self.pid).ok().and_then(|s| usize::try_from(s.processor).ok());
-        let _off = last.and_then(sys::sched::KeepOff::cpu);
         let mut child = child;
         obs.unseen(&mut child)?;
         let mut record = record::Recorder::new(obs, seen, &snapshot, pause);

@@ -16,6 +16,8 @@ use sys::tracer::Snapshot;
 
 /// sched(7)
 const SCHED_DEADLINE: u32 = 6;
+/// Bytes of memory whose recording takes long enough to be felt by a program that wants the CPUs.
+const LONG: u64 = 64 << 20;
 /// Offset of the feature bits in the extended state (XSAVE header).
 const XSTATE_BV: usize = 512;
 
@@ -151,6 +153,10 @@ impl Recorder {
             return Err(crate::Error { kind, attempted, reasons: refused }.into());
         }
         let total: u64 = todo.iter().map(|(r, _)| r.len()).sum();
+        // what takes long leaves one CPU to the program, if that runs
+        let long = from != self.pid && total > LONG;
+        let last = procfs::stat::read(self.pid).ok().filter(|_| long);
+        let _off = last.and_then(|s| sys::sched::KeepOff::cpu(usize::try_from(s.processor).ok()?));
         let mut done = 0;
         for (r, holes) in &todo {
             memory::copy(&mem, r, *holes, &mut self.sink, &mut |n| {
