@@ -108,13 +108,11 @@ fn woken(bed: &mut Bed, call: &str) -> Result<()> {
         let mut ctl = bed.ctl_command(&args);
         ctl.env("DORMOUSE_FAULT", &fault);
         let (mut recorder, _, _) = bed.spawn(&mut ctl)?;
-        let me = recorder.id() as i32;
-        // ctl talks to the blob, which stands still with the program
-        let killed = || proc::children(me).into_iter().any(|c| proc::status(c).is_some_and(|s| s.state == 'Z'));
-        run::until("the tracer's end", SOON, || Ok(killed() || recorder.try_wait()?.is_some()))?;
-        kill(pid, Signal::SIGCONT)?;
-        let code = run::code(run::end(&mut recorder, "ctl checkpoint", SOON)?);
+        // the blob stands still with the program, and ctl must not wait for it
+        let code = run::code(run::end(&mut recorder, "ctl checkpoint of a stopped program", SOON)?);
         bed.let_go(&recorder);
+        run::until("it is stopped as before", SOON, || Ok(stopped(target.pid)))?;
+        kill(pid, Signal::SIGCONT)?;
         target.prove(bed).with_context(|| format!("with DORMOUSE_FAULT={fault}"))?;
         if code == 0 {
             ensure!(n > 20, "{fault} did not happen: this site is hardly ever passed");
