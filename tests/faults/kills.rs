@@ -80,7 +80,7 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
-    for call in ["pause", "poll", "read", "read--restart"] {
+    for call in ["pause", "poll", "read", "read--restart", "pause--small"] {
         for who in Who::all() {
             let name = format!("ptrace-kill-self/woken-{call}");
             all.push(Case::new(&name, *who, move |bed| woken(bed, call)).limit(240));
@@ -93,9 +93,9 @@ pub fn cases() -> Vec<Case> {
 /// call ends as the handler has it end.
 fn woken(bed: &mut Bed, call: &str) -> Result<()> {
     use nix::sys::signal::{kill, Signal};
-    let (call, restart) = call.split_once("--").map_or((call, false), |(call, _)| (call, true));
+    let (call, more) = call.split_once("--").map_or((call, None), |(call, more)| (call, Some(format!("--{more}"))));
     for n in 1..TOO_MANY {
-        let args = ["--call", call].into_iter().chain(restart.then_some("--restart"));
+        let args = ["--call", call].into_iter().chain(more.as_deref());
         let mut target = Start::program("sig_woken").args(args).ready(bed)?;
         let pid = nix::unistd::Pid::from_raw(target.pid);
         kill(pid, Signal::SIGSTOP)?;
