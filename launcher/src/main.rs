@@ -150,9 +150,12 @@ fn behind_dashes(e: &clap::Error, words: &[OsString]) -> Option<String> {
 
 /// What the program inherits and cannot be checkpointed with; it runs all the same.
 fn warn_of_inherited(args: &Args) {
+    if args.quiet {
+        return;
+    }
     // Where it cannot be told, the checkpoint will.
     let found = engine::inherited().unwrap_or_default();
-    if args.quiet || found.is_empty() {
+    if found.is_empty() {
         return;
     }
     if args.json {

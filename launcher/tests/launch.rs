@@ -294,9 +294,12 @@ fn the_supervisors_death_is_told_and_leaves_the_program() {
     std::io::BufRead::read_line(&mut stderr, &mut started).unwrap();
     let name = session::name::parse("web").unwrap();
     let live = session::registry::live(&s.state(), &name).unwrap().unwrap();
-    kill(Pid::from_raw(live.supervisor.unwrap().pid), Signal::SIGKILL).unwrap();
+    let supervisor = Pid::from_raw(live.supervisor.unwrap().pid);
+    kill(supervisor, Signal::SIGKILL).unwrap();
     let stdin = f.child.stdin.take();
     assert_eq!(f.child.wait().unwrap().code(), Some(125));
+    // A process that ends closes its files, which launcher sees, before it gives its children away. It is ours now, or reaped.
+    let _ = nix::sys::wait::waitpid(supervisor, None);
     assert_eq!(session::status(&s.state(), &name).unwrap().state, State::Live);
     drop(stdin);
     assert_eq!(f.line(), "still here");

@@ -20,7 +20,7 @@ pub fn head() -> wire::BlobHead {
         syscall_ret: u(16),
         sigreturn: u(20),
         version: u(24),
-        reserved: 0,
+        leave: u(28),
     }
 }
 
@@ -40,7 +40,7 @@ mod tests {
         let h = head();
         assert_eq!(h.magic, wire::BLOB_MAGIC);
         assert_eq!(h.version, wire::WIRE_VERSION as u32);
-        for e in [h.serve, h.thread, h.syscall_ret, h.sigreturn] {
+        for e in [h.serve, h.thread, h.syscall_ret, h.sigreturn, h.leave] {
             assert!(e >= 32 && (e as usize) < BLOB.len(), "entry {e} of {}", BLOB.len());
         }
         assert_eq!(&BLOB[h.syscall_ret as usize..][..3], &[0x0f, 0x05, 0xc3]);

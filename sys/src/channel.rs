@@ -1,18 +1,65 @@
 //! The recorder's end of the conversation with a blob: frames of [`wire`] over a unix stream socket.
 use crate::program::{Program, Reply};
 use crate::{fault, Error, Result};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
     accept4, bind, connect, getsockopt, listen, socket, sockopt::PeerCredentials, AddressFamily, Backlog, SockFlag,
     SockType, UnixAddr,
 };
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wire::{FRAME_MAGIC, MAX_PAYLOAD, WIRE_VERSION};
 
 /// Longest wait for a blob or a snapshot child to connect: both do so without waiting for anything.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Tells when a tracer is gone: a blob may then stand still with its program (a stopped one stops again as its tracer ends), and would
+/// be waited for until somebody continues it.
+#[derive(Debug)]
+pub struct Watch(UnixStream);
+
+impl Watch {
+    /// Over a stream whose other end is the tracer's.
+    pub(crate) fn new(sock: UnixStream) -> Watch {
+        Watch(sock)
+    }
+
+    /// Waits until `fd` is ready for `events`, at most `limit` (None: for ever). False if it is not by then; an error if the tracer ends first.
+    fn ready(
+        watch: Option<&Watch>,
+        fd: BorrowedFd<'_>,
+        events: PollFlags,
+        limit: Option<Duration>,
+    ) -> io::Result<bool> {
+        let end = limit.map(|l| Instant::now() + l);
+        let mut all = vec![PollFd::new(fd, events)];
+        all.extend(watch.map(|w| PollFd::new(w.0.as_fd(), PollFlags::empty())));
+        loop {
+            // rounded up: less than a millisecond is not no time
+            let left = end.map(|e| e.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000));
+            let left = left.map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX));
+            match poll(&mut all, left) {
+                Err(nix::Error::EINTR) => continue,
+                Err(e) => return Err(e.into()),
+                Ok(0) => return Ok(false),
+                // what has come counts first
+                Ok(_) if all[0].any().unwrap_or(true) => return Ok(true),
+                Ok(_) => return Err(io::Error::new(io::ErrorKind::NotConnected, "the tracer ended")),
+            }
+        }
+    }
+}
+
+/// A tracer that ended is not the blob's fault.
+fn told(e: &io::Error) -> Option<Error> {
+    let gone = e.kind() == io::ErrorKind::NotConnected && e.raw_os_error().is_none();
+    gone.then(|| Error::Peer {
+        peer: "tracer",
+        what: "it ended; if the program is stopped, it takes up its work when it is continued".into(),
+    })
+}
 
 /// Where blobs connect: an abstract unix socket with a random name.
 #[derive(Debug)]
@@ -54,22 +101,19 @@ impl Listener {
     }
 
     /// Accepts the next connection of process `want` (0: of any) of user `uid`; whoever else connects is turned away. Gives the peer's PID as
-    /// seen from here.
-    pub fn accept(&self, want: i32, uid: u32) -> Result<(UnixStream, i32)> {
-        let end = std::time::Instant::now() + CONNECT_LIMIT;
+    /// seen from here. An error at once if the watched tracer ends.
+    pub fn accept(&self, want: i32, uid: u32, watch: Option<&Watch>) -> Result<(UnixStream, i32)> {
+        let end = Instant::now() + CONNECT_LIMIT;
         loop {
-            let left = end.saturating_duration_since(std::time::Instant::now());
-            let mut p = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            // SAFETY: `p` is one valid pollfd.
-            let r = unsafe { libc::poll(&mut p, 1, left.as_millis() as i32) };
-            if r == 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            let ready = Watch::ready(watch, self.fd.as_fd(), PollFlags::POLLIN, Some(left));
+            let ready =
+                ready.map_err(|e| told(&e).unwrap_or(Error::Call { doing: "poll".into(), pid: want, source: e }))?;
+            if !ready {
                 return Err(Error::Peer {
                     peer: "parasite",
                     what: format!("did not connect within {} s", CONNECT_LIMIT.as_secs()),
                 });
-            }
-            if r < 0 {
-                continue;
             }
             let fd = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(|e| Error::Call {
                 doing: "accept".into(),
@@ -101,6 +145,7 @@ pub fn connect_abstract(name: &[u8]) -> nix::Result<OwnedFd> {
 #[derive(Debug)]
 pub struct Channel {
     sock: UnixStream,
+    watch: Option<Watch>,
     pid: i32,
     seq: u32,
 }
@@ -109,12 +154,25 @@ impl Channel {
     /// Over a connected socket, with process `pid` (for messages).
     pub fn new(sock: UnixStream, pid: i32) -> Channel {
         fault::target(pid);
-        Channel { sock, pid, seq: 0 }
+        Channel { sock, watch: None, pid, seq: 0 }
+    }
+
+    /// The same with a blob that a tracer has brought in: it is not waited for longer than that tracer lives.
+    pub fn watched(sock: UnixStream, pid: i32, watch: Watch) -> Result<Channel> {
+        let mut c = Channel::new(sock, pid);
+        c.sock.set_nonblocking(true).map_err(|e| c.io("setting up its socket", e))?;
+        c.watch = Some(watch);
+        Ok(c)
+    }
+
+    /// What tells that its tracer is gone.
+    pub fn watch(&self) -> Option<&Watch> {
+        self.watch.as_ref()
     }
 
     /// With a process that is none of the target's: its snapshot child.
     pub fn beside(sock: UnixStream, pid: i32) -> Channel {
-        Channel { sock, pid, seq: 0 }
+        Channel { sock, watch: None, pid, seq: 0 }
     }
 
     /// The process on the other end.
@@ -144,7 +202,7 @@ impl Channel {
         v.extend_from_slice(&(payload.len() as u32).to_le_bytes());
         v.extend_from_slice(&self.seq.to_le_bytes());
         v.extend_from_slice(payload);
-        self.sock.write_all(&v).map_err(|e| self.io("sending a frame", e))
+        self.write_all(&v).map_err(|e| self.io("sending a frame", e))
     }
 
     /// Sends a request and reads its answer.
@@ -156,14 +214,14 @@ impl Channel {
     /// Reads the answer to the latest request.
     pub fn answer(&mut self, op: u16) -> Result<Vec<u8>> {
         let mut h = [0u8; 16];
-        self.sock.read_exact(&mut h).map_err(|e| self.io("reading an answer", e))?;
+        self.read_exact(&mut h).map_err(|e| self.io("reading an answer", e))?;
         let word = |i: usize| u32::from_le_bytes([h[i], h[i + 1], h[i + 2], h[i + 3]]);
         let (got_op, len) = (u16::from_le_bytes([h[6], h[7]]), word(8));
         if word(0) != FRAME_MAGIC || word(12) != self.seq || len > 2 * MAX_PAYLOAD {
             return Err(Error::Peer { peer: "parasite", what: "its answer is not a frame of ours".into() });
         }
         let mut v = vec![0; len as usize];
-        self.sock.read_exact(&mut v).map_err(|e| self.io("reading an answer", e))?;
+        self.read_exact(&mut v).map_err(|e| self.io("reading an answer", e))?;
         if got_op != op {
             let errno =
                 if v.len() == 8 { i64::from_le_bytes([v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]]) } else { 0 };
@@ -207,12 +265,54 @@ impl Channel {
         Ok(r)
     }
 
-    fn io(&self, what: &str, e: std::io::Error) -> Error {
+    fn io(&self, what: &str, e: io::Error) -> Error {
+        if let Some(e) = told(&e) {
+            return e;
+        }
         match e.kind() {
-            std::io::ErrorKind::UnexpectedEof
-            | std::io::ErrorKind::BrokenPipe
-            | std::io::ErrorKind::ConnectionReset => Error::Died { doing: what.into(), pid: self.pid },
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                Error::Died { doing: what.into(), pid: self.pid }
+            }
             _ => Error::Peer { peer: "parasite", what: format!("{what}: {e}") },
         }
     }
+}
+
+/// Whole reads and writes that do not outlast a watched tracer; the socket does not block where there is one.
+impl Channel {
+    fn wait(&self, events: PollFlags) -> io::Result<()> {
+        match &self.watch {
+            Some(_) => Watch::ready(self.watch.as_ref(), self.sock.as_fd(), events, None).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn read_exact(&self, mut into: &mut [u8]) -> io::Result<()> {
+        while !into.is_empty() {
+            self.wait(PollFlags::POLLIN)?;
+            match (&self.sock).read(into) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => into = &mut into[n..],
+                Err(e) if again(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_all(&self, mut from: &[u8]) -> io::Result<()> {
+        while !from.is_empty() {
+            self.wait(PollFlags::POLLOUT)?;
+            match (&self.sock).write(from) {
+                Ok(n) => from = &from[n..],
+                Err(e) if again(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn again(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

@@ -116,6 +116,11 @@ impl Layout {
         self.base + payload::head().sigreturn as u64
     }
 
+    /// Leaves through the frame whose address is in rdi, without a stack.
+    pub fn leave(&self) -> u64 {
+        self.base + payload::head().leave as u64
+    }
+
     /// The parameters' bytes. `addr`: where to connect; or `sock`, already connected. `frame`: whether the serving
     /// thread leaves through frame 0.
     pub fn params_bytes(&self, addr: &[u8], sock: i32, frame: bool, pending: u32) -> Vec<u8> {

@@ -38,7 +38,7 @@ fn main() {
     tracer.begin_to_enter(plan).unwrap();
     let entered = tracer.enter().unwrap();
     // SAFETY: geteuid takes nothing and always succeeds.
-    let (sock, _) = listener.accept(pid, unsafe { libc::geteuid() }).unwrap();
+    let (sock, _) = listener.accept(pid, unsafe { libc::geteuid() }, None).unwrap();
     let mut channel = Channel::new(sock, pid);
     let flag = entered.layout.params() + offset_of!(wire::Params, forking) as u64;
     RemoteMem::open(pid).unwrap().write(flag, &(wire::FORKING | wire::SUBREAPER_ASIDE).to_le_bytes()).unwrap();

@@ -80,7 +80,7 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
-    for call in ["pause", "poll", "read", "read--restart"] {
+    for call in ["pause", "poll", "read", "read--restart", "pause--small"] {
         for who in Who::all() {
             let name = format!("ptrace-kill-self/woken-{call}");
             all.push(Case::new(&name, *who, move |bed| woken(bed, call)).limit(240));
@@ -93,9 +93,9 @@ pub fn cases() -> Vec<Case> {
 /// call ends as the handler has it end.
 fn woken(bed: &mut Bed, call: &str) -> Result<()> {
     use nix::sys::signal::{kill, Signal};
-    let (call, restart) = call.split_once("--").map_or((call, false), |(call, _)| (call, true));
+    let (call, more) = call.split_once("--").map_or((call, None), |(call, more)| (call, Some(format!("--{more}"))));
     for n in 1..TOO_MANY {
-        let args = ["--call", call].into_iter().chain(restart.then_some("--restart"));
+        let args = ["--call", call].into_iter().chain(more.as_deref());
         let mut target = Start::program("sig_woken").args(args).ready(bed)?;
         let pid = nix::unistd::Pid::from_raw(target.pid);
         kill(pid, Signal::SIGSTOP)?;
@@ -108,13 +108,11 @@ fn woken(bed: &mut Bed, call: &str) -> Result<()> {
         let mut ctl = bed.ctl_command(&args);
         ctl.env("DORMOUSE_FAULT", &fault);
         let (mut recorder, _, _) = bed.spawn(&mut ctl)?;
-        let me = recorder.id() as i32;
-        // ctl talks to the blob, which stands still with the program
-        let killed = || proc::children(me).into_iter().any(|c| proc::status(c).is_some_and(|s| s.state == 'Z'));
-        run::until("the tracer's end", SOON, || Ok(killed() || recorder.try_wait()?.is_some()))?;
-        kill(pid, Signal::SIGCONT)?;
-        let code = run::code(run::end(&mut recorder, "ctl checkpoint", SOON)?);
+        // the blob stands still with the program, and ctl must not wait for it
+        let code = run::code(run::end(&mut recorder, "ctl checkpoint of a stopped program", SOON)?);
         bed.let_go(&recorder);
+        run::until("it is stopped as before", SOON, || Ok(stopped(target.pid)))?;
+        kill(pid, Signal::SIGCONT)?;
         target.prove(bed).with_context(|| format!("with DORMOUSE_FAULT={fault}"))?;
         if code == 0 {
             ensure!(n > 20, "{fault} did not happen: this site is hardly ever passed");

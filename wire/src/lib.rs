@@ -17,7 +17,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of everything in this file. A peer of another version is not talked to.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 
 /// First field of every frame: "DMse" in memory.
 pub const FRAME_MAGIC: u32 = 0x6573_4d44;
@@ -341,6 +341,6 @@ pub struct BlobHead {
     pub sigreturn: u32,
     /// [`WIRE_VERSION`].
     pub version: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Offset of code that leaves through the frame whose address is in rdi, without a stack.
+    pub leave: u32,
 }

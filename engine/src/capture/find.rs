@@ -256,6 +256,9 @@ impl Survey {
         let now = procfs::stat::read(self.pid)?;
         let program = |s: &Stat| (s.start_code, s.end_code, s.start_stack);
         let pid = format!("PID {}", self.pid);
+        if now.state.is_ended() && killed(self.pid)? {
+            return Err(sys::Error::Died { doing: "its freeze".into(), pid: self.pid }.into());
+        }
         if now.state.is_ended() {
             // stopped, a thread can only be killed, and with it the process
             if frozen.contains(&self.pid) {
@@ -329,6 +332,18 @@ impl Survey {
         }
         Ok(())
     }
+}
+
+/// In the freeze, when nothing is run in it yet: whether all of it has been killed, and not only its first thread has ended. Nothing else
+/// takes the others out of their stop.
+fn killed(pid: i32) -> Step<bool> {
+    const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
+    let stands = |tid: i32| {
+        let s = procfs::status::read_task(pid, tid);
+        s.is_ok_and(|s| s.state == procfs::State::Tracing && s.sig_pending & SIGKILL == 0)
+    };
+    let others: Vec<i32> = procfs::tasks(pid)?.into_iter().filter(|tid| *tid != pid).collect();
+    Ok(others.is_empty() || !others.into_iter().all(stands))
 }
 
 /// Its children, none of which is captured.

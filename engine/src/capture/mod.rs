@@ -149,8 +149,9 @@ impl Run<'_> {
         tracer.begin_to_enter(plan)?;
         survey.still_all(&frozen.tids)?;
         let entered = tracer.enter()?;
-        let (sock, _) = listener.accept(self.pid, survey.status.uid.effective)?;
-        let channel = Channel::new(sock, self.pid);
+        let watch = tracer.watch()?;
+        let (sock, _) = listener.accept(self.pid, survey.status.uid.effective, Some(&watch))?;
+        let channel = Channel::watched(sock, self.pid, watch)?;
 
         self.enter(Phase::Observe)?;
         let sink = sink(&incoming)?;

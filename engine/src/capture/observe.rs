@@ -490,7 +490,7 @@ impl<'a> Observer<'a> {
                 .push(format!("the pause was as long as the copying of memory: no snapshot child could be made ({e})"));
             return Ok(None);
         }
-        let (sock, pid) = l.accept(0, self.survey.status.uid.effective)?;
+        let (sock, pid) = l.accept(0, self.survey.status.uid.effective, self.channel.watch())?;
         Ok(Some(Child { pid, channel: Channel::beside(sock, pid) }))
     }
 }

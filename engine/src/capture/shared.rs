@@ -16,21 +16,17 @@ const FEW: u32 = 64;
 pub(super) struct Others {
     /// What is held ([`identity`]), and "PID 12 (make)".
     held: BTreeMap<Vec<u8>, String>,
+    /// PIDs of all that hold any of it, or did when they were looked at.
+    holders: BTreeSet<i32>,
     /// Newest PID when they were looked for; None: not yet.
     newest: Option<u32>,
 }
 
 impl Others {
-    /// Looks for holders and marks what they hold. The first time all processes are looked through, then only new ones.
+    /// Looks for holders and marks what they hold. The first time all processes are looked through, then known holders and new processes.
     pub(super) fn mark(&mut self, pid: i32, views: &mut [FileView]) {
         let wanted: BTreeSet<Vec<u8>> = views.iter().filter(|v| is_own(v)).filter_map(identity).collect();
-        let newest = newest_pid();
-        if !wanted.is_empty() {
-            for other in processes(self.newest, newest).into_iter().filter(|p| *p != pid && *p != own_pid()) {
-                self.look(other, &wanted);
-            }
-        }
-        self.newest = newest;
+        self.search(pid, &wanted);
         let holder = |link: &[u8]| self.held.get(link).cloned();
         for v in views.iter_mut().filter(|v| is_own(v)) {
             let peer = v.socket.as_ref().and_then(|s| s.unix()).and_then(|u| u.peer);
@@ -43,6 +39,20 @@ impl Others {
         }
     }
 
+    fn search(&mut self, pid: i32, wanted: &BTreeSet<Vec<u8>>) {
+        let newest = newest_pid();
+        // what was held then counts only if it still is
+        self.held.clear();
+        if !wanted.is_empty() {
+            let mut asked = std::mem::take(&mut self.holders);
+            asked.extend(processes(self.newest, newest));
+            for other in asked.into_iter().filter(|p| *p != pid && *p != own_pid()) {
+                self.look(other, wanted);
+            }
+        }
+        self.newest = newest;
+    }
+
     /// Notes what one process holds of it.
     fn look(&mut self, other: i32, wanted: &BTreeSet<Vec<u8>>) {
         for (fd, link) in procfs::fd::links(other).unwrap_or_default() {
@@ -53,6 +63,7 @@ impl Others {
             if let Some(id) = id.filter(|i| wanted.contains(i)) {
                 let name = procfs::comm(other).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
                 self.held.entry(id).or_insert(format!("PID {other} ({name})"));
+                self.holders.insert(other);
             }
         }
     }
@@ -118,6 +129,25 @@ mod tests {
         // begun again
         assert!([32760, 1, 300].iter().all(|p| is_new(*p, 32750, 300)));
         assert!([32750, 301].iter().all(|p| !is_new(*p, 32750, 300)));
+    }
+
+    #[test]
+    fn a_holder_counts_as_long_as_it_holds() {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader))).unwrap();
+        let wanted = BTreeSet::from([std::os::unix::ffi::OsStringExt::into_vec(link.into_os_string())]);
+        let mut others = Others::default();
+        let hold = || std::process::Command::new("sleep").arg("20").stdin(reader.try_clone().unwrap()).spawn().unwrap();
+        let (mut first, mut second) = (hold(), hold());
+        others.search(own_pid(), &wanted);
+        let said = others.held.values().next().cloned().unwrap_or_default();
+        assert_eq!(others.holders, BTreeSet::from([first.id() as i32, second.id() as i32]), "{said}");
+        for (child, left) in [(&mut first, 1), (&mut second, 0)] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            others.search(own_pid(), &wanted);
+            assert_eq!((others.holders.len(), others.held.len()), (left, left), "{:?}", others.held);
+        }
     }
 
     #[test]

@@ -123,6 +123,10 @@ fn apart(w: &Whole<'_>, tid: i32) -> Step<Option<(String, &'static str)>> {
     for what in [Resource::Files, Resource::Fs] {
         match sys::kcmp::shares(w.leader.pid, tid, what) {
             Ok(true) => {}
+            // one that is being killed has none at all
+            Ok(false) if is_exiting(w.leader.pid, tid)? || is_exiting(w.leader.pid, w.leader.pid)? => {
+                return Err(sys::Error::Died { doing: "kcmp".into(), pid: tid }.into())
+            }
             Ok(false) => {
                 let why =
                     "it has descriptors, or a working directory and umask, of its own (unshare), which is not kept yet";
@@ -136,6 +140,10 @@ fn apart(w: &Whole<'_>, tid: i32) -> Step<Option<(String, &'static str)>> {
         }
     }
     Ok(None)
+}
+
+fn is_exiting(pid: i32, tid: i32) -> Step<bool> {
+    Ok(procfs::stat::read_task(pid, tid)?.is_exiting())
 }
 
 /// All threads, in the order of their TIDs, and the signals that stay pending for the process.

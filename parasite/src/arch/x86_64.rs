@@ -2,7 +2,7 @@
 use core::arch::{asm, global_asm};
 
 // The head of the blob and the entries. `syscall_ret` and `sigreturn` are what the host builds crash-safe remote
-// calls from, once the blob is in; before that it looks for the same bytes in the target's own code.
+// calls from, once the blob is in; before that it looks for the same bytes in the target's own code. `leave`: to the frame in rdi.
 global_asm!(
     ".pushsection .dormouse.head,\"ax\",@progbits",
     ".globl dormouse_head",
@@ -13,7 +13,7 @@ global_asm!(
     ".long dormouse_syscall_ret - dormouse_head",
     ".long dormouse_sigreturn - dormouse_head",
     ".long {version}",
-    ".long 0",
+    ".long dormouse_leave - dormouse_head",
     "dormouse_serve_entry:",
     "xor ebp, ebp",
     "call {serve}",
@@ -25,6 +25,8 @@ global_asm!(
     "dormouse_syscall_ret:",
     "syscall",
     "ret",
+    "dormouse_leave:",
+    "lea rsp, [rdi + 8]",
     "dormouse_sigreturn:",
     "mov eax, 15",
     "syscall",

@@ -78,6 +78,11 @@ impl Stat {
         self.flags & 0x0020_0000 != 0
     }
 
+    /// PF_EXITING: it has begun to end, and soon has no descriptors any more.
+    pub fn is_exiting(&self) -> bool {
+        self.flags & 0x4 != 0
+    }
+
     /// PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which are PR_SET_IO_FLUSHER (kernel/sys.c). PR_GET_IO_FLUSHER asks for a capability.
     pub fn is_io_flusher(&self) -> bool {
         self.flags & 0x0018_0000 == 0x0018_0000

@@ -43,6 +43,7 @@ pub fn remote_call(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u
     if let Some(t) = tasks.all.get_mut(&tid) {
         t.entered = true;
         t.calling = true;
+        t.out = None;
     }
     let r = led_through(tasks, tid);
     if let Some(t) = tasks.all.get_mut(&tid) {
@@ -207,12 +208,13 @@ fn in_mapping(
 }
 
 fn send_all_in(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, l: &Layout, others: &[i32]) -> Result<()> {
-    send_in(tasks, tid, l.serve_entry(), l.params(), l.stack(), true)?;
+    send_in(tasks, tid, l, (l.serve_entry(), l.params(), l.stack()), l.frame(0), true)?;
     // it leaves through its frame in the mapping now; and the snapshot must see the program's stack
     give_back_scratch(tasks, mem)?;
     for (i, t) in others.iter().enumerate() {
-        let (slot, stack) = (l.slot(i as u64), l.thread_stack(i as u64));
-        send_in(tasks, *t, l.thread_entry(), slot, stack, !payload::PARKED_KEEP_XSTATE)?;
+        let i = i as u64;
+        let way = (l.thread_entry(), l.slot(i), l.thread_stack(i));
+        send_in(tasks, *t, l, way, l.frame(i + 1), !payload::PARKED_KEEP_XSTATE)?;
     }
     Ok(())
 }
@@ -252,19 +254,25 @@ fn prepare_visits(tasks: &Tasks, mem: &RemoteMem, l: &Layout, plan: &EntryPlan, 
     mem.write(l.frame(1), &frames)
 }
 
-/// One SETREGS into the blob, then all signals blocked, then off. `spoils`: the code there may change extended state.
-fn send_in(tasks: &mut Tasks, tid: i32, entry: u64, arg: u64, stack: u64, spoils: bool) -> Result<()> {
-    // if the tracer died before the signals are blocked, a handler would run at once, for which the blob's stack is too small
-    let handles = tasks.about_to_handle(tid);
+/// Into the blob, with all signals blocked, then off. `spoils`: the code there may change extended state. `frame`: through which it leaves.
+fn send_in(
+    tasks: &mut Tasks,
+    tid: i32,
+    l: &Layout,
+    (entry, arg, stack): (u64, u64, u64),
+    frame: u64,
+    spoils: bool,
+) -> Result<()> {
     let Some(t) = tasks.all.get_mut(&tid) else { return Ok(()) };
-    let stack = if handles { (t.regs.rsp - 128) & !63 } else { stack };
-    let r =
-        Regs { rip: entry, rdi: arg, rsp: stack, orig_rax: u64::MAX, rax: 0, eflags: t.regs.eflags & !0x500, ..t.regs };
-    raw::set_regs(tid, &r)?;
+    let eflags = t.regs.eflags & !0x500; // no trap flag, direction up
+    let door = Regs { rip: l.leave(), rdi: frame, orig_rax: u64::MAX, rax: 0, eflags, ..t.regs };
+    raw::set_regs(tid, &door)?;
     t.entered = true;
     t.sent = true;
     t.spoilt = spoils;
+    t.out = Some(door);
     raw::set_sigmask(tid, ALL_SIGNALS)?;
+    raw::set_regs(tid, &Regs { rip: entry, rdi: arg, rsp: stack, ..door })?;
     tasks.resume(tid)
 }
 

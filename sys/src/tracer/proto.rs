@@ -1,5 +1,6 @@
 //! The tracer process as its recorder sees it.
 use super::{raw::Rseq, EntryPlan};
+use crate::channel::Watch;
 use crate::inject::Layout;
 use crate::sigframe::Regs;
 use crate::{Error, Result};
@@ -214,6 +215,12 @@ impl Tracer {
         }
     }
 
+    /// Tells when it has ended.
+    pub fn watch(&mut self) -> Result<Watch> {
+        let sock = self.sock()?.try_clone();
+        sock.map(Watch::new).map_err(|e| Error::call("dup of the tracer's socket", std::process::id() as i32, e))
+    }
+
     fn sock(&mut self) -> Result<&mut UnixStream> {
         self.sock.as_mut().ok_or_else(ended)
     }
@@ -318,7 +325,10 @@ fn odd(t: &Tell) -> Error {
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        self.sock = None;
+        if let Some(sock) = self.sock.take() {
+            // not only closed: a watch may hold it too
+            let _ = sock.shutdown(std::net::Shutdown::Both);
+        }
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.pid), None);
     }
 }

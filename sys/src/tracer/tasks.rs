@@ -37,6 +37,10 @@ pub struct Task {
     pub entered: bool,
     /// It was sent into the blob to run there.
     pub sent: bool,
+    /// Of a thread in the blob: registers with which it leaves through its frame, and stands on its own stack until then. Its signal mask
+    /// is changed only there, for the tracer may die right after: a handler then runs where it would have without us, while on the
+    /// blob's stacks there is no room for one.
+    pub out: Option<Regs>,
     /// Code has run in it that may have changed its extended state.
     pub spoilt: bool,
     /// Stop signals that came while the blob ran, to be sent again.
@@ -305,20 +309,25 @@ impl Tasks {
         Ok(())
     }
 
-    /// Gives a stopped thread back what it had. Extended state (where it is not still there) and mask first: until the one SETREGS the
+    /// Gives a stopped thread back what it had. Extended state (where it is not still there) and mask first: until the last SETREGS the
     /// thread would leave through its frame, after it everything is already in place.
     pub fn cure(&mut self, tid: i32) -> Result<()> {
         let Some(t) = self.all.get(&tid) else { return Ok(()) };
-        let regs = onward(self.pid, tid, t)?;
+        // what cannot be asked is taken as it was at the freeze: nothing but its end may keep a thread from its cure
+        let regs = onward(self.pid, tid, t).unwrap_or_else(|_| restart::for_thaw(&t.regs, t.signal));
         let Some(t) = self.all.get_mut(&tid) else { return Ok(()) };
         if t.entered {
             if t.spoilt {
                 raw::set_xstate(tid, &t.xstate)?;
             }
+            if let Some(door) = &t.out {
+                raw::set_regs(tid, door)?;
+            }
             raw::set_sigmask(tid, t.sigmask)?;
             raw::set_regs(tid, &regs)?;
             t.entered = false;
             t.sent = false;
+            t.out = None;
             t.spoilt = false;
         } else if regs != t.regs {
             raw::set_regs(tid, &regs)?;
@@ -336,6 +345,7 @@ impl Tasks {
         t.signal = restart::is_our_eintr(&t.regs) && unblocked_signals(pid, tid, t.sigmask)? != 0;
         t.entered = false;
         t.sent = false;
+        t.out = None;
         t.spoilt = false;
         Ok(())
     }
@@ -406,11 +416,6 @@ impl Tasks {
     /// The signal whose handler the thread will run first, of those that were pending at the freeze.
     fn handled_by(&self, t: &Task) -> Option<i32> {
         self.handled().find(|n| t.sigmask & bit(*n) == 0 && self.pending_for(t).any(|p| p == *n))
-    }
-
-    /// Whether a handler runs in the thread as soon as it is let go.
-    pub fn about_to_handle(&self, tid: i32) -> bool {
-        self.all.get(&tid).is_some_and(|t| self.handled_by(t).is_some())
     }
 
     /// Signals that were pending at the freeze and have a handler, ascending.
@@ -496,6 +501,7 @@ impl Task {
             pending: Vec::new(),
             entered: false,
             sent: false,
+            out: None,
             spoilt: false,
             held: Vec::new(),
             group_stop: false,
