@@ -54,6 +54,10 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
     let mut all = Vec::new();
     for v in programs::variants(stage)? {
         for mode in Mode::ALL {
+            // it counts on in a file, which by then is further than the image
+            if mode == Mode::RunOnRestored && v.program == "counter" {
+                continue;
+            }
             for who in Who::all() {
                 let case = case(v.clone(), mode, *who, false);
                 // of many calls one is enough here: registers are not what a snapshot child lacks
