@@ -9,32 +9,35 @@ const MCAST_MSFILTER: i32 = 48;
 const MCAST_EXCLUDE: u32 = 0;
 /// `struct group_req`: interface, then (at 8) a sockaddr_storage.
 const GROUP_REQ: usize = 136;
-/// `struct group_filter` with room for one source: a group_req, mode, number of sources, a sockaddr_storage.
-const GROUP_FILTER: usize = 272;
+/// `struct group_filter`: a group_req, mode, number of sources, then a sockaddr_storage for each of them.
+const GROUP_FILTER: usize = GROUP_REQ + 8;
+const SOURCE: usize = 128;
 
 /// A group on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
     /// Interface index.
     pub interface: u32,
     /// The group.
     pub group: IpAddr,
-    /// From every source; else only from some, or from all but some.
-    pub plain: bool,
+    /// `struct group_filter`, if it hears only some sources, or all but some.
+    pub filter: Option<Vec<u8>>,
 }
 
 impl Membership {
-    /// The socket option that joins it again: level, name, value.
-    pub fn option(&self) -> (i32, i32, Vec<u8>) {
-        let mut v = vec![0; GROUP_REQ];
-        request(&mut v, self.interface, self.group);
-        (level(self.group), MCAST_JOIN_GROUP, v)
+    /// The socket options that join it again: level, name, value.
+    pub fn options(&self) -> Vec<(i32, i32, Vec<u8>)> {
+        let mut join = vec![0; GROUP_REQ];
+        request(&mut join, self.interface, self.group);
+        let filter = self.filter.iter().map(|f| (MCAST_MSFILTER, f.clone()));
+        let all = std::iter::once((MCAST_JOIN_GROUP, join)).chain(filter);
+        all.map(|(name, value)| (level(self.group), name, value)).collect()
     }
 }
 
-/// Whether a socket option is one of [`Membership::option`].
+/// Whether a socket option is one of [`Membership::options`].
 pub fn is_join(level: i32, name: i32) -> bool {
-    matches!(level, libc::IPPROTO_IP | libc::IPPROTO_IPV6) && name == MCAST_JOIN_GROUP
+    matches!(level, libc::IPPROTO_IP | libc::IPPROTO_IPV6) && matches!(name, MCAST_JOIN_GROUP | MCAST_MSFILTER)
 }
 
 /// All that a socket of this domain has joined.
@@ -45,20 +48,30 @@ pub fn memberships(fd: &impl AsFd, domain: i32) -> io::Result<Vec<Membership>> {
     }
     let mut found = Vec::new();
     for (interface, group) in groups {
-        let mut filter = vec![0; GROUP_FILTER];
-        request(&mut filter, interface, group);
-        match crate::sockopt::get_into(fd, level(group), MCAST_MSFILTER, &mut filter) {
-            Ok(()) => {
-                let word = |at: usize| u32::from_ne_bytes([filter[at], filter[at + 1], filter[at + 2], filter[at + 3]]);
-                let plain = word(GROUP_REQ) == MCAST_EXCLUDE && word(GROUP_REQ + 4) == 0;
-                found.push(Membership { interface, group, plain });
-            }
+        match filter(fd, interface, group) {
+            Ok(filter) => found.push(Membership { interface, group, filter }),
             // it has not joined this one
             Err(e) if matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EINVAL | libc::ENODEV)) => {}
             Err(e) => return Err(e),
         }
     }
     Ok(found)
+}
+
+/// The sources that a socket hears in a group; None: all.
+fn filter(fd: &impl AsFd, interface: u32, group: IpAddr) -> io::Result<Option<Vec<u8>>> {
+    let ask = |sources: u32| {
+        let mut b = vec![0; GROUP_FILTER + sources as usize * SOURCE];
+        request(&mut b, interface, group);
+        b[GROUP_REQ + 4..GROUP_FILTER].copy_from_slice(&sources.to_ne_bytes());
+        crate::sockopt::get_into(fd, level(group), MCAST_MSFILTER, &mut b)?;
+        Ok::<_, io::Error>(b)
+    };
+    let word = |b: &[u8], at: usize| u32::from_ne_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+    // how many there are is told whatever there is room for
+    let sources = word(&ask(0)?, GROUP_REQ + 4);
+    let told = ask(sources)?;
+    Ok((word(&told, GROUP_REQ) != MCAST_EXCLUDE || sources != 0).then_some(told))
 }
 
 fn level(group: IpAddr) -> i32 {
@@ -128,6 +141,6 @@ mod tests {
         let group = Ipv4Addr::new(239, 7, 7, 7);
         s.join_multicast_v4(&group, &Ipv4Addr::LOCALHOST).unwrap();
         let found = memberships(&s, libc::AF_INET).unwrap();
-        assert_eq!(found, [Membership { interface: 1, group: group.into(), plain: true }]);
+        assert_eq!(found, [Membership { interface: 1, group: group.into(), filter: None }]);
     }
 }

@@ -3,6 +3,7 @@
 use crate::server::Server;
 use anyhow::{ensure, Result};
 use dormouse_tests::bed::LIMIT;
+use dormouse_tests::target::Start;
 use dormouse_tests::{proc, run, store, Bed, Case};
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -13,6 +14,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("preflight/all-at-once", all_at_once));
     all.extend(Case::each("preflight/map-path", map_path));
     all.extend(Case::each("preflight/file-changed", file_changed));
+    all.extend(Case::each("preflight/another-machine", another_machine));
     all
 }
 
@@ -116,4 +118,29 @@ fn file_changed(bed: &mut Bed) -> Result<()> {
     bed.ctl(&["restore", "changed", "--detach"])?.expect(0)?;
     bed.ctl(&["kill", "changed"])?.expect(0)?;
     Ok(())
+}
+
+/// An image from a machine with other registers, and a kernel with higher PIDs: both are named at once; the one from here is restored.
+fn another_machine(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_join").ready(bed)?;
+    target.kill(bed)?;
+    let tool = bed.dir.join("reimage");
+    fs::copy(env!("CARGO_BIN_EXE_reimage"), &tool)?;
+    let mut c = bed.command(&tool);
+    c.arg(bed.state()).arg(&target.session).arg("--elsewhere");
+    bed.run(&mut c)?.expect(0)?;
+    let (s, first) = (target.session.clone(), format!("{}@1", target.session));
+    bed.ctl(&["verify", &s])?.expect(0)?;
+    let words = [
+        "CPU: registers of MPX are in use, which this CPU does not have; restore it on a CPU that has them",
+        "PID 5000000: this kernel's PIDs end at ",
+        "; sysctl -w kernel.pid_max=5000001",
+    ];
+    let checked = bed.ctl(&["check", &s])?.refused(3, &words)?;
+    let tried = bed.ctl(&["restore", &s, "--detach"])?.refused(3, &words)?;
+    ensure!(checked.err == tried.err, "check and restore disagree:\n{}\n{}", checked.err, tried.err);
+    store::holds(bed, &s, &[1, 2])?;
+    let said = bed.ctl_json(&["restore", &first, "--detach"])?;
+    target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
+    target.prove(bed).map(|_| ())
 }

@@ -5,7 +5,7 @@ use dormouse_tests::bed::{LIMIT, SOON};
 use dormouse_tests::{run, sys, Bed, Case, Who};
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
@@ -17,6 +17,8 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("newcomer/refused-restore-leaves-nothing", refused_leaves_nothing));
     all.extend(Case::each("newcomer/closed-folder", closed_folder));
     all.extend(Case::each("newcomer/inherited", inherited));
+    let root = Who::all().iter().filter(|w| **w == Who::Root);
+    all.extend(root.map(|w| Case::new("newcomer/namesakes", *w, namesakes)));
     all
 }
 
@@ -260,4 +262,37 @@ fn inherited(bed: &mut Bed) -> Result<()> {
     run::until("python ready", LIMIT, || Ok(dir.join("ready").exists()))?;
     bed.ctl(&["checkpoint", "web"])?.expect(0)?;
     end(bed)
+}
+
+/// Something is mounted over what is open, with files of the same names and inode numbers: each is named, for what it is read from
+/// after a restore would be another. (Only root may mount.)
+fn namesakes(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let below = dir.join("below");
+    fs::create_dir(&below)?;
+    let mount = |bed: &mut Bed| -> Result<u64> {
+        let mut c = bed.command("mount");
+        bed.run(c.args(["-t", "tmpfs", "none"]).arg(&below))?.expect(0)?;
+        fs::write(below.join("file"), "x")?;
+        Ok(fs::metadata(below.join("file"))?.ino())
+    };
+    let first = mount(bed)?;
+    let open = "f = open('below/file')\np = os.open('below/file', os.O_PATH)\nd = os.open('below', os.O_RDONLY)";
+    let (mut child, _) = python(bed, &dir, &waits(open))?;
+    let second = mount(bed)?;
+    ensure!(first == second, "the two files should have one inode number, not {first} and {second}");
+    let pid = child.id().to_string();
+    let checked = bed.ctl(&["check", "--pid", &pid])?.refused(3, &["put the file back under that name"])?;
+    let number = checked.err.matches("its name leads to another file now, or to none").count();
+    ensure!(number == 3, "three descriptors should be named, not {number}: {}", checked.err);
+    bed.ctl(&["checkpoint", "--pid", &pid, "--name", "namesakes"])?
+        .refused(3, &["its name leads to another file now"])?;
+    let unmount = |bed: &mut Bed| bed.command("umount").arg("-l").arg(&below).status();
+    unmount(bed)?;
+    bed.ctl(&["check", "--pid", &pid])?.expect(0)?;
+    fs::write(dir.join("gate"), "")?;
+    run::end(&mut child, "python", SOON)?;
+    bed.let_go(&child);
+    ensure!(unmount(bed)?.success(), "umount failed");
+    Ok(())
 }

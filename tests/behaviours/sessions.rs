@@ -16,8 +16,10 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("stop/one-thread-continued-in-the-freeze", |bed| stopped_and_continued(bed, true)));
     all.extend(Case::each("stop/signals-that-die-with-it", late_signals));
     all.extend(Case::each("restored/log-of-another-name", log_of_another_name));
-    for call in ["pause", "poll", "read", "read--restart"] {
+    all.extend(Case::each("unix_names/listeners-name", listeners_name));
+    for call in ["pause", "poll", "epoll_wait", "read", "read--restart"] {
         all.extend(Case::each(&format!("woken/{call}"), move |bed| woken(bed, call)));
+        all.extend(Case::each(&format!("woken/{call}-in-the-freeze"), move |bed| woken_in_the_freeze(bed, call)));
     }
     for (name, end, code) in [("exit-7", "sys.exit(7)", 7), ("sigterm", "kill(15)", 143), ("sigkill", "kill(9)", 137)] {
         all.extend(Case::each(&format!("status/{name}"), move |bed| status(bed, end, code)));
@@ -439,9 +441,7 @@ fn bed_log(state: &std::path::Path, name: &str) -> std::path::PathBuf {
 /// A signal with a handler is pending when it is recorded: the call that the handler would have ended ends with EINTR after the
 /// restore, and goes on under SA_RESTART where the kernel lets it.
 fn woken(bed: &mut Bed, call: &str) -> Result<()> {
-    let (call, restart) = call.split_once("--").map_or((call, false), |(call, _)| (call, true));
-    let args = ["--call", call].into_iter().chain(restart.then_some("--restart"));
-    let mut target = Start::program("sig_woken").args(args).ready(bed)?;
+    let mut target = in_its_call(bed, call)?;
     send(target.pid, nix::sys::signal::SIGSTOP)?;
     run::until("it stopped", SOON, || Ok(proc::status(target.pid).is_some_and(|s| s.state == 'T')))?;
     send(target.pid, nix::sys::signal::SIGUSR1)?;
@@ -449,5 +449,32 @@ fn woken(bed: &mut Bed, call: &str) -> Result<()> {
     let said = bed.ctl_json(&["restore", &target.session, "--detach"])?;
     target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
     proceed(&target)?;
+    target.prove(bed).map(|_| ())
+}
+
+fn in_its_call(bed: &mut Bed, call: &str) -> Result<Target> {
+    let (call, restart) = call.split_once("--").map_or((call, false), |(call, _)| (call, true));
+    let args = ["--call", call].into_iter().chain(restart.then_some("--restart"));
+    Start::program("sig_woken").args(args).ready(bed)
+}
+
+/// It comes while all threads are in the blob: once the program runs on, its handler ends the call as it would have without us.
+fn woken_in_the_freeze(bed: &mut Bed, call: &str) -> Result<()> {
+    let mut target = in_its_call(bed, call)?;
+    let pid = target.pid;
+    at_phase(bed, &target, "observe", &[], || send(pid, nix::sys::signal::SIGUSR1))?;
+    unharmed::entirely(pid)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// An accepted unix socket cannot have its listener's name again, which is said of each of the two.
+fn listeners_name(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("unix_names").ready(bed)?;
+    target.kill(bed)?;
+    let said = bed.ctl_json(&["restore", &target.session, "--detach"])?;
+    target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
+    let notes = said["notes"].to_string();
+    let number = notes.matches(": it has its listener's name no more").count();
+    ensure!(number == 2, "two accepted sockets should be named, and are in {number} notes: {notes}");
     target.prove(bed).map(|_| ())
 }

@@ -31,12 +31,13 @@ const KILLS: [Kill; 5] = [
 
 /// A call that any stop interrupts (where the tracer dies, one that the kernel takes up again by itself: what the other returns
 /// between the stop and its repair is EINTR, and nobody is left to change that); registers and FPU held by threads that spin and sleep; threads asleep in futexes; a
-/// subreaper; those whose main stack is full, while they stand on another or on this one, and one that stands on none. The second takes all processors, so `make test` tries every fifth point of it.
-const TARGETS: [(&str, &[&str], u32); 7] = [
+/// subreaper; signals that only a call's own mask blocks; those whose main stack is full, while they stand on another or on this one, and one that stands on none. The second takes all processors, so `make test` tries every fifth point of it.
+const TARGETS: [(&str, &[&str], u32); 8] = [
     ("blocked", &["--call", "epoll_wait"], 1),
     ("cpu_regs", &[], 5),
     ("thr_sync", &[], 5),
     ("proc_prctl", &[], 3),
+    ("sig_masked", &["--call", "ppoll"], 3),
     ("stack_left", &[], 1),
     ("stack_left", &["--deep"], 1),
     ("stack_none", &[], 3),
@@ -80,7 +81,7 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
-    for call in ["pause", "poll", "read", "read--restart", "pause--small"] {
+    for call in ["pause", "poll", "epoll_wait", "read", "read--restart", "pause--small"] {
         for who in Who::all() {
             let name = format!("ptrace-kill-self/woken-{call}");
             all.push(Case::new(&name, *who, move |bed| woken(bed, call)).limit(240));

@@ -2,14 +2,17 @@
 #include "common.h"
 #include <poll.h>
 #include <sched.h>
+#include <sys/epoll.h>
 
-static const char *about = "pause() or poll() ends with EINTR when a signal with a handler was pending at the checkpoint";
-static const char *usage = "  --call pause|poll|read  --restart  --small";
+static const char *about = "a call ends with EINTR when a signal with a handler was pending at the checkpoint, or came in its freeze";
+static const char *usage = "  --call pause|poll|read|epoll_wait  --restart  --small";
 static const char *name = "pause";
 static bool restart, small;
 static _Alignas(64) unsigned char stack[64 << 10]; // all but the last bytes are something else of the program's
 static volatile int handled, returned, error;
-static int ends[2];
+static int ends[2], polled;
+static const struct { const char *name; long nr; } calls[] = {
+    {"pause", SYS_pause}, {"poll", SYS_poll}, {"read", SYS_read}, {"epoll_wait", SYS_epoll_wait}};
 
 static int own_option(const char *n, const char *value) {
     if (!strcmp(n, "--restart")) return restart = true, 1;
@@ -38,7 +41,8 @@ static void *sleeper(void *arg) {
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     struct pollfd p = {.fd = ends[0], .events = POLLIN};
     *(volatile pid_t *)arg = tid_now();
-    long r = small ? pause_there() : !strcmp(name, "pause") ? pause() : !strcmp(name, "poll") ? poll(&p, 1, 3600000) : read(ends[0], &c, 1);
+    struct epoll_event e;
+    long r = small ? pause_there() : !strcmp(name, "epoll_wait") ? syscall(SYS_epoll_wait, polled, &e, 1, 3600000) : !strcmp(name, "pause") ? pause() : !strcmp(name, "poll") ? poll(&p, 1, 3600000) : read(ends[0], &c, 1);
     error = r == -1 ? errno : 0;
     returned = 1;
     return NULL;
@@ -51,14 +55,19 @@ static void setup(void) {
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     MUST(sigaction(SIGUSR1, &(struct sigaction){.sa_handler = handler, .sa_flags = (restart ? SA_RESTART : 0) | (small ? SA_ONSTACK : 0)}, NULL));
     memset(stack, 0x5a, sizeof stack);
+    long nr = 0;
+    for (size_t i = 0; i < COUNT(calls); i++)
+        if (!strcmp(name, calls[i].name)) nr = calls[i].nr;
     MUST(pipe(ends));
+    polled = MUST(epoll_create1(0));
+    MUST(epoll_ctl(polled, EPOLL_CTL_ADD, ends[0], &(struct epoll_event){.events = EPOLLIN}));
     MUST0(pthread_create(&t, NULL, sleeper, (void *)&tid));
     char path[64], text[64] = "";
     do { // until it is in its call
         snprintf(path, sizeof path, "/proc/self/task/%d/syscall", tid);
         sched_yield();
         slurp(path, text, sizeof text);
-    } while (!tid || atol(text) != (!strcmp(name, "pause") ? SYS_pause : !strcmp(name, "poll") ? SYS_poll : SYS_read));
+    } while (!tid || text[0] == 'r' || atol(text) != nr);
 }
 static void spoil(void) { handled = 0; }
 static void prove(void) {

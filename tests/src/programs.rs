@@ -27,7 +27,7 @@ pub struct Variant {
 
 /// Not rows of the matrix: `six`, `restricted`, `fd_external` and `fd_shared` are to be refused, `heartbeat` measures. They have cases of their own.
 const APART: &[&str] =
-    &["six", "restricted", "fd_external", "fd_shared", "heartbeat", "thr_odd", "sock_odd", "sig_woken"];
+    &["six", "restricted", "fd_external", "fd_shared", "heartbeat", "thr_odd", "thr_code32", "sock_odd", "sig_woken"];
 
 impl Variant {
     fn of(program: &str) -> Variant {
@@ -98,6 +98,15 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
             "mem_lockall" => {
                 all.push(Variant::of(&name));
                 all.push(Variant::of(&name).with(&["--on-fault"]));
+            }
+            "sig_masked" => {
+                for call in ["ppoll", "pselect", "epoll_pwait", "sigsuspend"] {
+                    all.push(Variant::of(&name).with(&["--call", call]));
+                }
+            }
+            "udp_multicast" => {
+                all.push(Variant::of(&name));
+                all.push(Variant::of(&name).with(&["--sources"]));
             }
             "tty" => all.push(Variant::of(&name).door(Door::Terminal)),
             _ => all.push(Variant::of(&name)),

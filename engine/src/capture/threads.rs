@@ -156,11 +156,13 @@ pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>
             snapshot.thread_pending.iter().find(|p| p.0 == t.tid).map(|p| p.1.clone()).unwrap_or_default();
         // What no thread blocks, the kernel gives to the first that it finds, the leader first: that one's call it ends
         // (kernel/signal.c, complete_signal). So it is that one's from here on.
-        let (own, others) = std::mem::take(&mut shared).into_iter().partition(|i| !blocks(t.sigmask, i));
+        // The mask of a call (ppoll and kin) blocks it too, though here the handler may run before the call is issued again.
+        let mask = t.sigmask | t.call_mask;
+        let (own, others) = std::mem::take(&mut shared).into_iter().partition(|i| !blocks(mask, i));
         shared = others;
         pending.extend::<Vec<ByteBuf>>(own);
         let f = facts.get(&t.tid).cloned().unwrap_or_default();
-        let signal = interrupting(&pending, t.sigmask, &seen.process.sigactions);
+        let signal = interrupting(&pending, mask, &seen.process.sigactions);
         Some(Thread { pending, ..thread(t, signal, &f, told) })
     };
     let threads = snapshot.threads.iter().filter_map(one).collect();

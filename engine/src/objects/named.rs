@@ -39,7 +39,8 @@ fn named(f: &FileView) -> Named {
 
 /// The name still leads to the file that is open.
 fn check_name(f: &FileView) -> Vec<Reason> {
-    let meta = std::fs::metadata(f.path());
+    // what /proc/PID/fd says of an open file has no symbolic link in it but the one that was opened with O_PATH itself
+    let meta = std::fs::symlink_metadata(f.path());
     if let Some(e) = meta.as_ref().err().filter(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
         let why = format!("a restore could not open it: {}", crate::check::in_words(f.path(), e));
         return vec![Reason::new(
@@ -48,7 +49,10 @@ fn check_name(f: &FileView) -> Vec<Reason> {
             "give yourself the right (chmod, chown), or let the program close it",
         )];
     }
-    if meta.is_ok_and(|m| f.stat.as_ref().is_some_and(|s| s.ino == m.ino())) {
+    let same = |s: &sys::procfs::fd::FdStat, m: &std::fs::Metadata| {
+        s.ino == m.ino() && libc::makedev(s.dev.major, s.dev.minor) == m.dev()
+    };
+    if meta.is_ok_and(|m| f.stat.as_ref().is_some_and(|s| same(s, &m))) {
         return Vec::new();
     }
     vec![Reason::new(
@@ -120,6 +124,10 @@ impl Object for OPath {
 
     fn claims(&self, f: &FileView) -> bool {
         f.info.flags & libc::O_PATH as u32 != 0 && f.has_name()
+    }
+
+    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
+        check_name(f)
     }
 
     fn capture(&self, f: &FileView, _o: &mut Observer<'_>) -> Result<Vec<u8>> {

@@ -31,12 +31,7 @@ impl Object for Udp {
         let (mut s, fd) = sock::common(f, o)?;
         let failed = |e| o.explain(crate::capture::Fault::from(e));
         for m in sys::multicast::memberships(&fd, s.domain).map_err(failed)? {
-            let (level, name, value) = m.option();
-            s.options.push((level, name, value.into()));
-            if !m.plain {
-                let group = m.group;
-                o.reported.push(format!("{}: after a restore it hears all sources of group {group}", f.describe()));
-            }
+            s.options.extend(m.options().into_iter().map(|(level, name, value)| (level, name, value.into())));
         }
         let queued = f.socket.as_ref().and_then(|s| s.inet()).is_some_and(|i| i.rqueue > 0);
         if queued {

@@ -32,6 +32,7 @@ pub fn states(image: &Image<'_>) -> Vec<ThreadState> {
         tid: t.tid,
         regs: registers(t),
         sigmask: t.sigmask,
+        call_mask: 0,
         xstate: t.xstate.to_vec(),
         rseq: Rseq::default(),
         signal: false,

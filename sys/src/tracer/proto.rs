@@ -28,6 +28,8 @@ pub struct ThreadState {
     pub regs: Regs,
     /// Signal mask, bit n-1 for signal n.
     pub sigmask: u64,
+    /// Signals that its interrupted call's own mask blocks.
+    pub call_mask: u64,
     /// Extended state in the standard format.
     #[serde(with = "serde_bytes")]
     pub xstate: Vec<u8>,

@@ -25,6 +25,8 @@ pub struct Task {
     pub regs: Regs,
     /// Signal mask at the first stop.
     pub sigmask: u64,
+    /// Signals that the interrupted call's own mask blocks (ppoll and kin): they do not end it.
+    pub call_mask: u64,
     /// Extended state at the first stop.
     pub xstate: Vec<u8>,
     /// rseq registration.
@@ -172,6 +174,7 @@ impl Tasks {
             t.regs = raw::regs(*tid)?;
             t.sigmask = raw::sigmask(*tid)?;
             fit(*tid, &t.regs)?;
+            t.call_mask = call_mask(&mem, &t.regs);
             t.xstate = raw::xstate(*tid)?;
             t.rseq = raw::rseq(*tid)?;
             t.pending = raw::pending(*tid, false)?;
@@ -185,7 +188,7 @@ impl Tasks {
                 }
             }
             if restart::is_our_eintr(&t.regs) {
-                t.signal = unblocked_signals(self.pid, *tid, t.sigmask)? != 0;
+                t.signal = unblocked_signals(self.pid, *tid, t.sigmask | t.call_mask)? != 0;
             }
         }
         if !self.shared_pending.is_empty() || self.all.values().any(|t| !t.pending.is_empty()) {
@@ -342,7 +345,9 @@ impl Tasks {
         t.regs = raw::regs(tid)?;
         t.sigmask = raw::sigmask(tid)?;
         t.xstate = raw::xstate(tid)?;
-        t.signal = restart::is_our_eintr(&t.regs) && unblocked_signals(pid, tid, t.sigmask)? != 0;
+        t.call_mask = call_mask(&crate::mem::RemoteMem::open(pid)?, &t.regs);
+        let mask = t.sigmask | t.call_mask;
+        t.signal = restart::is_our_eintr(&t.regs) && unblocked_signals(pid, tid, mask)? != 0;
         t.entered = false;
         t.sent = false;
         t.out = None;
@@ -404,7 +409,7 @@ impl Tasks {
     /// A frame with which a thread leaves code of ours without the tracer's help.
     pub fn emergency_frame(&self, tid: i32, at: u64, restorer: u64) -> Vec<u8> {
         let Some(t) = self.all.get(&tid) else { return Vec::new() };
-        let signal = match self.handled_by(t) {
+        let signal = match self.handled_by(t, t.sigmask | t.call_mask) {
             Some(n) if self.breaks & bit(n) != 0 => restart::Pending::Breaks,
             Some(_) => restart::Pending::Restarts,
             None if t.signal => restart::Pending::Restarts,
@@ -413,9 +418,9 @@ impl Tasks {
         sigframe::build(at, restorer, &restart::for_new(&t.regs, signal), t.sigmask, &t.xstate)
     }
 
-    /// The signal whose handler the thread will run first, of those that were pending at the freeze.
-    fn handled_by(&self, t: &Task) -> Option<i32> {
-        self.handled().find(|n| t.sigmask & bit(*n) == 0 && self.pending_for(t).any(|p| p == *n))
+    /// The signal whose handler the thread will run first under this mask, of those that were pending at the freeze.
+    fn handled_by(&self, t: &Task, mask: u64) -> Option<i32> {
+        self.handled().find(|n| mask & bit(*n) == 0 && self.pending_for(t).any(|p| p == *n))
     }
 
     /// Signals that were pending at the freeze and have a handler, ascending.
@@ -443,8 +448,7 @@ fn number(info: &[u8]) -> i32 {
 /// blocked, ends a call as it would have without us. What the call's own mask blocks (ppoll and kin) does not end it: the handler
 /// runs, since that mask is the kernel's alone to set, and the call is issued again.
 fn onward(pid: i32, tid: i32, t: &Task) -> Result<Regs> {
-    let own = restart::mask_of_call(&t.regs);
-    if !restart::is_our_eintr(&t.regs) && own.is_none() {
+    if !restart::is_our_eintr(&t.regs) && t.call_mask == 0 {
         return Ok(t.regs);
     }
     let pending = if raw::pending(tid, false)?.is_empty() && raw::pending(tid, true)?.is_empty() {
@@ -452,20 +456,18 @@ fn onward(pid: i32, tid: i32, t: &Task) -> Result<Regs> {
     } else {
         unblocked_signals(pid, tid, t.sigmask)?
     };
-    let own = own.filter(|_| pending != 0).and_then(|(at, indirect)| {
-        let mem = crate::mem::RemoteMem::open(pid).ok()?;
-        let at = if indirect { word(&mem, at)? } else { at };
-        if at == 0 {
-            None
-        } else {
-            word(&mem, at)
-        }
-    });
-    let ending = pending & !own.unwrap_or(0);
+    let ending = pending & !t.call_mask;
     Ok(match pending != 0 && ending == 0 {
         true => restart::anew(&t.regs),
         false => restart::for_thaw(&t.regs, ending != 0),
     })
+}
+
+/// The mask under which an interrupted call waits, if it brings one: signals as bits, 0 if there is none.
+fn call_mask(mem: &crate::mem::RemoteMem, regs: &Regs) -> u64 {
+    let Some((at, indirect)) = restart::mask_of_call(regs) else { return 0 };
+    let at = if indirect { word(mem, at) } else { Some(at) };
+    at.filter(|at| *at != 0).and_then(|at| word(mem, at)).unwrap_or(0)
 }
 
 fn word(mem: &crate::mem::RemoteMem, at: u64) -> Option<u64> {
@@ -495,6 +497,7 @@ impl Task {
             calling: false,
             regs: Regs::default(),
             sigmask: 0,
+            call_mask: 0,
             xstate: Vec::new(),
             rseq: raw::Rseq::default(),
             signal: false,

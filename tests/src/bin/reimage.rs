@@ -3,12 +3,15 @@
 //! it, there is no [vvar_vclock]), and everything that the program had found out about its vDSO (pointers in memory and in
 //! registers, the auxiliary vector, jumps of an earlier replaced one) is what it would have found in that one.
 //!
+//! `reimage STATE SESSION --elsewhere` adds one that needs registers (MPX) and a PID that no machine of today has.
+//!
 //! Exit status 75: a thread is inside the vDSO, take another checkpoint.
 use anyhow::{bail, ensure, Context, Result};
 use image::v1::memory::{Memory, Vma, BACKING_ANON, BACKING_VDSO, BACKING_VVAR};
 use image::v1::{self, files::Files, meta::Meta, process::Process, process::Thread};
 use image::{
-    CheckpointHandle, Compression, ManifestWriter, PackRef, PackWriter, PageSink, PageSource, SessionName, Store,
+    CheckpointHandle, Compression, ManifestWriter, NewCheckpoint, PackInfo, PackRef, PackWriter, PageSink, PageSource,
+    SessionName, Store,
 };
 use std::collections::BTreeMap;
 
@@ -21,6 +24,10 @@ fn main() -> Result<()> {
     let [_, state, session, vdso] = &args[..] else { bail!("usage: reimage STATE SESSION VDSO") };
     let (store, name) = (Store::open(state.as_ref())?, SessionName::new(session)?);
     let from = store.open_checkpoint(&name, None)?;
+    if vdso == "--elsewhere" {
+        println!("{}", elsewhere(&store, &name, &from)?);
+        return Ok(());
+    }
     let mut new = std::fs::read(vdso)?;
     new.resize(new.len().next_multiple_of(PAGE as usize), 0);
     println!("{}", rewrite(&store, &name, &from, &new)?);
@@ -40,7 +47,7 @@ fn rewrite(store: &Store, name: &SessionName, from: &CheckpointHandle, new: &[u8
     threads.iter_mut().flat_map(|t| t.regs.iter_mut()).for_each(|r| *r = swap.word(*r));
     swap.words(&mut process.auxv);
 
-    let mut incoming = store.begin(name)?;
+    let incoming = store.begin(name)?;
     let mut sink = PageSink::new(PackWriter::create(&incoming.pack_path(), Compression::default())?, 0);
     for run in std::mem::take(&mut memory.pages) {
         let PageSource::Pack { pack, place } = run.source else {
@@ -64,13 +71,50 @@ fn rewrite(store: &Store, name: &SessionName, from: &CheckpointHandle, new: &[u8
     memory.pages.sort_by_key(|r| r.addr);
     let (_, pack, _) = sink.finish()?;
 
+    publish(incoming, &pack, &meta, &process, &threads, &memory, &files)
+}
+
+/// The program as it would have been with other registers in use (XCR0 bits 3 and 4), where PIDs go on beyond 4194304.
+fn elsewhere(store: &Store, name: &SessionName, from: &CheckpointHandle) -> Result<u64> {
+    let mut meta: Meta = section(from, v1::SECTION_META)?;
+    let mut threads: Vec<Thread> = section(from, v1::SECTION_THREADS)?;
+    meta.xfeatures |= 3 << 3;
+    threads.last_mut().context("no thread")?.tid = 5_000_000;
+    let mut memory: Memory = section(from, v1::SECTION_MEMORY)?;
+    let incoming = store.begin(name)?;
+    let mut sink = PageSink::new(PackWriter::create(&incoming.pack_path(), Compression::default())?, 0);
+    for run in std::mem::take(&mut memory.pages) {
+        let PageSource::Pack { pack, place } = run.source else {
+            sink.push_known(run);
+            continue;
+        };
+        let mut bytes = vec![0; (run.pages * PAGE) as usize];
+        from.packs()[pack as usize].read_pages(place, &mut bytes)?;
+        sink.push(run.addr, &bytes)?;
+    }
+    memory.pages = sink.take_runs();
+    memory.pages.sort_by_key(|r| r.addr);
+    let (_, pack, _) = sink.finish()?;
+    let (process, files): (Process, Files) = (section(from, v1::SECTION_PROCESS)?, section(from, v1::SECTION_FILES)?);
+    publish(incoming, &pack, &meta, &process, &threads, &memory, &files)
+}
+
+fn publish(
+    mut incoming: NewCheckpoint,
+    pack: &PackInfo,
+    meta: &Meta,
+    process: &Process,
+    threads: &[Thread],
+    memory: &Memory,
+    files: &Files,
+) -> Result<u64> {
     let mut m = ManifestWriter::new();
-    m.write_packs(&[PackRef::from(&pack)])?;
-    m.write_section(v1::SECTION_META, v1::VERSION, true, &meta)?;
-    m.write_section(v1::SECTION_PROCESS, v1::VERSION, true, &process)?;
+    m.write_packs(&[PackRef::from(pack)])?;
+    m.write_section(v1::SECTION_META, v1::VERSION, true, meta)?;
+    m.write_section(v1::SECTION_PROCESS, v1::VERSION, true, process)?;
     m.write_section(v1::SECTION_THREADS, v1::VERSION, true, &threads)?;
-    m.write_section(v1::SECTION_MEMORY, v1::VERSION, true, &memory)?;
-    m.write_section(v1::SECTION_FILES, v1::VERSION, true, &files)?;
+    m.write_section(v1::SECTION_MEMORY, v1::VERSION, true, memory)?;
+    m.write_section(v1::SECTION_FILES, v1::VERSION, true, files)?;
     incoming.write_manifest(&m.finish().0)?;
     Ok(incoming.publish()?)
 }
