@@ -13,15 +13,21 @@ import time
 
 
 def program():
-    def got(number, _):
-        os.write(1, b"got %s\n" % signal.Signals(number).name.encode())
-
+    # Not in a handler: Python runs those before its next call, and a signal that comes right before a read waits for its end.
+    taken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCONT, signal.SIGWINCH):
-        signal.signal(number, got)
+        signal.signal(number, lambda *_: None)
     os.write(1, b"ready pid=%d ppid=%d\n" % (os.getpid(), os.getppid()))
-    for line in sys.stdin:
-        os.write(1, b"line " + line.encode())
-        if line == "quit\n":
+    while True:
+        if taken in select.select([0, taken], [], [])[0]:
+            for number in os.read(taken, 64):
+                os.write(1, b"got %s\n" % signal.Signals(number).name.encode())
+            continue
+        line = os.read(0, 999)
+        os.write(1, b"line " + line)
+        if line in (b"quit\n", b""):
             sys.exit(5)
 
 

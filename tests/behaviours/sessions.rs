@@ -124,7 +124,7 @@ fn status(bed: &mut Bed, end: &str, code: i32) -> Result<()> {
 /// SIGTERM to the foreground ctl restore reaches the program.
 fn signal_passed_on(bed: &mut Bed) -> Result<()> {
     let dir = bed.folder()?;
-    let script = "import signal,sys\nsignal.signal(15, lambda *_: sys.exit(5))\nopen('ready','w').close()\nwhile True: signal.pause()\n";
+    let script = "import signal,sys\nsignal.pthread_sigmask(signal.SIG_BLOCK, [15])\nopen('ready','w').close()\nsignal.sigwait([15])\nsys.exit(5)\n";
     let mut c = bed.launcher_command(&["--name", "ends", "--detach", "--", "python3", "-c", script]);
     c.current_dir(&dir);
     bed.run(&mut c)?.expect(0)?;
@@ -139,7 +139,7 @@ fn signal_passed_on(bed: &mut Bed) -> Result<()> {
     bed.let_go(&child);
     ensure!(
         run::code(ended) == 5,
-        "the program's handler ends it with 5, ctl restore ended with {}: {}",
+        "the program ends by it with 5, ctl restore ended with {}: {}",
         run::code(ended),
         fs::read_to_string(&err)?
     );

@@ -46,19 +46,24 @@ fn onto_another(bed: &mut Bed, door: Door) -> Result<()> {
     proof.map(|_| ())
 }
 
-/// Says each SIGWINCH with the size of its terminal; the marks are not in this text, which a terminal may echo.
+/// Says each SIGWINCH with the size of its terminal; the marks are not in this text, which a terminal may echo. Not in a handler: Python
+/// runs those before its next call, and a signal that comes right before a read waits for its end.
 const DRAWS: &str = "
-import os, signal, sys
-def draw(*_):
-    size = os.get_terminal_size(0)
-    os.write(1, b'<winch %d %d>' % (size.lines, size.columns))
-signal.signal(signal.SIGWINCH, draw)
+import os, select, signal, sys
+r, w = os.pipe()
+os.set_blocking(w, False)
+signal.set_wakeup_fd(w)
+signal.signal(signal.SIGWINCH, lambda *_: None)
 os.write(1, b'<started>')
 open('ready', 'w').close()
 while True:
-    line = sys.stdin.readline()
-    os.write(1, b'<got ' + line.strip().encode() + b'>')
-    if line.strip() == 'end': sys.exit(0)
+    if r in select.select([0, r], [], [])[0]:
+        size = os.get_terminal_size(0)
+        for _ in os.read(r, 64): os.write(1, b'<winch %d %d>' % (size.lines, size.columns))
+        continue
+    line = os.read(0, 999).strip()
+    os.write(1, b'<got ' + line + b'>')
+    if line == b'end': sys.exit(0)
 ";
 
 /// Restored in the foreground of a terminal it gets one SIGWINCH, once the terminal is its own, and is told the size of that one.
@@ -104,16 +109,22 @@ fn redrawn(bed: &mut Bed, door: Door, size: (u16, u16)) -> Result<()> {
 
 /// Reads lines and answers them; says CONT when it was continued and INT on Ctrl-C.
 const ANSWERS: &str = "
-import os, signal, sys, time
-signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'<CONT>'))
-def int_(*_):
-    os.write(1, b'<INT>'); sys.exit(3)
-signal.signal(signal.SIGINT, int_)
+import os, select, signal, sys
+r, w = os.pipe()
+os.set_blocking(w, False)
+signal.set_wakeup_fd(w)
+signal.signal(signal.SIGCONT, lambda *_: None)
+signal.signal(signal.SIGINT, lambda *_: None)
 os.write(1, b'<ready>')
 while True:
-    line = sys.stdin.readline()
+    if r in select.select([0, r], [], [])[0]:
+        for s in os.read(r, 64):
+            os.write(1, b'<CONT>' if s == signal.SIGCONT else b'<INT>')
+            if s == signal.SIGINT: sys.exit(3)
+        continue
+    line = os.read(0, 999)
     if not line: sys.exit(4)
-    os.write(1, b'<got ' + line.strip().encode() + b'>')
+    os.write(1, b'<got ' + line.strip() + b'>')
 ";
 
 /// In an interactive shell: restored in the foreground, stopped by Ctrl-Z, continued by fg, read from, ended by Ctrl-C.

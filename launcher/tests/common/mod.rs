@@ -123,11 +123,14 @@ impl Drop for Detached<'_> {
 
 /// A Python program that says each signal it gets on its stdout, and ends with 5 at the end of its stdin.
 pub const SAYS_SIGNALS: &str = "
-import os, signal, sys
-def got(s, _): os.write(1, signal.Signals(s).name.encode() + b'\\n')
+import os, select, signal, sys
+r, w = os.pipe()
+os.set_blocking(w, False)
+signal.set_wakeup_fd(w)
 for s in ('INT', 'TERM', 'HUP', 'QUIT', 'USR1', 'USR2', 'WINCH', 'CONT', 'ALRM'):
-    signal.signal(getattr(signal, 'SIG' + s), got)
+    signal.signal(getattr(signal, 'SIG' + s), lambda *_: None)
 os.write(1, b'ready\\n')
-sys.stdin.read()
+while r in select.select([0, r], [], [])[0]:
+    for s in os.read(r, 64): os.write(1, signal.Signals(s).name.encode() + b'\\n')
 sys.exit(5)
 ";
