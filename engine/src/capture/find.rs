@@ -256,12 +256,9 @@ impl Survey {
         let now = procfs::stat::read(self.pid)?;
         let program = |s: &Stat| (s.start_code, s.end_code, s.start_stack);
         let pid = format!("PID {}", self.pid);
-        if now.state.is_ended() && killed(self.pid)? {
-            return Err(sys::Error::Died { doing: "its freeze".into(), pid: self.pid }.into());
-        }
         if now.state.is_ended() {
             // stopped, a thread can only be killed, and with it the process
-            if frozen.contains(&self.pid) {
+            if frozen.contains(&self.pid) || killed(self.pid)? {
                 return Err(died(&self.attempted, "freeze").into());
             }
             let w = "its first thread has ended while it was looked at, and that is not kept yet";
