@@ -10,6 +10,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -266,6 +267,15 @@ MAYBE ssize_t slurp(const char *path, char *buffer, size_t size) {
     close(fd);
     buffer[len] = 0;
     return (ssize_t)len;
+}
+// Until the thread whose ID appears in `tid` sleeps in system call `nr`.
+MAYBE void until_in_call(volatile pid_t *tid, long nr) {
+    char path[64], text[64] = "";
+    do {
+        sched_yield();
+        snprintf(path, sizeof path, "/proc/self/task/%d/syscall", *tid);
+        slurp(path, text, sizeof text);
+    } while (!*tid || text[0] == 'r' || atol(text) != nr);
 }
 // The value of "Key:" in a /proc file such as /proc/self/status, blanks stripped.
 MAYBE char *field(const char *path, const char *key, char *out, size_t size) {

@@ -56,12 +56,7 @@ static void setup(void) {
     set = MUST(epoll_create1(0));
     MUST(epoll_ctl(set, EPOLL_CTL_ADD, ends[0], &(struct epoll_event){.events = EPOLLIN}));
     MUST0(pthread_create(&sleeper, NULL, sleeps, (void *)&tid));
-    char path[64], text[64] = "";
-    do { // until it is asleep in its call, under the mask
-        sched_yield();
-        snprintf(path, sizeof path, "/proc/self/task/%d/syscall", tid);
-        slurp(path, text, sizeof text);
-    } while (!tid || text[0] == 'r' || atol(text) != calls[which].nr);
+    until_in_call(&tid, calls[which].nr); // under the mask
     MUST(kill(getpid(), SIGUSR1));
     MUST0(pthread_kill(sleeper, SIGRTMIN));
 }

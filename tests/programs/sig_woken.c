@@ -62,12 +62,7 @@ static void setup(void) {
     polled = MUST(epoll_create1(0));
     MUST(epoll_ctl(polled, EPOLL_CTL_ADD, ends[0], &(struct epoll_event){.events = EPOLLIN}));
     MUST0(pthread_create(&t, NULL, sleeper, (void *)&tid));
-    char path[64], text[64] = "";
-    do { // until it is in its call
-        snprintf(path, sizeof path, "/proc/self/task/%d/syscall", tid);
-        sched_yield();
-        slurp(path, text, sizeof text);
-    } while (!tid || text[0] == 'r' || atol(text) != nr);
+    until_in_call(&tid, nr);
 }
 static void spoil(void) { handled = 0; }
 static void prove(void) {

@@ -170,27 +170,10 @@ impl Bed {
             Ok(proc::children(me).is_empty())
         });
         let left: Vec<String> = proc::descendants(me).into_iter().map(describe).collect();
-        self.kill_all();
+        crate::watch::end_all_below();
         match gone {
             Err(_) if !left.is_empty() => bail!("processes were left behind:\n  {}", left.join("\n  ")),
             _ => Ok(()),
-        }
-    }
-
-    /// Kills all that descends from us, and reaps it.
-    fn kill_all(&self) {
-        let me = std::process::id() as i32;
-        for _ in 0..1000 {
-            let left = proc::descendants(me);
-            if left.is_empty() {
-                return;
-            }
-            for pid in left {
-                // What is gone already is just as well.
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-            }
-            self.reap();
-            std::thread::sleep(run::TICK);
         }
     }
 }

@@ -67,10 +67,10 @@ pub fn watch() -> Result<u8> {
     Ok(run::code(status) as u8)
 }
 
-/// Kills all that descends from this process, until nothing does.
+/// Kills all that descends from this process, and reaps it, until nothing does.
 pub fn end_all_below() {
     let me = std::process::id() as i32;
-    for _ in 0..500 {
+    for _ in 0..1000 {
         let left = proc::descendants(me);
         if left.is_empty() {
             return;

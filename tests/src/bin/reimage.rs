@@ -10,8 +10,8 @@ use anyhow::{bail, ensure, Context, Result};
 use image::v1::memory::{Memory, Vma, BACKING_ANON, BACKING_VDSO, BACKING_VVAR};
 use image::v1::{self, files::Files, meta::Meta, process::Process, process::Thread};
 use image::{
-    CheckpointHandle, Compression, ManifestWriter, NewCheckpoint, PackInfo, PackRef, PackWriter, PageSink, PageSource,
-    SessionName, Store,
+    CheckpointHandle, Compression, ManifestWriter, NewCheckpoint, PackInfo, PackRef, PackWriter, PageRun, PageSink,
+    PageSource, SessionName, Store,
 };
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ const RIP: usize = 16;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
-    let [_, state, session, vdso] = &args[..] else { bail!("usage: reimage STATE SESSION VDSO") };
+    let [_, state, session, vdso] = &args[..] else { bail!("usage: reimage STATE SESSION VDSO|--elsewhere") };
     let (store, name) = (Store::open(state.as_ref())?, SessionName::new(session)?);
     let from = store.open_checkpoint(&name, None)?;
     if vdso == "--elsewhere" {
@@ -49,14 +49,8 @@ fn rewrite(store: &Store, name: &SessionName, from: &CheckpointHandle, new: &[u8
 
     let incoming = store.begin(name)?;
     let mut sink = PageSink::new(PackWriter::create(&incoming.pack_path(), Compression::default())?, 0);
-    for run in std::mem::take(&mut memory.pages) {
-        let PageSource::Pack { pack, place } = run.source else {
-            sink.push_known(run);
-            continue;
-        };
-        let mut bytes = vec![0; (run.pages * PAGE) as usize];
-        from.packs()[pack as usize].read_pages(place, &mut bytes)?;
-        for (addr, page) in (run.addr..).step_by(PAGE as usize).zip(bytes.chunks_exact_mut(PAGE as usize)) {
+    each_run(from, std::mem::take(&mut memory.pages), &mut sink, |sink, at, mut bytes| {
+        for (addr, page) in (at..).step_by(PAGE as usize).zip(bytes.chunks_exact_mut(PAGE as usize)) {
             if !swap.old.contains(&addr) {
                 swap.words(page);
                 let code = memory.vmas.iter().any(|v| v.start <= addr && addr < v.end && is_code(v));
@@ -64,7 +58,8 @@ fn rewrite(store: &Store, name: &SessionName, from: &CheckpointHandle, new: &[u8
                 sink.push(addr, page)?;
             }
         }
-    }
+        Ok(())
+    })?;
     sink.push(swap.at, new)?;
     memory.vmas = swap.mappings(&memory.vmas, new.len() as u64);
     memory.pages = sink.take_runs();
@@ -83,20 +78,31 @@ fn elsewhere(store: &Store, name: &SessionName, from: &CheckpointHandle) -> Resu
     let mut memory: Memory = section(from, v1::SECTION_MEMORY)?;
     let incoming = store.begin(name)?;
     let mut sink = PageSink::new(PackWriter::create(&incoming.pack_path(), Compression::default())?, 0);
-    for run in std::mem::take(&mut memory.pages) {
+    each_run(from, std::mem::take(&mut memory.pages), &mut sink, |sink, at, bytes| Ok(sink.push(at, &bytes)?))?;
+    memory.pages = sink.take_runs();
+    memory.pages.sort_by_key(|r| r.addr);
+    let (_, pack, _) = sink.finish()?;
+    let (process, files): (Process, Files) = (section(from, v1::SECTION_PROCESS)?, section(from, v1::SECTION_FILES)?);
+    publish(incoming, &pack, &meta, &process, &threads, &memory, &files)
+}
+
+/// Hands stored pages (address, bytes) to `take`; those that are not stored go to the sink as they are.
+fn each_run(
+    from: &CheckpointHandle,
+    runs: Vec<PageRun>,
+    sink: &mut PageSink,
+    mut take: impl FnMut(&mut PageSink, u64, Vec<u8>) -> Result<()>,
+) -> Result<()> {
+    for run in runs {
         let PageSource::Pack { pack, place } = run.source else {
             sink.push_known(run);
             continue;
         };
         let mut bytes = vec![0; (run.pages * PAGE) as usize];
         from.packs()[pack as usize].read_pages(place, &mut bytes)?;
-        sink.push(run.addr, &bytes)?;
+        take(sink, run.addr, bytes)?;
     }
-    memory.pages = sink.take_runs();
-    memory.pages.sort_by_key(|r| r.addr);
-    let (_, pack, _) = sink.finish()?;
-    let (process, files): (Process, Files) = (section(from, v1::SECTION_PROCESS)?, section(from, v1::SECTION_FILES)?);
-    publish(incoming, &pack, &meta, &process, &threads, &memory, &files)
+    Ok(())
 }
 
 fn publish(
