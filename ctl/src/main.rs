@@ -103,10 +103,7 @@ fn usage(json: bool, e: &clap::Error) -> u8 {
             0
         }
         _ if json => {
-            // All but how the verb is used: what is missing may be on lines of its own.
-            let all = text.split("\n\nUsage:").next().and_then(|t| t.split("\n\nFor more information").next());
-            let why =
-                all.unwrap_or_default().trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+            let why = session::usage_in_one_line(&text);
             let error = Error {
                 kind: Kind::Usage,
                 attempted: "understand the command line".into(),

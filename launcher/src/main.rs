@@ -103,8 +103,7 @@ fn usage(e: &clap::Error) {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let given = |option: &str| words.iter().take_while(|w| *w != "--").any(|w| w == option);
     let text = e.render().to_string();
-    let all = text.split("\n\nUsage:").next().and_then(|t| t.split("\n\nFor more information").next());
-    let why = all.unwrap_or_default().trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let why = session::usage_in_one_line(&text);
     let tip = behind_dashes(e, &words);
     if given("--json") {
         let remedy = tip.unwrap_or_else(|| "launcher --help shows how it is used".into());

@@ -55,6 +55,7 @@ pub unsafe fn connect(p: *mut Params) -> i64 {
     }
 }
 
+/// Notes the connection, for whoever leaves to close.
 ///
 /// # Safety
 /// As [`converse`].
@@ -154,6 +155,7 @@ unsafe fn recv_all(sock: i32, mut at: u64, mut n: u64) -> bool {
     true
 }
 
+/// Sends exactly `n` bytes; false if nobody takes them.
 ///
 /// # Safety
 /// `n` bytes at `at` are the caller's.
@@ -187,6 +189,7 @@ pub unsafe fn answer(p: *mut Params, h: &FrameHeader, op: u16, value: u64, len: 
     }
 }
 
+/// Answers with an errno.
 ///
 /// # Safety
 /// As [`converse`].

@@ -5,6 +5,12 @@ use std::fmt::Display;
 use std::io;
 use std::path::Path;
 
+/// What clap says of a command line, without how it is used, in one line: what is missing may be on lines of its own.
+pub fn usage_in_one_line(text: &str) -> String {
+    let all = text.split("\n\nUsage:").next().and_then(|t| t.split("\n\nFor more information").next());
+    all.unwrap_or_default().trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// An image or store error as an engine error: same words, with kind and advice.
 pub fn image_error(attempted: impl Into<String>, e: ImageError) -> Error {
     let kind = if e.is_absent() {

@@ -39,7 +39,7 @@ mod terminal;
 
 pub use api::*;
 pub use checkpoint::checkpoint;
-pub use errors::image_error;
+pub use errors::{image_error, usage_in_one_line};
 pub use kill::kill_session;
 pub use launch::launch;
 pub use procfs::ProcId;
