@@ -19,15 +19,21 @@ def program():
     signal.set_wakeup_fd(wake)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCONT, signal.SIGWINCH):
         signal.signal(number, lambda *_: None)
+    tty = os.open("/dev/tty", os.O_RDONLY | os.O_NONBLOCK)  # stdin's own flags are the shell's too
     os.write(1, b"ready pid=%d ppid=%d\n" % (os.getpid(), os.getppid()))
     while True:
-        if taken in select.select([0, taken], [], [])[0]:
+        background = os.tcgetpgrp(tty) != os.getpgrp()
+        ready = select.select([taken] if background else [taken, tty], [], [], 0 if background else None)[0]
+        if taken in ready:
             for number in os.read(taken, 64):
                 os.write(1, b"got %s\n" % signal.Signals(number).name.encode())
             continue
-        line = os.read(0, 999)
+        try:
+            line = os.read(tty, 999)  # in the background it is stopped by that
+        except BlockingIOError:
+            continue
         os.write(1, b"line " + line)
-        if line in (b"quit\n", b""):
+        if line == b"quit\n":
             sys.exit(5)
 
 
