@@ -16,6 +16,28 @@ pub fn readable(fd: &impl AsFd) -> io::Result<i32> {
     int_ioctl(fd, libc::FIONREAD)
 }
 
+/// How a connection has ended (tcp_poll in net/ipv4/tcp.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Bytes that were not read yet.
+    pub unread: i32,
+    /// With an error that was not asked for yet.
+    pub failed: bool,
+}
+
+/// Whether a TCP socket in state CLOSE had a connection, which has ended: both directions are shut down. One that was only made, or bound,
+/// hangs up as well, but there is nothing to read.
+pub fn ended(fd: &impl AsFd) -> io::Result<Option<Ended>> {
+    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    let mut p = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut p, PollTimeout::ZERO)?;
+    let is = |f| p[0].revents().is_some_and(|r| r.contains(f));
+    if !is(PollFlags::POLLHUP | PollFlags::POLLIN) {
+        return Ok(None);
+    }
+    Ok(Some(Ended { unread: readable(fd)?, failed: is(PollFlags::POLLERR) }))
+}
+
 /// Bytes of buffer that what was sent and is not yet read takes (SIOCOUTQ, unix(7)).
 pub fn unsent(fd: &impl AsFd) -> io::Result<i32> {
     int_ioctl(fd, libc::TIOCOUTQ)

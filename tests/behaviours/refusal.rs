@@ -15,6 +15,12 @@ pub fn cases() -> Vec<Case> {
     for (what, why) in [("filter", "a filter decides what it receives"), ("in-flight", "descriptors are in flight")] {
         all.extend(Case::each(&format!("odd-socket/{what}"), move |bed| odd_socket(bed, what, why)));
     }
+    for (left, why) in [
+        ("unread", "has ended, with 5 bytes that the program has not read yet; checkpoint when it has read them"),
+        ("error", "has ended with an error that the program has not been told yet; checkpoint when it has used"),
+    ] {
+        all.extend(Case::each(&format!("tcp_ended/{left}"), move |bed| ended(bed, left, why)));
+    }
     for (what, why) in ODD {
         all.extend(Case::each(&format!("odd-thread/{what}"), move |bed| odd_thread(bed, what, why)));
     }
@@ -179,6 +185,15 @@ fn reason(line: &str) -> String {
 fn odd_socket(bed: &mut Bed, what: &str, why: &str) -> Result<()> {
     let mut target = Start::program("sock_odd").args(["--what", what]).ready(bed)?;
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["descriptor ", why, "let the program "])?;
+    bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &["descriptor ", why])?;
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A connection that has ended with something that the program has not seen: refused, and it sees it.
+fn ended(bed: &mut Bed, left: &str, why: &str) -> Result<()> {
+    let mut target = Start::program("tcp_ended").args(["--left", left]).ready(bed)?;
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["descriptor ", "its TCP connection ", why])?;
     bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &["descriptor ", why])?;
     unharmed::entirely(target.pid)?;
     target.prove(bed).map(|_| ())

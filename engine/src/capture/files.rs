@@ -51,6 +51,8 @@ pub struct SocketView {
     pub own_peer: bool,
     /// A filter decides what it receives.
     pub filtered: bool,
+    /// Of TCP: it had a connection, which has ended.
+    pub ended: Option<sys::fdstate::Ended>,
 }
 
 impl FileView {
@@ -168,16 +170,19 @@ fn look_at_sockets(pid: i32, frozen: bool, views: &mut Vec<FileView>) -> Step<()
         };
         let int = |name| sys::sockopt::get_int(&fd, libc::SOL_SOCKET, name).unwrap_or(0);
         let ino = v.stat.as_ref().map_or(0, |s| s.ino);
+        let remote = sys::sockopt::address(&fd, true).ok();
+        let tcp = int(libc::SO_PROTOCOL) == libc::IPPROTO_TCP && int(libc::SO_ACCEPTCONN) == 0 && remote.is_none();
         v.socket = Some(SocketView {
             domain: int(libc::SO_DOMAIN),
             kind: int(libc::SO_TYPE),
             protocol: int(libc::SO_PROTOCOL),
             listening: int(libc::SO_ACCEPTCONN) != 0,
             local: sys::sockopt::address(&fd, false).unwrap_or_default(),
-            remote: sys::sockopt::address(&fd, true).ok(),
+            remote,
             diag: diag.as_mut().and_then(|d| d.find(ino as u32).ok().flatten()),
             own_peer: false,
             filtered: sys::sockopt::has_filter(&fd),
+            ended: if tcp { sys::fdstate::ended(&fd).ok().flatten() } else { None },
         });
     }
     views.retain(|v| !closed.contains(&v.first_fd()));

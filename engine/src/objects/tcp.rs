@@ -1,4 +1,4 @@
-//! TCP sockets: listening ones, and ones that are neither bound nor connected.
+//! TCP sockets: listening ones, and ones that are not connected yet, or not any more.
 use super::{encode, sock, Object};
 use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Checker, Made, Maker, Remake};
@@ -10,8 +10,11 @@ use image::v1::sockets::Socket;
 use sys::program::Program;
 use sys::sockdiag::Protocol;
 
-/// A TCP socket that listens, or does nothing yet.
+/// A TCP socket that listens, does nothing yet, or has had its connection.
 pub struct Tcp;
+
+/// RCV_SHUTDOWN | SEND_SHUTDOWN: of a connection that has ended.
+const ENDED: u8 = 3;
 
 fn is_tcp(f: &FileView) -> bool {
     let tcp = |s: &crate::capture::SocketView| {
@@ -41,7 +44,7 @@ impl Object for Tcp {
 
     fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
         if !is_connected(f) {
-            return Vec::new();
+            return f.socket.as_ref().and_then(|s| s.ended).and_then(|e| left(f, e)).into_iter().collect();
         }
         vec![Reason::new(
             format!("{}{}", f.describe(), super::stdio::addresses(f)),
@@ -61,8 +64,29 @@ impl Object for Tcp {
                 o.reported.push(format!("{}: {waiting} connections that wait to be accepted: a restore from this checkpoint starts without them", f.describe()));
             }
         }
+        if f.socket.as_ref().is_some_and(|v| v.ended.is_some()) {
+            // its address is that of the listener it came from, and may not be bound twice
+            s.local.clear();
+            s.shutdown = ENDED;
+            let what = "its connection has ended; a restored program finds it so, but not its addresses";
+            o.reported.push(format!("{}: {what}", f.describe()));
+        }
         Ok(encode(&s))
     }
+}
+
+/// Why an ended connection cannot be kept: there is something left of it that the program has not seen.
+fn left(f: &FileView, e: sys::fdstate::Ended) -> Option<Reason> {
+    let (why, remedy) = if e.failed {
+        let remedy = "checkpoint when it has used that descriptor, or let it close it";
+        ("its TCP connection has ended with an error that the program has not been told yet".into(), remedy)
+    } else if e.unread > 0 {
+        let remedy = "checkpoint when it has read them, or let it close it";
+        (format!("its TCP connection has ended, with {} bytes that the program has not read yet", e.unread), remedy)
+    } else {
+        return None;
+    };
+    Some(Reason::new(f.describe(), why, remedy))
 }
 
 impl Remake for Tcp {
@@ -81,6 +105,10 @@ impl Remake for Tcp {
         if s.backlog >= 0 {
             p.call(libc::SYS_listen, &[fd.arg(), s.backlog.into()]);
             p.named("listening");
+        }
+        if s.shutdown == ENDED {
+            // says ENOTCONN, and does it (inet_shutdown in net/ipv4/af_inet.c)
+            p.may(libc::SYS_shutdown, &[fd.arg(), libc::SHUT_RDWR.into()]);
         }
         let r = m.run(&p)?;
         m.take(r.get(fd))

@@ -26,7 +26,7 @@ pub struct Socket {
     pub peer: u64,
     /// What is queued to be read: one entry a message (a stream: one entry in all).
     pub queue: Vec<Message>,
-    /// RCV_SHUTDOWN 1 | SEND_SHUTDOWN 2.
+    /// RCV_SHUTDOWN 1 | SEND_SHUTDOWN 2. Of TCP: 3 if it had a connection that has ended.
     pub shutdown: u8,
     /// Mode of a unix socket's file.
     pub file_mode: u32,
