@@ -13,13 +13,14 @@ use dormouse_image::{Compression, ManifestWriter, PackReader, PackRef, PackWrite
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const WAYS: [Compression; 6] = [
+const WAYS: [Compression; 7] = [
     Compression::None,
     Compression::Lz4,
     Compression::Zstd(-5),
     Compression::Zstd(-1),
     Compression::Zstd(1),
     Compression::Zstd(3),
+    Compression::SoonThenSmall(1),
 ];
 
 fn main() -> Result<()> {

@@ -12,7 +12,8 @@ use dormouse_image::{
 };
 use proptest::prelude::*;
 
-const WAYS: [Compression; 4] = [Compression::None, Compression::Lz4, Compression::Zstd(1), Compression::Zstd(-5)];
+const WAYS: [Compression; 5] =
+    [Compression::SoonThenSmall(1), Compression::None, Compression::Lz4, Compression::Zstd(1), Compression::Zstd(-5)];
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -222,7 +223,7 @@ proptest! {
     fn any_pages_are_read_as_pushed(
         kinds in proptest::collection::vec((0u8..4, 0u8..8), 0..700),
         part in 1usize..300,
-        way in 0usize..4,
+        way in 0usize..WAYS.len(),
     ) {
         let page = |(kind, n): &(u8, u8)| match kind {
             0 => vec![0; PAGE_SIZE],

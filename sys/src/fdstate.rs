@@ -16,6 +16,36 @@ pub fn readable(fd: &impl AsFd) -> io::Result<i32> {
     int_ioctl(fd, libc::FIONREAD)
 }
 
+/// Whether something waits to be read, be it empty (poll(2)).
+pub fn is_readable(fd: &impl AsFd) -> io::Result<bool> {
+    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    let mut p = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut p, PollTimeout::ZERO)?;
+    Ok(p[0].revents().is_some_and(|r| r.contains(PollFlags::POLLIN)))
+}
+
+/// What a TCP socket says of itself (TCP_INFO, tcp(7)). Asked through the descriptor it costs the same however many connections there are;
+/// sock_diag walks a table of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    /// TCP_ESTABLISHED (1) .. TCP_LISTEN (10) of include/net/tcp_states.h. TCP_CLOSE (7) is one that was made, or bound, or has ended.
+    pub state: u8,
+    /// Of a listener: connections not yet accepted (tcp_get_info in net/ipv4/tcp.c).
+    pub waiting: u32,
+    /// Of a listener: most of those, as listen(2) was told.
+    pub backlog: u32,
+}
+
+/// What a TCP socket says of itself.
+pub fn tcp(fd: &impl AsFd) -> io::Result<Tcp> {
+    use std::mem::offset_of;
+    let b = crate::sockopt::get(fd, libc::IPPROTO_TCP, libc::TCP_INFO, size_of::<libc::tcp_info>())?;
+    let word = |at: usize| b.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    let state = *b.first().ok_or(io::ErrorKind::UnexpectedEof)?;
+    let (waiting, backlog) = (offset_of!(libc::tcp_info, tcpi_unacked), offset_of!(libc::tcp_info, tcpi_sacked));
+    Ok(Tcp { state, waiting: word(waiting), backlog: word(backlog) })
+}
+
 /// How a connection has ended (tcp_poll in net/ipv4/tcp.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {

@@ -180,15 +180,6 @@ pub struct UnixSock {
     pub uid: Option<u32>,
 }
 
-/// A socket found by inode.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
-    /// A unix socket.
-    Unix(UnixSock),
-    /// A socket of an inet protocol.
-    Inet(Protocol, InetSock),
-}
-
 /// A netlink socket for queries, not to be shared between threads that ask at the same time.
 #[derive(Debug)]
 pub struct SockDiag {
@@ -222,9 +213,10 @@ impl SockDiag {
         SockDiag { fd, sequence: 0 }
     }
 
-    /// All sockets of one family and protocol.
-    pub fn inet(&mut self, family: Family, protocol: Protocol) -> Result<Vec<InetSock>> {
-        let request = inet_request(family, protocol);
+    /// All sockets of one family and protocol whose state is among `states` (bit n for state n of [`InetSock::state`]). Listeners alone
+    /// are found without a walk over the table of connections.
+    pub fn inet(&mut self, family: Family, protocol: Protocol, states: u32) -> Result<Vec<InetSock>> {
+        let request = inet_request(family, protocol, states);
         self.dump(&request, what(family, protocol), parse_inet)
     }
 
@@ -244,32 +236,6 @@ impl SockDiag {
             Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
             Err(e) => Err(e),
         }
-    }
-
-    /// One inet socket; None if there is none of this inode. The kernel has no index by inode: this reads
-    /// all of that family and protocol.
-    pub fn inet_by_inode(&mut self, family: Family, protocol: Protocol, inode: u32) -> Result<Option<InetSock>> {
-        let found = self.inet(family, protocol)?.into_iter().find(|sock| sock.inode == inode);
-        Ok(found.filter(|_| inode != 0))
-    }
-
-    /// The socket of an inode (`socket:[INODE]`), unix, TCP or UDP. None if it is of another kind or
-    /// another network namespace, or an inet socket that was never bound.
-    pub fn find(&mut self, inode: u32) -> Result<Option<Found>> {
-        if let Some(sock) = self.unix_by_inode(inode)? {
-            return Ok(Some(Found::Unix(sock)));
-        }
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            for family in [Family::V4, Family::V6] {
-                match self.inet_by_inode(family, protocol, inode) {
-                    Ok(Some(sock)) => return Ok(Some(Found::Inet(protocol, sock))),
-                    Ok(None) => {}
-                    Err(e) if e.errno() == Some(libc::ENOENT) => {} // a kernel without it
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        Ok(None)
     }
 
     /// A dump, again if the table changed under way; after several attempts the last one is given.

@@ -45,8 +45,10 @@ pub struct SocketView {
     pub local: Vec<u8>,
     /// Peer's address, a sockaddr.
     pub remote: Option<Vec<u8>>,
-    /// What sock_diag says.
-    pub diag: Option<sys::sockdiag::Found>,
+    /// Of a unix socket: what sock_diag says.
+    pub unix: Option<sys::sockdiag::UnixSock>,
+    /// Of a TCP socket: what it says itself.
+    pub tcp: Option<sys::fdstate::Tcp>,
     /// For unix sockets: the peer is one of the target's own.
     pub own_peer: bool,
     /// A filter decides what it receives.
@@ -171,15 +173,19 @@ fn look_at_sockets(pid: i32, frozen: bool, views: &mut Vec<FileView>) -> Step<()
         let int = |name| sys::sockopt::get_int(&fd, libc::SOL_SOCKET, name).unwrap_or(0);
         let ino = v.stat.as_ref().map_or(0, |s| s.ino);
         let remote = sys::sockopt::address(&fd, true).ok();
-        let tcp = int(libc::SO_PROTOCOL) == libc::IPPROTO_TCP && int(libc::SO_ACCEPTCONN) == 0 && remote.is_none();
+        let domain = int(libc::SO_DOMAIN);
+        let is_unix = domain == libc::AF_UNIX;
+        let is_tcp = int(libc::SO_PROTOCOL) == libc::IPPROTO_TCP;
+        let tcp = is_tcp && int(libc::SO_ACCEPTCONN) == 0 && remote.is_none();
         v.socket = Some(SocketView {
-            domain: int(libc::SO_DOMAIN),
+            domain,
             kind: int(libc::SO_TYPE),
             protocol: int(libc::SO_PROTOCOL),
             listening: int(libc::SO_ACCEPTCONN) != 0,
             local: sys::sockopt::address(&fd, false).unwrap_or_default(),
             remote,
-            diag: diag.as_mut().and_then(|d| d.find(ino as u32).ok().flatten()),
+            unix: diag.as_mut().filter(|_| is_unix).and_then(|d| d.unix_by_inode(ino as u32).ok().flatten()),
+            tcp: if is_tcp { sys::fdstate::tcp(&fd).ok() } else { None },
             own_peer: false,
             filtered: sys::sockopt::has_filter(&fd),
             ended: if tcp { sys::fdstate::ended(&fd).ok().flatten() } else { None },
@@ -188,27 +194,9 @@ fn look_at_sockets(pid: i32, frozen: bool, views: &mut Vec<FileView>) -> Step<()
     views.retain(|v| !closed.contains(&v.first_fd()));
     let inodes: Vec<u64> = views.iter().filter_map(|v| v.stat.as_ref().map(|s| s.ino)).collect();
     for s in views.iter_mut().filter_map(|v| v.socket.as_mut()) {
-        s.own_peer = s.unix().and_then(|u| u.peer).is_some_and(|p| inodes.contains(&(p as u64)));
+        s.own_peer = s.unix.as_ref().and_then(|u| u.peer).is_some_and(|p| inodes.contains(&(p as u64)));
     }
     Ok(())
-}
-
-impl SocketView {
-    /// sock_diag's word on a unix socket.
-    pub fn unix(&self) -> Option<&sys::sockdiag::UnixSock> {
-        match &self.diag {
-            Some(sys::sockdiag::Found::Unix(u)) => Some(u),
-            _ => None,
-        }
-    }
-
-    /// sock_diag's word on an internet socket.
-    pub fn inet(&self) -> Option<&sys::sockdiag::InetSock> {
-        match &self.diag {
-            Some(sys::sockdiag::Found::Inet(_, i)) => Some(i),
-            _ => None,
-        }
-    }
 }
 
 fn path(b: &[u8]) -> &std::path::Path {

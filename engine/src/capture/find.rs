@@ -380,7 +380,7 @@ fn places(pid: i32) -> Vec<Reason> {
 }
 
 fn has_unix_peer(f: &FileView) -> bool {
-    f.socket.as_ref().and_then(|s| s.unix()).is_some_and(|u| u.peer.is_some())
+    f.socket.as_ref().and_then(|s| s.unix.as_ref()).is_some_and(|u| u.peer.is_some())
 }
 
 /// What tells an open file from the next one under its number: descriptor, link, inode.

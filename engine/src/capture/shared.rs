@@ -29,7 +29,7 @@ impl Others {
         self.search(pid, &wanted);
         let holder = |link: &[u8]| self.held.get(link).cloned();
         for v in views.iter_mut().filter(|v| is_own(v)) {
-            let peer = v.socket.as_ref().and_then(|s| s.unix()).and_then(|u| u.peer);
+            let peer = v.socket.as_ref().and_then(|s| s.unix.as_ref()).and_then(|u| u.peer);
             let peer = peer.and_then(|p| holder(format!("socket:[{p}]").as_bytes()));
             v.held = identity(v).and_then(|i| holder(&i)).or(peer);
             if v.held.is_some() {

@@ -14,6 +14,8 @@ const SOL_SOCKET: i32 = libc::SOL_SOCKET;
 const IP: i32 = libc::IPPROTO_IP;
 const IPV6: i32 = libc::IPPROTO_IPV6;
 const TCP: i32 = libc::IPPROTO_TCP;
+/// include/net/tcp_states.h
+const TCP_LISTEN: u32 = 10;
 
 /// Options that are kept where they differ from a fresh socket's: level, name, bytes (socket(7), ip(7), ipv6(7), tcp(7)).
 const OPTIONS: &[(i32, i32, usize)] = &[
@@ -115,9 +117,9 @@ pub(super) fn common(f: &FileView, o: &Observer<'_>) -> Result<(Socket, OwnedFd)
         remote: s.remote.clone().unwrap_or_default().into(),
         options: options(&fd, &s),
         backlog: -1,
-        peer: s.unix().and_then(|u| u.peer).map_or(0, |p| p as u64),
+        peer: s.unix.as_ref().and_then(|u| u.peer).map_or(0, |p| p as u64),
         queue: Vec::new(),
-        shutdown: s.unix().map_or(0, |u| u.shutdown),
+        shutdown: s.unix.as_ref().map_or(0, |u| u.shutdown),
         file_mode: 0,
     };
     Ok((out, fd))
@@ -276,15 +278,17 @@ pub(super) fn taken(s: &Socket, protocol: Protocol) -> Option<String> {
     let want = ip(&s.local)?;
     let reuse = s.options.iter().any(|o| o.0 == SOL_SOCKET && o.1 == libc::SO_REUSEPORT && o.2.iter().any(|b| *b != 0));
     let mut diag = sys::sockdiag::SockDiag::open().ok()?;
+    // of TCP only a listener is in the way: the bind is done with REUSEADDR. Asking for it alone spares the kernel a walk over the
+    // table of connections, which is large
+    let in_the_way = if protocol == Protocol::Tcp { 1 << TCP_LISTEN } else { u32::MAX };
     let mut all = Vec::new();
     for family in [sys::sockdiag::Family::V4, sys::sockdiag::Family::V6] {
-        all.extend(diag.inet(family, protocol).unwrap_or_default());
+        all.extend(diag.inet(family, protocol, in_the_way).unwrap_or_default());
     }
     let v6only = |i: &sys::sockdiag::InetSock| i.v6only == Some(true);
     let clash = |i: &&sys::sockdiag::InetSock| {
         let a = i.local;
-        // of TCP only a listener is in the way: the bind is done with REUSEADDR
-        let state = if protocol == Protocol::Tcp { i.state == 10 } else { i.remote.port() == 0 };
+        let state = protocol == Protocol::Tcp || i.remote.port() == 0;
         let overlap = a.ip() == want.ip()
             || a.ip().is_unspecified() && (a.is_ipv4() == want.is_ipv4() || !v6only(i))
             || want.ip().is_unspecified();

@@ -19,7 +19,7 @@ pub fn remedy(f: &FileView, first: &str) -> String {
 pub fn is_external(f: &FileView) -> bool {
     let fifo = f.stat.as_ref().is_some_and(|s| s.mode & libc::S_IFMT == libc::S_IFIFO) && !f.is_pipe();
     let unix = |s: &crate::capture::SocketView| {
-        let peer = s.remote.is_some() || s.unix().is_some_and(|u| u.peer.is_some_and(|p| p != 0));
+        let peer = s.remote.is_some() || s.unix.as_ref().is_some_and(|u| u.peer.is_some_and(|p| p != 0));
         s.domain == libc::AF_UNIX && !s.listening && !s.own_peer && peer
     };
     fifo || f.held.is_some()
@@ -72,6 +72,9 @@ impl Object for Stdio {
 
 /// " 127.0.0.1:80 -> 127.0.0.1:4711" of a connection.
 pub fn addresses(f: &FileView) -> String {
-    let inet = f.socket.as_ref().and_then(|s| s.inet());
-    inet.map_or_else(String::new, |i| format!(": TCP connection {} -> {}", i.local, i.remote))
+    let of = |s: &crate::capture::SocketView| {
+        let (local, remote) = (super::sock::ip(&s.local)?, super::sock::ip(s.remote.as_deref()?)?);
+        Some(format!(": TCP connection {local} -> {remote}"))
+    };
+    f.socket.as_ref().filter(|s| s.tcp.is_some()).and_then(of).unwrap_or_default()
 }

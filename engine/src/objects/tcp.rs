@@ -29,7 +29,7 @@ fn is_tcp(f: &FileView) -> bool {
 pub(super) fn is_connected(f: &FileView) -> bool {
     let Some(s) = f.socket.as_ref().filter(|_| is_tcp(f)) else { return false };
     // TCP_LISTEN 10, TCP_CLOSE 7 (include/net/tcp_states.h)
-    let state = s.inet().map_or(if s.listening { 10 } else { 7 }, |i| i.state);
+    let state = s.tcp.map_or(if s.listening { 10 } else { 7 }, |t| t.state);
     !(s.listening || state == 7 && s.remote.is_none())
 }
 
@@ -57,8 +57,7 @@ impl Object for Tcp {
         let (mut s, _fd) = sock::common(f, o)?;
         s.remote.clear();
         if let Some(v) = f.socket.as_ref().filter(|v| v.listening) {
-            // for a listener sock_diag gives the backlog as wqueue and what waits in it as rqueue (sock_diag(7))
-            let (waiting, backlog) = v.inet().map_or((0, libc::SOMAXCONN as u32), |i| (i.rqueue, i.wqueue));
+            let (waiting, backlog) = v.tcp.map_or((0, libc::SOMAXCONN as u32), |t| (t.waiting, t.backlog));
             s.backlog = backlog as i32;
             if waiting > 0 {
                 o.reported.push(format!("{}: {waiting} connections that wait to be accepted: a restore from this checkpoint starts without them", f.describe()));

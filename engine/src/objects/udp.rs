@@ -33,9 +33,7 @@ impl Object for Udp {
         for m in sys::multicast::memberships(&fd, s.domain).map_err(failed)? {
             s.options.extend(m.options().into_iter().map(|(level, name, value)| (level, name, value.into())));
         }
-        let queued = f.socket.as_ref().and_then(|s| s.inet()).is_some_and(|i| i.rqueue > 0);
-        if queued {
-            let failed = |e| o.explain(crate::capture::Fault::from(e));
+        if sys::fdstate::is_readable(&fd).map_err(failed)? {
             s.queue = sock::queue(&fd, false).map_err(failed)?.unwrap_or_default();
             let n = s.queue.len();
             o.reported.push(format!("{}: {n} datagrams that wait to be read: a restore from this checkpoint starts without those whose sender cannot be stood in for", f.describe()));

@@ -22,7 +22,7 @@ fn unix(f: &FileView) -> Option<&SocketView> {
 /// shut this end down too.
 fn peer_is_closed(s: &SocketView) -> bool {
     const BOTH_WAYS: u8 = 3;
-    s.unix().is_some_and(|u| u.peer == Some(0) && (s.kind == libc::SOCK_DGRAM || u.shutdown == BOTH_WAYS))
+    s.unix.as_ref().is_some_and(|u| u.peer == Some(0) && (s.kind == libc::SOCK_DGRAM || u.shutdown == BOTH_WAYS))
 }
 
 /// The name in a sockaddr_un, without a path's NUL.
@@ -58,13 +58,13 @@ impl Object for UnixListen {
     }
 
     fn claims(&self, f: &FileView) -> bool {
-        unix(f).is_some_and(|s| s.listening || s.remote.is_none() && s.unix().is_none_or(|u| u.peer.is_none()))
+        unix(f).is_some_and(|s| s.listening || s.remote.is_none() && s.unix.as_ref().is_none_or(|u| u.peer.is_none()))
     }
 
     fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
         let mut r = in_flight(f);
         let waiting =
-            unix(f).and_then(|s| s.unix()).map_or(0, |u| if u.pending.is_empty() { 0 } else { u.pending.len() });
+            unix(f).and_then(|s| s.unix.as_ref()).map_or(0, |u| if u.pending.is_empty() { 0 } else { u.pending.len() });
         if waiting > 0 {
             let why = format!("{waiting} connections wait to be accepted, which are not kept yet");
             r.push(Reason::new(f.describe(), why, "let the program accept them first"));
@@ -76,7 +76,7 @@ impl Object for UnixListen {
         let (mut s, fd) = sock::common(f, o)?;
         if let Some(v) = unix(f) {
             if v.listening {
-                s.backlog = v.unix().map_or(libc::SOMAXCONN, |u| u.wqueue as i32);
+                s.backlog = v.unix.as_ref().map_or(libc::SOMAXCONN, |u| u.wqueue as i32);
             } else if s.kind == libc::SOCK_DGRAM {
                 let failed = |e| o.explain(crate::capture::Fault::from(e));
                 s.queue = sock::queue(&fd, false).map_err(failed)?.unwrap_or_default();

@@ -1,5 +1,5 @@
 //! Phase fill: the stored pages go to their addresses. Each frame of a pack is read and decoded once, on all CPUs if
-//! there is much, and written through /proc/PID/mem.
+//! there is much, and written into the process by as few calls as can be.
 use super::puppet::Puppet;
 use super::{cannot, Fault, Image, Step};
 use crate::{Progress, RestoreOptions};
@@ -167,11 +167,9 @@ impl Job<'_> {
             let reader = &self.image.handle.packs()[group[0].pack as usize];
             buf.resize(reader.frames()[group[0].frame].pages as usize * PAGE_SIZE, 0);
             reader.decode_frame_with(&mut decoder, group[0].frame, &mut buf)?;
-            let mut bytes = 0;
-            for c in *group {
-                self.p_mem.write(c.addr, &buf[c.skip..c.skip + c.len])?;
-                bytes += c.len as u64;
-            }
+            let pieces: Vec<_> = group.iter().map(|c| (c.addr, &buf[c.skip..c.skip + c.len])).collect();
+            self.p_mem.write_pieces(&pieces)?;
+            let bytes = group.iter().map(|c| c.len as u64).sum();
             tell(self.done.fetch_add(bytes, Relaxed) + bytes);
         }
         Ok(())

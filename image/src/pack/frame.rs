@@ -39,8 +39,8 @@ const SAMPLE_STEP: usize = 16;
 const SAMPLE_GAIN: usize = 64;
 
 /// Turns pages into stored frames; one per thread, since it keeps the compressor's tables.
+#[derive(Default)]
 pub(super) struct Encoder {
-    compression: Compression,
     zstd: Option<zstd::bulk::Compressor<'static>>,
     /// The frame before could not be made smaller: of the next, a sample is tried first.
     in_vain: bool,
@@ -48,20 +48,12 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    pub fn new(compression: Compression) -> Encoder {
-        let zstd = match compression {
-            // Out of memory is the only way this fails; frames are then stored raw.
-            Compression::Zstd(level) => zstd::bulk::Compressor::new(level).ok(),
-            _ => None,
-        };
-        Encoder { compression, zstd, in_vain: false, sample: Vec::new() }
-    }
-
-    /// Encodes `pages` (1 to 256 of them). `spare` is a buffer to use again; the one that was
+    /// Encodes `pages` (1 to 256 of them) so. `spare` is a buffer to use again; the one that was
     /// not needed comes back beside the frame.
-    pub fn encode(&mut self, pages: Vec<u8>, mut spare: Vec<u8>) -> (StoredFrame, Vec<u8>) {
+    pub fn encode(&mut self, how: Compression, pages: Vec<u8>, mut spare: Vec<u8>) -> (StoredFrame, Vec<u8>) {
         let count = (pages.len() / PAGE_SIZE) as u32;
-        let found = if self.worth_trying(&pages, &mut spare) { self.compress(&pages, &mut spare) } else { None };
+        let try_it = self.worth_trying(how, &pages, &mut spare);
+        let found = if try_it { self.compress(how, &pages, &mut spare) } else { None };
         // Less than a page saved is not worth decompressing for.
         let found = found.filter(|_| spare.len() + PAGE_SIZE <= pages.len());
         self.in_vain = found.is_none();
@@ -74,7 +66,7 @@ impl Encoder {
     }
 
     /// Whether a frame may become smaller: yes, unless the one before did not and neither does every 16th page of this one.
-    fn worth_trying(&mut self, pages: &[u8], spare: &mut Vec<u8>) -> bool {
+    fn worth_trying(&mut self, how: Compression, pages: &[u8], spare: &mut Vec<u8>) -> bool {
         if !self.in_vain || pages.len() < FRAME_LEN {
             return true;
         }
@@ -82,13 +74,13 @@ impl Encoder {
         sample.clear();
         pages.chunks_exact(PAGE_SIZE).step_by(SAMPLE_STEP).for_each(|page| sample.extend_from_slice(page));
         let smaller =
-            self.compress(&sample, spare).is_some() && spare.len() + sample.len() / SAMPLE_GAIN <= sample.len();
+            self.compress(how, &sample, spare).is_some() && spare.len() + sample.len() / SAMPLE_GAIN <= sample.len();
         self.sample = sample;
         smaller
     }
 
-    fn compress(&mut self, pages: &[u8], out: &mut Vec<u8>) -> Option<Method> {
-        match self.compression {
+    fn compress(&mut self, how: Compression, pages: &[u8], out: &mut Vec<u8>) -> Option<Method> {
+        match how {
             Compression::None => None,
             Compression::Lz4 => {
                 out.resize(lz4_flex::block::get_maximum_output_size(FRAME_LEN), 0);
@@ -96,9 +88,14 @@ impl Encoder {
                 out.truncate(len);
                 Some(Method::Lz4)
             }
-            Compression::Zstd(_) => {
+            Compression::Zstd(level) | Compression::SoonThenSmall(level) => {
                 out.resize(zstd::zstd_safe::compress_bound(FRAME_LEN), 0);
-                let len = self.zstd.as_mut()?.compress_to_buffer(pages, &mut out[..]).ok()?;
+                let zstd = match &mut self.zstd {
+                    Some(z) => z,
+                    // Out of memory is the only way this fails; frames are then stored raw.
+                    none => none.insert(zstd::bulk::Compressor::new(level).ok()?),
+                };
+                let len = zstd.compress_to_buffer(pages, &mut out[..]).ok()?;
                 out.truncate(len);
                 Some(Method::Zstd)
             }

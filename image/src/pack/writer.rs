@@ -118,7 +118,7 @@ impl PackWriter {
         let last = std::mem::take(&mut self.frame);
         let mut output = match std::mem::replace(&mut self.stage, Stage::Failed) {
             Stage::Inline(mut output) if !last.is_empty() => {
-                let (frame, _) = Encoder::new(self.compression).encode(last, Vec::new());
+                let (frame, _) = Encoder::default().encode(self.compression.of_frame(0), last, Vec::new());
                 output.write_frame(&frame)?;
                 *output
             }
@@ -224,8 +224,8 @@ impl Output {
     }
 }
 
-/// A frame on its way to a worker, and where the worker puts the result.
-type Job = (Vec<u8>, SyncSender<StoredFrame>);
+/// A frame on its way to a worker, how it is to be compressed, and where the worker puts the result.
+type Job = (Vec<u8>, Compression, SyncSender<StoredFrame>);
 
 /// Buffers to use again: a fresh megabyte costs its page faults.
 type Spares = Arc<Mutex<Vec<Vec<u8>>>>;
@@ -233,6 +233,8 @@ type Spares = Arc<Mutex<Vec<Vec<u8>>>>;
 /// The threads: workers that compress, one that puts the frames in order and hashes them. The sink has one more, which writes.
 #[derive(Debug)]
 struct Pipeline {
+    compression: Compression,
+    frames: u64,
     jobs: Option<SyncSender<Job>>,
     /// The results to come, in the order of the frames.
     order: Option<SyncSender<Receiver<StoredFrame>>>,
@@ -251,6 +253,8 @@ impl Pipeline {
         let job_queue = Arc::new(Mutex::new(job_queue));
         let spares = Spares::default();
         let mut pipeline = Pipeline {
+            compression,
+            frames: 0,
             jobs: Some(jobs),
             order: Some(order),
             threads: Vec::new(),
@@ -264,7 +268,7 @@ impl Pipeline {
         for _ in 0..workers {
             let (queue, spares) = (job_queue.clone(), spares.clone());
             let worker = thread::Builder::new().name("pack-compress".into());
-            let run = move || work(&queue, &spares, compression);
+            let run = move || work(&queue, &spares);
             pipeline.threads.push(worker.spawn(run)?);
         }
         output.sink.use_thread(path, output.offset)?;
@@ -284,11 +288,13 @@ impl Pipeline {
 
     /// Queues a frame, waiting while the queue is full. False if the output has stopped.
     fn submit(&mut self, frame: Vec<u8>) -> bool {
+        let how = self.compression.of_frame(self.frames);
+        self.frames += 1;
         let (Some(jobs), Some(order)) = (&self.jobs, &self.order) else {
             return false;
         };
         let (result, to_come) = mpsc::sync_channel(1);
-        order.send(to_come).is_ok() && jobs.send((frame, result)).is_ok()
+        order.send(to_come).is_ok() && jobs.send((frame, how, result)).is_ok()
     }
 
     /// Ends the threads once all is written, and gives the output back.
@@ -326,12 +332,12 @@ fn give_spare(spares: &Spares, buffer: Vec<u8>) {
 }
 
 /// A worker: compresses frames until there are no more.
-fn work(queue: &Mutex<Receiver<Job>>, spares: &Spares, compression: Compression) {
-    let mut encoder = Encoder::new(compression);
+fn work(queue: &Mutex<Receiver<Job>>, spares: &Spares) {
+    let mut encoder = Encoder::default();
     loop {
         let job = queue.lock().ok().and_then(|queue| queue.recv().ok());
-        let Some((pages, result)) = job else { return };
-        let (frame, spare) = encoder.encode(pages, take_spare(spares));
+        let Some((pages, how, result)) = job else { return };
+        let (frame, spare) = encoder.encode(how, pages, take_spare(spares));
         give_spare(spares, spare);
         // Nobody listens if the output failed; the caller learns that from the output.
         drop(result.send(frame));

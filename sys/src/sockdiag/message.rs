@@ -28,8 +28,8 @@ pub(super) fn message(request: &[u8], flags: u16, sequence: u32) -> Vec<u8> {
     out
 }
 
-/// struct inet_diag_req_v2: everything, in every state.
-pub(super) fn inet_request(family: Family, protocol: Protocol) -> Vec<u8> {
+/// struct inet_diag_req_v2: everything of those in these states.
+pub(super) fn inet_request(family: Family, protocol: Protocol, states: u32) -> Vec<u8> {
     let family = match family {
         Family::V4 => libc::AF_INET as u8,
         Family::V6 => libc::AF_INET6 as u8,
@@ -44,7 +44,7 @@ pub(super) fn inet_request(family: Family, protocol: Protocol) -> Vec<u8> {
     let ext = wanted.iter().chain(&[INET_DIAG_SKMEMINFO, INET_DIAG_SHUTDOWN]);
     let ext = ext.fold(0u8, |bits, attr| bits | 1 << (attr - 1));
     let mut out = vec![family, protocol, ext, 0];
-    out.extend_from_slice(&u32::MAX.to_ne_bytes()); // idiag_states
+    out.extend_from_slice(&states.to_ne_bytes()); // idiag_states
     out.resize(8 + 40, 0); // ports, addresses, interface
     out.extend_from_slice(&[0xff; 8]); // INET_DIAG_NOCOOKIE
     out

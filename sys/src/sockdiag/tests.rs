@@ -18,12 +18,16 @@ fn diag() -> SockDiag {
     SockDiag::open().unwrap()
 }
 
+fn find(diag: &mut SockDiag, family: Family, protocol: Protocol, inode: u32) -> Option<InetSock> {
+    diag.inet(family, protocol, u32::MAX).unwrap().into_iter().find(|s| s.inode == inode)
+}
+
 #[test]
 fn tcp_is_found_in_every_state() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let mut diag = diag();
-    let mut tcp4 = |inode| diag.inet_by_inode(Family::V4, Protocol::Tcp, inode).unwrap().unwrap();
+    let mut tcp4 = |inode| find(&mut diag, Family::V4, Protocol::Tcp, inode).unwrap();
     let listening = tcp4(inode(&listener));
     assert_eq!((listening.state, listening.rqueue, listening.wqueue), (10, 1, 128));
     assert_eq!(listening.local, listener.local_addr().unwrap());
@@ -45,7 +49,7 @@ fn tcp_that_is_bound_and_no_more() {
     let kind = SockType::Stream;
     let bound = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
     let mut diag = diag();
-    assert_eq!(diag.find(inode(&bound)).unwrap(), None);
+    assert_eq!(find(&mut diag, Family::V4, Protocol::Tcp, inode(&bound)), None);
     let any_port = libc::sockaddr_in {
         sin_family: libc::AF_INET as u16,
         sin_port: 0,
@@ -56,12 +60,9 @@ fn tcp_that_is_bound_and_no_more() {
     // SAFETY: the kernel reads `length` bytes of a live local of exactly that size.
     let result = unsafe { libc::bind(bound.as_raw_fd(), (&raw const any_port).cast(), length) };
     assert_eq!(result, 0);
-    match diag.find(inode(&bound)).unwrap() {
-        Some(Found::Inet(Protocol::Tcp, sock)) => {
-            assert_eq!((sock.state, sock.local.port() > 0), (7, true));
-        }
-        None => {} // before 6.8
-        other => panic!("{other:?}"),
+    // None before 6.8
+    if let Some(sock) = find(&mut diag, Family::V4, Protocol::Tcp, inode(&bound)) {
+        assert_eq!((sock.state, sock.local.port() > 0), (7, true));
     }
 }
 
@@ -69,20 +70,16 @@ fn tcp_that_is_bound_and_no_more() {
 fn ipv6_and_udp() {
     let mut diag = diag();
     if let Ok(listener) = TcpListener::bind("[::1]:0") {
-        let sock = diag.inet_by_inode(Family::V6, Protocol::Tcp, inode(&listener)).unwrap().unwrap();
+        let sock = find(&mut diag, Family::V6, Protocol::Tcp, inode(&listener)).unwrap();
         assert_eq!(sock.local, listener.local_addr().unwrap());
         assert_eq!(sock.v6only, Some(true)); // the kernel sets it with a bind to one address
         let both = TcpListener::bind("[::]:0").unwrap();
-        let sock = diag.inet_by_inode(Family::V6, Protocol::Tcp, inode(&both)).unwrap().unwrap();
+        let sock = find(&mut diag, Family::V6, Protocol::Tcp, inode(&both)).unwrap();
         assert_eq!(sock.v6only, Some(false));
     }
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    match diag.find(inode(&udp)).unwrap() {
-        Some(Found::Inet(Protocol::Udp, sock)) => {
-            assert_eq!((sock.local, sock.state), (udp.local_addr().unwrap(), 7));
-        }
-        other => panic!("{other:?}"),
-    }
+    let sock = find(&mut diag, Family::V4, Protocol::Udp, inode(&udp)).unwrap();
+    assert_eq!((sock.local, sock.state), (udp.local_addr().unwrap(), 7));
 }
 
 #[test]
@@ -141,8 +138,8 @@ fn another_network_namespace() {
     }
     match there {
         Ok(mut there) => {
-            assert_eq!(there.find(inode(&here)).unwrap(), None);
-            assert!(diag().find(inode(&here)).unwrap().is_some());
+            assert_eq!(find(&mut there, Family::V4, Protocol::Udp, inode(&here)), None);
+            assert!(find(&mut diag(), Family::V4, Protocol::Udp, inode(&here)).is_some());
         }
         Err(e) => assert_eq!(e.errno(), Some(libc::EPERM), "{e}"),
     }
@@ -153,10 +150,8 @@ fn what_is_not_there_is_none() {
     let mut diag = diag();
     assert_eq!(diag.unix_by_inode(u32::MAX).unwrap(), None);
     assert_eq!(diag.unix_by_inode(0).unwrap(), None);
-    assert_eq!(diag.find(u32::MAX).unwrap(), None);
-    assert_eq!(diag.inet_by_inode(Family::V4, Protocol::Tcp, 0).unwrap(), None);
     // The socket works on after a refusal.
-    assert!(diag.inet(Family::V4, Protocol::Udp).is_ok());
+    assert!(diag.inet(Family::V4, Protocol::Udp, u32::MAX).is_ok());
 }
 
 #[test]

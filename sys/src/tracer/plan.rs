@@ -90,14 +90,5 @@ fn stale(maps: &[Vma]) -> Vec<(u64, u64)> {
 }
 
 fn find(text: &[u8], what: &[u8]) -> Option<u64> {
-    // the first byte rules most places out
-    let mut from = 0;
-    while let Some(i) = text[from..].iter().position(|b| *b == what[0]) {
-        let at = from + i;
-        if text[at..].starts_with(what) {
-            return Some(at as u64);
-        }
-        from = at + 1;
-    }
-    None
+    memchr::memmem::find(text, what).map(|at| at as u64)
 }
