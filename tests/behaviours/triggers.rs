@@ -31,6 +31,7 @@ pub fn cases() -> Vec<Case> {
         both("program-ends-meanwhile", program_ends);
     }
     all.extend(Case::each("trigger/signal-to-the-group", to_the_group));
+    all.extend(Case::each("trigger/on-term-to-the-group", term_to_the_group));
     all.extend(Case::each("trigger/ctrl-z", ctrl_z));
     all.extend(Case::each("trigger/ctl-meanwhile", ctl_meanwhile));
     all.extend(Case::each("trigger/killed-while-recording", killed_while_recording));
@@ -332,6 +333,24 @@ fn to_the_group(bed: &mut Bed) -> Result<()> {
     job.made(bed, 2)?;
     job.prove(bed)?;
     store::holds(bed, "job", &[1, 2])
+}
+
+/// SIGTERM to the whole group: a program that handles it is ending, which is nothing to wake up to; one that ignores it is as ever.
+fn term_to_the_group(bed: &mut Bed) -> Result<()> {
+    let handles = "import os, signal, sys, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, [15])\nopen('ready', 'w').close()\nsignal.sigwait([15])\nwhile not os.path.exists('gate'): time.sleep(0.002)\nsys.exit(5)\n";
+    let mut job = Line::python(bed, Mode::Foreground, &["--on-term", "checkpoint"], handles)?.ready(bed)?;
+    killpg(Pid::from_raw(job.to), TERM)?;
+    job.says("it went to the whole process group")?;
+    fs::write(job.line.dir.join("gate"), "")?;
+    let code = job.end(bed)?;
+    ensure!(code == 5, "it ended with {code}: {}", job.said());
+    ensure!(store::numbers(bed, "job").is_empty(), "a checkpoint was made");
+    let ignores = "import os, signal, time\nsignal.signal(15, signal.SIG_IGN)\nopen('ready', 'w').close()\nwhile not os.path.exists('gate'): time.sleep(0.002)\nopen('result.tmp', 'w').write('OK')\nos.rename('result.tmp', 'result')\n";
+    let mut job = Line::python(bed, Mode::Foreground, &["--on-term", "checkpoint"], ignores)?.ready(bed)?;
+    killpg(Pid::from_raw(job.to), TERM)?;
+    let code = job.end(bed)?;
+    ensure!(code == 85, "it ended with {code}: {}", job.said());
+    job.restore(bed, &[])?.prove(bed)
 }
 
 /// Ctrl-Z on the terminal puts it to sleep for good: it is not stopped when it is restored.
