@@ -33,6 +33,17 @@ pub enum Request {
     Stays,
     /// SIGTERM to everything in the session.
     Terminate,
+    /// A checkpoint, made by the supervisor; one more if one is under way. Answered when it is complete, with its number, or has
+    /// failed, with the reason.
+    Checkpoint {
+        /// It ends the program.
+        #[serde(default)]
+        end: bool,
+        /// If the program itself asks: the number of this connection in it. The checkpoint leaves it out, so that in the restored
+        /// program it is closed (EBADF).
+        #[serde(default)]
+        fd: Option<i32>,
+    },
 }
 
 /// What a supervisor answers.
@@ -46,6 +57,9 @@ pub struct Answer {
     /// The program's PID.
     #[serde(default)]
     pub pid: i32,
+    /// The checkpoint that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<u64>,
 }
 
 /// How long a client waits for an answer, and a supervisor for room to answer: milliseconds.
@@ -124,11 +138,21 @@ impl Client {
         Ok(Client { conn: Conn::new(UnixStream::connect(short)?, MAX_CONTROL)? })
     }
 
-    /// Asks, and waits (bounded) for the answer; a refusal is an error.
+    /// Asks, and waits (bounded) for the answer; a refusal is an error. For all but `Checkpoint`.
     pub fn ask(&mut self, request: &Request) -> io::Result<Answer> {
+        self.ask_within(request, PATIENCE)
+    }
+
+    /// Has the supervisor make a checkpoint and waits for it, however long it takes; gives its number.
+    pub fn checkpoint(&mut self, end: bool) -> io::Result<u64> {
+        let answer = self.ask_within(&Request::Checkpoint { end, fd: None }, -1)?;
+        answer.n.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn ask_within(&mut self, request: &Request, ms: i32) -> io::Result<Answer> {
         // A supervisor that refuses us may have hung up before our frame: its reason is what counts.
         let sent = self.conn.send(request, PATIENCE);
-        match self.conn.receive::<Answer>(PATIENCE)? {
+        match self.conn.receive::<Answer>(ms)? {
             Some(Answer { ok: false, error, .. }) => Err(io::Error::other(error.unwrap_or_else(|| "refused".into()))),
             Some(answer) => Ok(answer),
             None => Err(sent.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())),

@@ -1,13 +1,18 @@
 //! The supervisor: parent of a session's program, subreaper of everything that descends from it. One thread, one poll
 //! loop over its signals, its front, its control socket, the program's status and its pty; nothing in it waits or sleeps.
 //!
+//! Checkpoints that a trigger or a peer wants are in `triggered`.
+//!
 //! It lives until the last process of the session has ended. In the foreground it is in its front's process group, as a
 //! witness of group signals (see `front`); without a front it has a session of its own.
+mod triggered;
+
 use crate::control::{peer_is_me, Answer, Request, PATIENCE};
 use crate::frame::{Conn, MAX_CONTROL};
 use crate::front::{drain, exit_code, let_go_of_stdio, not_passed, Got, ToFront, ToSupervisor};
 use crate::lock::Lock;
 use crate::procfs::descendants;
+use crate::trigger::Means;
 use crate::{registry, store_calls, Live, Started, StateDir};
 use image::SessionName;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -16,9 +21,11 @@ use nix::unistd::{getpgid, getpgrp, Pid};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use sys::pidfd::PidFd;
 use sys::spawn::{wait_any, Waited};
+use triggered::Triggered;
 
 /// Connections served at once; one more makes the oldest give way, so silent ones cannot keep others out.
 const MAX_CONNS: usize = 16;
@@ -61,6 +68,8 @@ struct Peer {
     leaving: Option<Option<u64>>,
     /// Wants an answer when the session has ended.
     waits: bool,
+    /// Wants one when its checkpoint is done.
+    asks: bool,
 }
 
 pub(crate) struct Supervisor {
@@ -79,6 +88,7 @@ pub(crate) struct Supervisor {
     ended: Option<i32>,
     left: Option<u64>,
     childless: bool,
+    triggered: Triggered,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -89,6 +99,9 @@ enum Source {
     Status,
     Pty,
     Peer(u64),
+    Recorder,
+    Tick,
+    Grace,
 }
 
 impl Supervisor {
@@ -108,6 +121,7 @@ impl Supervisor {
             ended: None,
             left: None,
             childless: false,
+            triggered: Triggered::default(),
             running,
         };
         // What came before the program was there did not reach it, group or not: no witness of ours must say it did.
@@ -117,6 +131,7 @@ impl Supervisor {
         if detach {
             s.front = None;
         }
+        s.begin_to_tick();
         s
     }
 
@@ -141,6 +156,10 @@ impl Supervisor {
         sources.extend(self.running.status.as_ref().map(|s| (Source::Status, s.as_fd())));
         sources.extend(self.running.pty.as_ref().map(|p| (Source::Pty, p.master.as_fd())));
         sources.extend(self.peers.iter().map(|p| (Source::Peer(p.id), p.conn.as_fd())));
+        let t = &self.triggered;
+        sources.extend(t.recorder().map(|r| (Source::Recorder, r.as_fd())));
+        sources.extend(t.every.as_ref().map(|t| (Source::Tick, t.as_fd())));
+        sources.extend(t.grace.as_ref().map(|t| (Source::Grace, t.as_fd())));
         let mut fds: Vec<PollFd> = sources.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         if poll(&mut fds, PollTimeout::NONE).is_err() {
             return Vec::new();
@@ -159,6 +178,9 @@ impl Supervisor {
                 self.copy_output();
             }
             Source::Peer(id) => self.hear_peer(id),
+            Source::Recorder => self.hear_recorder(),
+            Source::Tick => self.tick(),
+            Source::Grace => self.grace_is_over(),
         }
     }
 
@@ -172,6 +194,10 @@ impl Supervisor {
             }
             return false;
         };
+        // What it records may be the last state of the program, or be why it ended.
+        if self.triggered.recorder().is_some() {
+            return false;
+        }
         // Whether this was a checkpoint's kill is about to be told.
         if self.left.is_none() && self.peers.iter().any(|p| p.leaving.is_some()) {
             return false;
@@ -181,14 +207,17 @@ impl Supervisor {
             registry::unregister(&self.running.state, &self.running.name, &how(status, self.left));
             for peer in self.peers.iter_mut().filter(|p| p.waits) {
                 // A client that is gone needs no answer.
-                let _ = peer.conn.send(&Answer { ok: true, error: None, pid: self.running.live.program.pid }, PATIENCE);
+                let _ = peer
+                    .conn
+                    .send(&Answer { ok: true, error: None, pid: self.running.live.program.pid, n: None }, PATIENCE);
             }
             self.tell_end(status, 0);
             return true;
         }
         if self.front.is_some() && self.left.is_none() {
             let init = self.running.live.init.as_ref().map(|i| i.pid);
-            let remain = descendants(std::process::id() as i32).iter().filter(|p| Some(p.pid) != init).count();
+            let all = descendants(std::process::id() as i32);
+            let remain = all.iter().filter(|p| Some(p.pid) != init && !ends_by_itself(p.pid)).count();
             // None: what is left is about to be reaped, and that will wake us.
             if remain > 0 {
                 self.tell_end(status, remain);
@@ -270,6 +299,7 @@ impl Supervisor {
         } else {
             self.ended.get_or_insert(status);
             self.program = None;
+            self.triggered.every = None;
         }
     }
 
@@ -364,10 +394,23 @@ impl Supervisor {
         }
     }
 
+    /// A signal came: it is a trigger, or passed on.
+    fn pass(&mut self, sig: i32, group: bool) {
+        match self.running.live.triggers.means(sig).filter(|_| self.program.is_some()) {
+            // It may be ending by it already: no state to wake up in.
+            Some(Means::Term) if group && self.program_has(sig) => self.not_for_us_alone(),
+            Some(means) => self.trigger(means),
+            None => self.pass_on(sig, group),
+        }
+    }
+
     /// Passes a signal on to the program, if it did not reach it already as a member of our group; to all that is left
     /// of the session if the command has ended.
-    fn pass(&mut self, sig: i32, group: bool) {
+    fn pass_on(&mut self, sig: i32, group: bool) {
         let Some(program) = &self.program else {
+            if matches!(sig, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT) {
+                self.give_up_recording();
+            }
             if self.front.is_none() {
                 self.signal_all(sig);
             }
@@ -386,6 +429,13 @@ impl Supervisor {
             }
         }
         let _ = program.kill(sig);
+    }
+
+    /// True if the program, as a member of our group, has got what went to that, and does not ignore it.
+    fn program_has(&self, sig: i32) -> bool {
+        let pid = self.running.live.program.pid;
+        let ignores = sys::procfs::status::read(pid).is_ok_and(|s| s.sig_ignored >> (sig - 1) & 1 != 0);
+        getpgid(Some(Pid::from_raw(pid))) == Ok(getpgrp()) && !ignores
     }
 
     fn signal_all(&self, sig: i32) {
@@ -408,11 +458,11 @@ impl Supervisor {
                 continue;
             }
             if self.peers.len() >= MAX_CONNS {
-                let oldest = self.peers.iter().position(|p| p.leaving.is_none() && !p.waits).unwrap_or(0);
+                let oldest = self.peers.iter().position(|p| p.leaving.is_none() && !p.waits && !p.asks).unwrap_or(0);
                 self.peers.remove(oldest);
             }
             self.next_id += 1;
-            self.peers.push(Peer { id: self.next_id, conn, leaving: None, waits: false });
+            self.peers.push(Peer { id: self.next_id, conn, leaving: None, waits: false, asks: false });
         }
     }
 
@@ -439,7 +489,7 @@ impl Supervisor {
     }
 
     fn answer(&mut self, at: usize, request: Request) -> Option<Answer> {
-        let done = Answer { ok: true, error: None, pid: self.running.live.program.pid };
+        let done = Answer { ok: true, error: None, pid: self.running.live.program.pid, n: None };
         match request {
             Request::Ping => {}
             Request::Leaving => self.peers[at].leaving = Some(self.latest()),
@@ -454,13 +504,24 @@ impl Supervisor {
                 self.signal_all(libc::SIGTERM);
                 self.signal_all(libc::SIGCONT);
             }
+            Request::Checkpoint { end, fd } => {
+                self.peers[at].asks = true;
+                self.asked(self.peers[at].id, end, fd);
+                return None;
+            }
         }
         Some(done)
     }
 
     /// A peer went away. If it was about to leave with the program and did not come to say so, the store knows.
     fn gone(&mut self, peer: &Peer) {
-        let Some(before) = peer.leaving else { return };
+        if let Some(before) = peer.leaving {
+            self.left_unsaid(before);
+        }
+    }
+
+    /// Whoever was to kill the program after a checkpoint is gone; `before` was the latest one then.
+    fn left_unsaid(&mut self, before: Option<u64>) {
         let killed = self.ended.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == libc::SIGKILL);
         let now = self.latest();
         if killed && now > before {
@@ -474,8 +535,19 @@ impl Supervisor {
     }
 }
 
+/// True of what is about to end, and of what a checkpoint has left for a moment: its tracer, which runs what we do, and its snapshot
+/// child, which is in the blob.
+fn ends_by_itself(pid: i32) -> bool {
+    use sys::procfs::vma_at;
+    let ours = || {
+        let exe = |who: &str| std::fs::metadata(format!("/proc/{who}/exe")).ok().map(|m| (m.dev(), m.ino()));
+        exe(&pid.to_string()).is_some_and(|its| Some(its) == exe("self"))
+    };
+    sys::procfs::is_ending(pid) || ours() || vma_at::read(pid, sys::inject::HOME).is_ok_and(|vma| vma.is_some())
+}
+
 fn refusal(why: String) -> Answer {
-    Answer { ok: false, error: Some(why), pid: 0 }
+    Answer { ok: false, error: Some(why), pid: 0, n: None }
 }
 
 /// How a session ended, in words.
