@@ -99,7 +99,7 @@ fn full(bed: &mut Bed, mode: Mode) -> Result<()> {
         Mode::Detached => (
             "$LAUNCHER --detach $OPTIONS; S=$($CTL --json list | sed -n 's/.*\"supervisor\": \\([0-9]*\\).*/\\1/p'); L=$S",
             "$JOB/log",
-            "wait_for '! [ -e /proc/$S ]'; echo 'ended 0'",
+            "wait_for '! [ -e $JOB/live.json ]'; echo 'ended 0'",
         ),
     };
     // Each recorder stops before it does anything, so that it is seen to come and go.
