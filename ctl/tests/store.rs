@@ -157,7 +157,7 @@ fn list_shows_sessions_and_checkpoints() {
     assert_eq!(sessions.iter().map(|s| s["name"].as_str().unwrap()).collect::<Vec<_>>(), ["other", "web"]);
     keys(
         &sessions[1],
-        &["checkpoints", "command", "from", "last", "log", "mode", "name", "pid", "state", "supervisor"],
+        &["checkpoints", "command", "from", "last", "log", "mode", "name", "pid", "state", "supervisor", "triggers"],
     );
     assert_eq!((&sessions[1]["state"], &sessions[1]["pid"]), (&json!("dead"), &json!(null)));
     let c = &sessions[1]["checkpoints"];

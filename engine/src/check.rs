@@ -68,6 +68,10 @@ pub const RLIMITS: [(&str, &str); 16] = [
     ("real-time CPU time", "-R"),
 ];
 
+/// RLIMIT_NPROC and RLIMIT_SIGPENDING: half of what the machine's memory allows in threads, where nobody set them (set_max_threads and
+/// fork_init of kernel/fork.c). So a program that chose nothing has more than a machine with less memory gives to anybody.
+const BY_MEMORY: [usize; 2] = [6, 11];
+
 /// Checks everything.
 pub fn image(image: &Image<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Checked> {
     let mut c = Check { image, o, rights: Rights::own(), reasons: Vec::new(), notes: Vec::new() };
@@ -212,12 +216,18 @@ impl Check<'_> {
     fn limits(&mut self) {
         let may_raise = self.rights.has(CAP_SYS_RESOURCE);
         let Ok(own) = sys::procfs::limits::read(std::process::id() as i32) else { return };
+        let machine = sys::procfs::limits::threads_max().map(|n| n / 2);
         for (i, ((soft, hard), own)) in self.image.process.rlimits.iter().zip(own).enumerate() {
             let (name, option) = RLIMITS[i.min(15)];
             if may_raise || *hard <= own.hard {
                 continue;
             }
-            if *soft > own.hard {
+            if *soft > own.hard && BY_MEMORY.contains(&i) && machine.is_some_and(|m| own.hard >= m) {
+                let (was, is) = (limit(*soft), limit(own.hard));
+                self.notes.push(format!(
+                    "its limit of {name} is {is} instead of {was}: this machine's, which follows its memory"
+                ));
+            } else if *soft > own.hard {
                 let why = format!("the program has {} and your hard limit is {}", limit(*soft), limit(own.hard));
                 let remedy = format!("raise it first: ulimit -H {option} {}", limit(*soft));
                 self.refuse(format!("limit of {name}"), why, remedy);

@@ -1,7 +1,7 @@
 //! What stands in the way of a restore is named all at once, by `check` and by `restore` alike, and nothing is begun; and with
 //! the obstacles away, or gone round, it works.
 use crate::server::Server;
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::LIMIT;
 use dormouse_tests::target::Start;
 use dormouse_tests::{proc, run, store, Bed, Case};
@@ -15,6 +15,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("preflight/map-path", map_path));
     all.extend(Case::each("preflight/file-changed", file_changed));
     all.extend(Case::each("preflight/another-machine", another_machine));
+    all.extend(Case::each("preflight/limits-elsewhere", limits_elsewhere));
     all
 }
 
@@ -124,11 +125,7 @@ fn file_changed(bed: &mut Bed) -> Result<()> {
 fn another_machine(bed: &mut Bed) -> Result<()> {
     let mut target = Start::program("thr_join").ready(bed)?;
     target.kill(bed)?;
-    let tool = bed.dir.join("reimage");
-    fs::copy(env!("CARGO_BIN_EXE_reimage"), &tool)?;
-    let mut c = bed.command(&tool);
-    c.arg(bed.state()).arg(&target.session).arg("--elsewhere");
-    bed.run(&mut c)?.expect(0)?;
+    reimage(bed, &target.session, "--elsewhere")?;
     let (s, first) = (target.session.clone(), format!("{}@1", target.session));
     bed.ctl(&["verify", &s])?.expect(0)?;
     let words = [
@@ -143,4 +140,54 @@ fn another_machine(bed: &mut Bed) -> Result<()> {
     let said = bed.ctl_json(&["restore", &first, "--detach"])?;
     target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
     target.prove(bed).map(|_| ())
+}
+
+fn reimage(bed: &mut Bed, session: &str, how: &str) -> Result<()> {
+    let tool = bed.dir.join("reimage");
+    fs::copy(env!("CARGO_BIN_EXE_reimage"), &tool)?;
+    let mut c = bed.command(&tool);
+    c.arg(bed.state()).arg(session).arg(how);
+    bed.run(&mut c)?.expect(0).map(drop)
+}
+
+/// A machine's default limits follow its memory, so those of a slightly larger one are no obstacle, and said; a limit that somebody
+/// chose is one.
+fn limits_elsewhere(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_join").ready(bed)?;
+    target.kill(bed)?;
+    let s = target.session.clone();
+    let own = |what: &str| -> Result<u64> {
+        let all = fs::read_to_string("/proc/self/limits")?;
+        let line = all.lines().find(|l| l.starts_with(what)).context("no such limit")?;
+        line.split_whitespace().rev().nth(1).context("no hard limit")?.parse().context("not a number")
+    };
+    let files = own("Max open files")?;
+    reimage(bed, &s, "--limited")?;
+    if !may_raise(bed)? {
+        let words = format!(
+            "limit of open files: the program has {} and your hard limit is {files}; raise it first",
+            files + 1
+        );
+        bed.ctl(&["check", &s])?.refused(3, &[&words])?;
+    }
+    bed.ctl(&["rm", &format!("{s}@2")])?.expect(0)?;
+    reimage(bed, &s, "--larger")?;
+    let checked = bed.ctl(&["check", &s])?.expect(0)?;
+    let said = bed.ctl_json(&["restore", &s, "--detach"])?;
+    target.pid = said["pid"].as_i64().unwrap_or(0) as i32;
+    if !may_raise(bed)? {
+        for (what, name) in [("Max processes", "processes"), ("Max pending signals", "pending signals")] {
+            let note = format!("its limit of {name} is {0} instead of {1}: this machine's", own(what)?, own(what)? + 1);
+            ensure!(checked.out.contains(&note), "check does not say {note:?}: {}", checked.out);
+            ensure!(said["notes"].to_string().contains(&note), "restore does not say {note:?}: {said}");
+        }
+    }
+    target.prove(bed).map(|_| ())
+}
+
+/// Whether it is a root with CAP_SYS_RESOURCE (24), to whom no limit is one.
+fn may_raise(bed: &Bed) -> Result<bool> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let caps = status.lines().find_map(|l| l.strip_prefix("CapEff:")).context("no capabilities")?;
+    Ok(bed.who.uid() == 0 && u64::from_str_radix(caps.trim(), 16)? >> 24 & 1 != 0)
 }

@@ -30,13 +30,25 @@ pub struct Bed {
     number: u32,
 }
 
+/// A folder that nobody had: in a long run PIDs come round.
+fn fresh(below: &Path) -> Result<PathBuf> {
+    let me = std::process::id();
+    for n in 0.. {
+        let dir = below.join(format!("{me}.{n}"));
+        match fs::DirBuilder::new().mode(0o755).create(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            r => return r.map(|()| dir).with_context(|| format!("mkdir in {}", below.display())),
+        }
+    }
+    bail!("no name is free in {}", below.display())
+}
+
 impl Bed {
     /// A fresh one; this process becomes the one that all orphans come to.
     pub fn make(who: Who) -> Result<Bed> {
         nix::sys::prctl::set_child_subreaper(true)?;
         let stage = Stage::given()?;
-        let dir = stage.path.join(std::process::id().to_string());
-        fs::DirBuilder::new().mode(0o755).create(&dir)?;
+        let dir = fresh(&stage.path)?;
         let bed = Bed { stage, who, dir, log: Vec::new(), held: Vec::new(), number: 0 };
         bed.give(&bed.dir)?;
         Ok(bed)

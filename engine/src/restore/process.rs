@@ -158,6 +158,7 @@ pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &m
         // what may not be raised was noted by the check
         let hard = own.as_ref().and_then(|o| o.get(n)).map_or(u64::MAX, |o| o.hard);
         let max = if may_raise { *max } else { (*max).min(hard) };
+        let cur = (*cur).min(max);
         let l = prog.bytes(&[cur.to_le_bytes(), max.to_le_bytes()].concat());
         let c = prog.may(libc::SYS_prlimit64, &[Imm(0), Imm(n as u64), l, Imm(0)]);
         soft.add(

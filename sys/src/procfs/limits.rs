@@ -41,6 +41,11 @@ pub struct Limit {
 /// All limits; the index is the number of RLIMIT_*.
 pub type Limits = [Limit; COUNT];
 
+/// Threads that this machine may have (/proc/sys/kernel/threads-max, proc(5)).
+pub fn threads_max() -> Option<u64> {
+    std::fs::read_to_string("/proc/sys/kernel/threads-max").ok()?.trim().parse().ok()
+}
+
 fn value(word: &[u8]) -> Option<u64> {
     if word == b"unlimited" {
         Some(u64::MAX)

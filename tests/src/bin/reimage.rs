@@ -3,7 +3,8 @@
 //! it, there is no [vvar_vclock]), and everything that the program had found out about its vDSO (pointers in memory and in
 //! registers, the auxiliary vector, jumps of an earlier replaced one) is what it would have found in that one.
 //!
-//! `reimage STATE SESSION --elsewhere` adds one that needs registers (MPX) and a PID that no machine of today has.
+//! `reimage STATE SESSION --elsewhere` adds one that needs registers (MPX) and a PID that no machine of today has;
+//! `reimage STATE SESSION --larger` one of a machine with a little more memory, `--limited` one that may write larger files than anybody may.
 //!
 //! Exit status 75: a thread is inside the vDSO, take another checkpoint.
 use anyhow::{bail, ensure, Context, Result};
@@ -21,11 +22,19 @@ const RIP: usize = 16;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
-    let [_, state, session, vdso] = &args[..] else { bail!("usage: reimage STATE SESSION VDSO|--elsewhere") };
+    let [_, state, session, vdso] = &args[..] else {
+        bail!("usage: reimage STATE SESSION VDSO|--elsewhere|--larger|--limited")
+    };
     let (store, name) = (Store::open(state.as_ref())?, SessionName::new(session)?);
     let from = store.open_checkpoint(&name, None)?;
-    if vdso == "--elsewhere" {
-        println!("{}", elsewhere(&store, &name, &from)?);
+    let change: Option<fn(&mut Parts)> = match vdso.as_str() {
+        "--elsewhere" => Some(elsewhere),
+        "--larger" => Some(|p| [6, 11].into_iter().for_each(|n| more(p, n))),
+        "--limited" => Some(|p| more(p, 7)),
+        _ => None,
+    };
+    if let Some(change) = change {
+        println!("{}", changed(&store, &name, &from, change)?);
         return Ok(());
     }
     let mut new = std::fs::read(vdso)?;
@@ -69,21 +78,41 @@ fn rewrite(store: &Store, name: &SessionName, from: &CheckpointHandle, new: &[u8
     publish(incoming, &pack, &meta, &process, &threads, &memory, &files)
 }
 
+/// What can be changed without the pages.
+struct Parts {
+    meta: Meta,
+    process: Process,
+    threads: Vec<Thread>,
+}
+
 /// The program as it would have been with other registers in use (XCR0 bits 3 and 4), where PIDs go on beyond 4194304.
-fn elsewhere(store: &Store, name: &SessionName, from: &CheckpointHandle) -> Result<u64> {
-    let mut meta: Meta = section(from, v1::SECTION_META)?;
-    let mut threads: Vec<Thread> = section(from, v1::SECTION_THREADS)?;
-    meta.xfeatures |= 3 << 3;
-    threads.last_mut().context("no thread")?.tid = 5_000_000;
-    let mut memory: Memory = section(from, v1::SECTION_MEMORY)?;
+fn elsewhere(p: &mut Parts) {
+    p.meta.xfeatures |= 3 << 3;
+    p.threads.iter_mut().next_back().into_iter().for_each(|t| t.tid = 5_000_000);
+}
+
+/// One more of a limit than it had.
+fn more(p: &mut Parts, limit: usize) {
+    let (soft, hard) = p.process.rlimits[limit];
+    p.process.rlimits[limit] = (hard.max(soft) + 1, hard + 1);
+}
+
+/// The same checkpoint, but for what `change` does.
+fn changed(store: &Store, name: &SessionName, from: &CheckpointHandle, change: fn(&mut Parts)) -> Result<u64> {
+    let mut p = Parts {
+        meta: section(from, v1::SECTION_META)?,
+        process: section(from, v1::SECTION_PROCESS)?,
+        threads: section(from, v1::SECTION_THREADS)?,
+    };
+    change(&mut p);
+    let (mut memory, files): (Memory, Files) = (section(from, v1::SECTION_MEMORY)?, section(from, v1::SECTION_FILES)?);
     let incoming = store.begin(name)?;
     let mut sink = PageSink::new(PackWriter::create(&incoming.pack_path(), Compression::default())?, 0);
     each_run(from, std::mem::take(&mut memory.pages), &mut sink, |sink, at, bytes| Ok(sink.push(at, &bytes)?))?;
     memory.pages = sink.take_runs();
     memory.pages.sort_by_key(|r| r.addr);
     let (_, pack, _) = sink.finish()?;
-    let (process, files): (Process, Files) = (section(from, v1::SECTION_PROCESS)?, section(from, v1::SECTION_FILES)?);
-    publish(incoming, &pack, &meta, &process, &threads, &memory, &files)
+    publish(incoming, &pack, &p.meta, &p.process, &p.threads, &memory, &files)
 }
 
 /// Hands stored pages (address, bytes) to `take`; those that are not stored go to the sink as they are.
