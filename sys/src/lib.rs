@@ -16,6 +16,7 @@ pub mod probe;
 pub mod procfs;
 pub mod program;
 pub mod restart;
+pub mod rlimit;
 pub mod sched;
 pub mod sigframe;
 pub mod sockdiag;

@@ -31,6 +31,8 @@ pub struct Survey {
     pub spaces: Option<procfs::ns::NsIds>,
     /// Threads, and what can be asked of them from outside.
     pub threads: std::collections::BTreeMap<i32, super::threads::Facts>,
+    /// What makes room for a descriptor of each of them.
+    raised: Option<sys::rlimit::Raised>,
     /// What the caller decided about external ends.
     pub external: Externals,
     /// PID namespaces of our own making around it.
@@ -120,6 +122,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
         random: None,
         spaces: None,
         threads: Default::default(),
+        raised: None,
         external: external.clone(),
         private: false,
         reasons: Vec::new(),
@@ -139,8 +142,9 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
     })();
     r.map_err(|f| explain(f, &s.attempted, "find", false))?;
     s.namespaces();
-    let (threads, odd) = super::threads::facts(&s.status, s.private);
+    let (threads, odd, raised) = super::threads::facts(&s.status, s.private);
     s.threads = threads;
+    s.raised = raised;
     s.reasons.extend(odd);
     s.process();
     s.mappings();

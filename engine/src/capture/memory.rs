@@ -208,15 +208,15 @@ impl Observer<'_> {
     /// Stores, in the freeze, the pages that a snapshot child would not have.
     pub(super) fn unforkable(&mut self, maps: &[Vma]) -> Step<()> {
         let pagemap = Pagemap::open(self.survey.pid)?;
-        let mut mapped = Mapped::default();
+        let (mut mapped, none) = (Mapped::default(), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
         for v in maps {
-            let known = self.smaps.iter().find(|m| m.vma.start < v.end && v.start < m.vma.end);
-            let flags = known.map(|m| m.flags.clone()).unwrap_or_default();
-            if !is_unforkable(v, &flags) {
+            let known = self.smaps.get(self.smaps.partition_point(|m| m.vma.end <= v.start));
+            let flags = known.filter(|m| m.vma.start < v.end).map_or(&none, |m| &m.flags);
+            if !is_unforkable(v, flags) {
                 continue;
             }
-            let Some(t) = translate(v, &flags, &mut mapped) else { continue };
+            let Some(t) = translate(v, flags, &mut mapped) else { continue };
             // several mappings of the same shared memory: its pages once, of each part
             if t.backing == BACKING_SHARED_ANON && !shared.insert((t.share, t.offset, t.end - t.start)) {
                 continue;

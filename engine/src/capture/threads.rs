@@ -6,12 +6,14 @@ use image::v1::process::Thread;
 use serde_bytes::ByteBuf;
 use std::collections::BTreeMap;
 use sys::kcmp::Resource;
-use sys::procfs::{self, status::Status};
+use sys::procfs;
+use sys::procfs::status::{Status, TaskStatus};
 use sys::restart::Pending;
+use sys::rlimit::Raised;
 use sys::tracer::{Snapshot, ThreadState};
 
 /// What can be asked of a thread from outside, while it runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Facts {
     /// Name.
     pub comm: Vec<u8>,
@@ -27,7 +29,12 @@ pub struct Facts {
     pub inner_tid: i32,
     /// What the kernel said of it, to see whether that is still so.
     said: Vec<u8>,
+    /// Where it was asked, if that could be kept open.
+    status: Option<TaskStatus>,
 }
+
+/// Descriptors that a recorder may need beside those of the threads.
+const OTHER_DESCRIPTORS: u64 = 256;
 
 /// The process whose threads are asked.
 pub(super) struct Whole<'a> {
@@ -37,17 +44,25 @@ pub(super) struct Whole<'a> {
     pub private: bool,
 }
 
-/// Asks all threads of a process that runs: those that end meanwhile are left out, and the freeze asks again.
-pub(super) fn facts(leader: &Status, private: bool) -> (BTreeMap<i32, Facts>, Vec<Reason>) {
+/// Asks all threads of a process that runs: those that end meanwhile are left out, and the freeze asks again. What keeps the descriptors
+/// for that possible is given too.
+pub(super) fn facts(leader: &Status, private: bool) -> (BTreeMap<i32, Facts>, Vec<Reason>, Option<Raised>) {
     let tids = procfs::tasks(leader.pid).unwrap_or_default();
+    let raised = Raised::for_descriptors(tids.len() as u64 + 2 * OTHER_DESCRIPTORS).ok();
+    let limit = raised.as_ref().map_or(0, Raised::limit);
     let mut known = BTreeMap::new();
     // it may take a while: what does not answer because it has ended is none of the freeze's threads
     let reasons = tids.into_iter().filter_map(|tid| {
-        let said = said(leader.pid, tid).ok()?;
-        fact(&Whole { leader, private }, tid, said, &mut known).ok()?
+        let status = TaskStatus::open(leader.pid, tid).ok()?;
+        let said = said(&status, tid).ok()?;
+        let refusal = fact(&Whole { leader, private }, tid, said, &mut known).ok()?;
+        if status.number() + OTHER_DESCRIPTORS < limit {
+            known.entry(tid).and_modify(|f| f.status = Some(status));
+        }
+        refusal
     });
     let reasons = reasons.collect();
-    (known, reasons)
+    (known, reasons, raised)
 }
 
 /// Asks all stopped threads again. Those of which the kernel says what it said before are what they were; `known` is
@@ -55,10 +70,14 @@ pub(super) fn facts(leader: &Status, private: bool) -> (BTreeMap<i32, Facts>, Ve
 pub(super) fn again(w: &Whole<'_>, tids: &[i32], known: &mut BTreeMap<i32, Facts>) -> Step<Vec<Reason>> {
     let mut reasons = Vec::new();
     // what it has otherwise than the leader is anew to be seen if the leader has changed
-    let leader = said(w.leader.pid, w.leader.pid)?;
+    let ask = |known: &BTreeMap<i32, Facts>, tid| match known.get(&tid).and_then(|f| f.status.as_ref()) {
+        Some(status) => said(status, tid),
+        None => said(&TaskStatus::open(w.leader.pid, tid)?, tid),
+    };
+    let leader = ask(known, w.leader.pid)?;
     let led = known.get(&w.leader.pid).is_some_and(|f| f.said == leader);
     for tid in tids {
-        let now = said(w.leader.pid, *tid)?;
+        let now = ask(known, *tid)?;
         reasons.extend(match known.get(tid).filter(|f| led && f.said == now) {
             Some(f) => apart(w, *tid)?.map(|(why, remedy)| reason(*tid, &f.comm, why, remedy)),
             None => fact(w, *tid, now, known)?,
@@ -68,8 +87,8 @@ pub(super) fn again(w: &Whole<'_>, tids: &[i32], known: &mut BTreeMap<i32, Facts
 }
 
 /// What the kernel says of a thread, in a form that can be compared.
-fn said(pid: i32, tid: i32) -> procfs::Result<Vec<u8>> {
-    let mut said = procfs::status::own_lines(pid, tid)?;
+fn said(status: &TaskStatus, tid: i32) -> procfs::Result<Vec<u8>> {
+    let mut said = status.own_lines()?;
     said.extend(sys::sched::attributes(tid));
     Ok(said)
 }
@@ -92,7 +111,7 @@ fn fact(w: &Whole<'_>, tid: i32, said: Vec<u8>, known: &mut BTreeMap<i32, Facts>
     let sched = (s.policy, s.rt_priority, s.nice as i32);
     let (io_flusher, mce_kill) = (s.is_io_flusher(), s.mce_kill());
     let affinity = sys::sched::affinity(tid);
-    known.insert(tid, Facts { comm: s.comm, sched, affinity, io_flusher, mce_kill, inner_tid, said });
+    known.insert(tid, Facts { comm: s.comm, sched, affinity, io_flusher, mce_kill, inner_tid, said, status: None });
     Ok(refusal)
 }
 
@@ -150,6 +169,7 @@ fn is_exiting(pid: i32, tid: i32) -> Step<bool> {
 pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>) -> (Vec<Thread>, Vec<ByteBuf>) {
     let told: BTreeMap<i32, &Told> = seen.told.iter().map(|t| (t.tid, t)).collect();
     let mut shared = snapshot.shared_pending.clone();
+    let unknown = Facts::default();
     let one = |t: &ThreadState| {
         let told = told.get(&t.tid)?;
         let mut pending =
@@ -161,9 +181,9 @@ pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>
         let (own, others) = std::mem::take(&mut shared).into_iter().partition(|i| !blocks(mask, i));
         shared = others;
         pending.extend::<Vec<ByteBuf>>(own);
-        let f = facts.get(&t.tid).cloned().unwrap_or_default();
+        let f = facts.get(&t.tid).unwrap_or(&unknown);
         let signal = interrupting(&pending, mask, &seen.process.sigactions);
-        Some(Thread { pending, ..thread(t, signal, &f, told) })
+        Some(Thread { pending, ..thread(t, signal, f, told) })
     };
     let threads = snapshot.threads.iter().filter_map(one).collect();
     (threads, shared)

@@ -3,7 +3,6 @@ use super::pids::Rights;
 use super::puppet::{end, reap, Puppet};
 use super::{cannot, vdso, Fault, Image, Step};
 use crate::{Pids, RestoreOptions};
-use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use sys::channel::Channel;
@@ -12,6 +11,7 @@ use sys::mem::RemoteMem;
 use sys::nest;
 use sys::procfs::maps::Vma;
 use sys::program::{Arg::Imm, Program};
+use sys::rlimit::Raised;
 use sys::tracer::Tracer;
 
 /// Descriptors above the image's that a restore uses at once: socket, standard streams, files in the making.
@@ -43,31 +43,15 @@ impl ForChild {
     }
 }
 
-/// Our own limit of descriptors, raised while it lives.
-struct Raised(Option<(u64, u64)>);
-
-impl Raised {
-    fn to(need: u64) -> Step<Raised> {
-        let io = |e: nix::Error| Fault::Io("limit of open files".into(), e.into());
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(io)?;
-        if need <= soft {
-            return Ok(Raised(None));
-        }
-        if need > hard {
-            let why = format!("{need} descriptors are needed and {hard} are the hard limit");
-            return Err(cannot("limit of open files", why, "raise it (ulimit -Hn, or LimitNOFILE of the service)"));
-        }
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(io)?;
-        Ok(Raised(Some((soft, hard))))
+/// Our own limit of descriptors, raised if it must be.
+fn raised(need: u64) -> Step<Raised> {
+    let io = |e| Fault::Io("limit of open files".into(), e);
+    let raised = Raised::for_descriptors(need).map_err(io)?;
+    if raised.limit() < need {
+        let why = format!("{need} descriptors are needed and {} are the hard limit", raised.limit());
+        return Err(cannot("limit of open files", why, "raise it (ulimit -Hn, or LimitNOFILE of the service)"));
     }
-}
-
-impl Drop for Raised {
-    fn drop(&mut self) {
-        if let Some((soft, hard)) = self.0 {
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
-        }
-    }
+    Ok(raised)
 }
 
 /// Kills and reaps a child unless it was handed on.
@@ -91,11 +75,11 @@ impl Drop for Child {
 /// Makes the process.
 pub fn build(image: &Image<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Puppet> {
     // before anything of this restore is in our memory or descriptors
-    let tracer = Tracer::start_with(super::wake::states(image))?;
+    let tracer = Tracer::start_with(|| super::wake::states(image))?;
     // above the image's, and above ours: what the child keeps is one range
     let own = sys::procfs::fd::numbers(std::process::id() as i32)?;
     let base = own.into_iter().max().unwrap_or(2).max(image.highest_fd()).max(63) + 1;
-    let _raised = Raised::to(base as u64 + SPARE_FDS)?;
+    let _raised = raised(base as u64 + SPARE_FDS)?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| Fault::Io("socketpair".into(), e))?;
     let sock = nest::dup_above(theirs.as_raw_fd(), base)?;
     let fds = ForChild {

@@ -83,9 +83,8 @@ impl Puppet {
 
     /// Seizes its threads: from here on it ends with its tracer.
     pub fn adopt(&mut self) -> Step<()> {
-        let pid = self.pid;
         match self.tracer.as_mut() {
-            Some(t) => t.adopt(pid)?,
+            Some(t) => t.adopt(&self.tids)?,
             None => return Err(Fault::Io("tracer".into(), std::io::Error::other("there is none"))),
         };
         Ok(())

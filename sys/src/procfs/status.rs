@@ -310,25 +310,44 @@ const OWN: [&[u8]; 12] = [
     b"Cpus_allowed:",
 ];
 
-/// The lines of [`read_task`]'s file that tell what a thread has of its own, to see whether any has changed. Nothing is parsed, and
-/// few calls are made: a thousand threads are asked while they stand still.
-pub fn own_lines(pid: Pid, tid: Pid) -> Result<Vec<u8>> {
-    let path = format!("/proc/{pid}/task/{tid}/status");
-    let failed = |e| super::ReadError::io("read", path.as_ref(), e);
-    let mut file = std::fs::File::open(&path).map_err(failed)?;
-    let mut text = [0; 4096];
-    let mut len = std::io::Read::read(&mut file, &mut text).map_err(failed)?;
-    let mut longer = Vec::new();
-    // one read gives a seq_file whole, if the room suffices
-    if len == text.len() {
-        longer.extend_from_slice(&text);
-        len += std::io::Read::read_to_end(&mut file, &mut longer).map_err(failed)?;
+/// The file of [`read_task`], open: to ask again costs no look-up, and no other thread of the same number answers.
+#[derive(Debug)]
+pub struct TaskStatus {
+    file: std::fs::File,
+    path: std::path::PathBuf,
+}
+
+impl TaskStatus {
+    /// Opens it.
+    pub fn open(pid: Pid, tid: Pid) -> Result<TaskStatus> {
+        let path = std::path::PathBuf::from(format!("/proc/{pid}/task/{tid}/status"));
+        let file = std::fs::File::open(&path).map_err(|e| super::ReadError::io("open", &path, e))?;
+        Ok(TaskStatus { file, path })
     }
-    let text = if longer.is_empty() { &text[..len] } else { &longer };
-    let own = |line: &&[u8]| OWN.iter().any(|key| line.starts_with(key));
-    let mut lines = Vec::with_capacity(512);
-    text.split_inclusive(|b| *b == b'\n').filter(own).for_each(|line| lines.extend_from_slice(line));
-    Ok(lines)
+
+    /// The lines that tell what the thread has of its own now, to see whether any has changed. Nothing is parsed, and few calls are
+    /// made: a thousand threads are asked while they stand still.
+    pub fn own_lines(&self) -> Result<Vec<u8>> {
+        use std::os::unix::fs::FileExt;
+        let failed = |e| super::ReadError::io("read", &self.path, e);
+        let mut text = [0; 4096];
+        let len = self.file.read_at(&mut text, 0).map_err(failed)?;
+        let mut longer = Vec::new();
+        // one read gives a seq_file whole, if the room suffices
+        if len == text.len() {
+            longer = std::fs::read(&self.path).map_err(failed)?;
+        }
+        let text = if longer.is_empty() { &text[..len] } else { &longer };
+        let own = |line: &&[u8]| OWN.iter().any(|key| line.starts_with(key));
+        let mut lines = Vec::with_capacity(512);
+        text.split_inclusive(|b| *b == b'\n').filter(own).for_each(|line| lines.extend_from_slice(line));
+        Ok(lines)
+    }
+
+    /// Its descriptor's number.
+    pub fn number(&self) -> u64 {
+        std::os::fd::AsRawFd::as_raw_fd(&self.file) as u64
+    }
 }
 
 /// Reads `/proc/PID/task/TID/status`.

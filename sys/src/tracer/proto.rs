@@ -97,7 +97,7 @@ pub(super) enum Ask {
     /// Take the blob out and let go.
     Release(After),
     /// Seize a process of ours that is to be restored, its threads parked in the blob.
-    Adopt(i32),
+    Adopt(Vec<i32>),
     /// Give its threads the states that the tracer was started with, make the last calls.
     Wake { tids: Vec<i32>, last: LastCalls },
     /// Let go of the woken process; with `stop` it stays stopped (SIGSTOP), without running an instruction.
@@ -114,7 +114,7 @@ pub(super) enum Tell {
     Entered(Box<Entered>),
     Snapshot(Box<Snapshot>),
     Released { pause_ns: u64, late: u64 },
-    Adopted(Vec<i32>),
+    Adopted,
     Woken,
     Failed(Failure),
 }
@@ -196,11 +196,12 @@ pub struct Tracer {
 impl Tracer {
     /// Starts one. The calling process must be single-threaded.
     pub fn start() -> Result<Tracer> {
-        Tracer::start_with(Vec::new())
+        Tracer::start_with(Vec::new)
     }
 
-    /// Starts one for a restore, with what the threads will be given. The calling process must be single-threaded.
-    pub fn start_with(restored: Vec<ThreadState>) -> Result<Tracer> {
+    /// Starts one for a restore. `restored`, called there, gives what the threads will be given. The calling process must be
+    /// single-threaded.
+    pub fn start_with(restored: impl FnOnce() -> Vec<ThreadState>) -> Result<Tracer> {
         let (a, b) = UnixStream::pair().map_err(|e| Error::call("socketpair", std::process::id() as i32, e))?;
         // SAFETY: the child only runs the tracer's own code, on its own copy of everything, and never returns.
         match unsafe { nix::unistd::fork() } {
@@ -211,7 +212,7 @@ impl Tracer {
             }),
             Ok(nix::unistd::ForkResult::Child) => {
                 drop(a);
-                super::server::run(b, restored)
+                super::server::run(b, restored())
             }
             Ok(nix::unistd::ForkResult::Parent { child }) => Ok(Tracer { sock: Some(a), pid: child.as_raw() }),
         }
@@ -282,11 +283,11 @@ impl Tracer {
         }
     }
 
-    /// Seizes a process that is being restored, without stopping it. If the tracer or the caller dies before
+    /// Seizes a process that is being restored, of these threads, the leader first, without stopping it. If the tracer or the caller dies before
     /// [`Tracer::let_go`] has returned, so does that process.
-    pub fn adopt(&mut self, pid: i32) -> Result<Vec<i32>> {
-        match self.ask(Ask::Adopt(pid))? {
-            Tell::Adopted(t) => Ok(t),
+    pub fn adopt(&mut self, tids: &[i32]) -> Result<()> {
+        match self.ask(Ask::Adopt(tids.to_vec()))? {
+            Tell::Adopted => Ok(()),
             t => Err(odd(&t)),
         }
     }

@@ -155,7 +155,7 @@ impl Server {
                 None => Err(Error::Unfit { what: "nothing is frozen".into() }),
             },
             Ask::Release(after) => self.release(after),
-            Ask::Adopt(pid) => self.adopt(pid),
+            Ask::Adopt(tids) => self.adopt(&tids),
             Ask::Wake { tids, last } => self.wake(&tids, last),
             Ask::LetGo { stop } => self.let_go(stop),
             Ask::Farewell => {
@@ -255,12 +255,13 @@ impl Server {
     }
 
     /// Seizes without stopping: from here on the process ends with this tracer, until it is let go.
-    fn adopt(&mut self, pid: i32) -> Result<Tell> {
+    fn adopt(&mut self, tids: &[i32]) -> Result<Tell> {
+        let Some(pid) = tids.first().copied() else { return Err(Error::Unfit { what: "it has no threads".into() }) };
         fault::target(pid);
         let tasks = self.tasks.insert(Tasks::new(pid)?);
         tasks.adopted = true;
-        tasks.seize_or_die()?;
-        Ok(Tell::Adopted(tasks.all.keys().copied().collect()))
+        tasks.seize_or_die(tids)?;
+        Ok(Tell::Adopted)
     }
 
     /// Everything but letting go: if whoever restores is gone by then, so is the process.

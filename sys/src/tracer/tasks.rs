@@ -142,13 +142,11 @@ impl Tasks {
         Err(Error::Unfit { what: format!("process {} makes threads faster than they can be stopped", self.pid) })
     }
 
-    /// Seizes all threads of a process that is being restored, so that it ends with this tracer. It makes none of its own.
-    pub fn seize_or_die(&mut self) -> Result<()> {
-        let tids =
-            procfs::tasks(self.pid).map_err(|_| Error::Died { doing: "listing its threads".into(), pid: self.pid })?;
+    /// Seizes these threads, which are all, of a process that is being restored, so that it ends with this tracer. It makes none of its own.
+    pub fn seize_or_die(&mut self, tids: &[i32]) -> Result<()> {
         for tid in tids {
-            raw::seize_or_die(tid)?;
-            self.all.insert(tid, Task::seized());
+            raw::seize_or_die(*tid)?;
+            self.all.insert(*tid, Task::seized());
         }
         Ok(())
     }
