@@ -33,6 +33,11 @@ pub enum Request {
     Stays,
     /// SIGTERM to everything in the session.
     Terminate,
+    /// From the program (libdormouse): which session is it? Refused to every other process.
+    Session,
+    /// Make a checkpoint after which the program runs on. Answered when it is complete, or has failed; the program is in the middle of asking
+    /// meanwhile, and in the checkpoint.
+    Checkpoint,
 }
 
 /// What a supervisor answers.
@@ -46,6 +51,27 @@ pub struct Answer {
     /// The program's PID.
     #[serde(default)]
     pub pid: i32,
+    /// Of `error`: what sort of failure it is, as ctl's exit code says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u8>,
+    /// The session's name (`Session`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The checkpoint that was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<u64>,
+}
+
+impl Answer {
+    /// It was done.
+    pub(crate) fn done(pid: i32) -> Answer {
+        Answer { ok: true, error: None, pid, code: None, name: None, n: None }
+    }
+
+    /// It was not, and why.
+    pub(crate) fn refused(why: String) -> Answer {
+        Answer { ok: false, error: Some(why), ..Answer::done(0) }
+    }
 }
 
 /// How long a client waits for an answer, and a supervisor for room to answer: milliseconds.
@@ -109,6 +135,11 @@ pub(crate) fn peer_is_me(stream: &UnixStream) -> std::result::Result<(), String>
         Ok(peer) => Err(format!("this session is user {me}'s, and you are user {}", peer.uid())),
         Err(e) => Err(format!("who you are cannot be told: {e}")),
     }
+}
+
+/// PID of the peer, as seen from here.
+pub(crate) fn peer_pid(stream: &UnixStream) -> Option<i32> {
+    getsockopt(stream, PeerCredentials).ok().map(|p| p.pid())
 }
 
 /// A client's connection to a supervisor.

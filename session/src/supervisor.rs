@@ -3,12 +3,12 @@
 //!
 //! It lives until the last process of the session has ended. In the foreground it is in its front's process group, as a
 //! witness of group signals (see `front`); without a front it has a session of its own.
-use crate::control::{peer_is_me, Answer, Request, PATIENCE};
+use crate::control::{peer_is_me, peer_pid, Answer, Request, PATIENCE};
 use crate::frame::{Conn, MAX_CONTROL};
 use crate::front::{drain, exit_code, let_go_of_stdio, not_passed, Got, ToFront, ToSupervisor};
 use crate::lock::Lock;
-use crate::procfs::descendants;
-use crate::{registry, store_calls, Live, Started, StateDir};
+use crate::procfs::{descendants, ProcId};
+use crate::{recorder, registry, store_calls, Live, Started, StateDir};
 use image::SessionName;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signalfd::SignalFd;
@@ -56,6 +56,8 @@ struct Witnessed {
 
 struct Peer {
     id: u64,
+    /// As seen from here.
+    pid: Option<i32>,
     conn: Conn,
     /// Told that a checkpoint with --kill is under way; with the latest checkpoint at that time.
     leaving: Option<Option<u64>>,
@@ -79,6 +81,8 @@ pub(crate) struct Supervisor {
     ended: Option<i32>,
     left: Option<u64>,
     childless: bool,
+    /// PIDs of recorders, which are children of ours but not of the session.
+    recorders: Vec<i32>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -108,6 +112,7 @@ impl Supervisor {
             ended: None,
             left: None,
             childless: false,
+            recorders: Vec::new(),
             running,
         };
         // What came before the program was there did not reach it, group or not: no witness of ours must say it did.
@@ -181,14 +186,15 @@ impl Supervisor {
             registry::unregister(&self.running.state, &self.running.name, &how(status, self.left));
             for peer in self.peers.iter_mut().filter(|p| p.waits) {
                 // A client that is gone needs no answer.
-                let _ = peer.conn.send(&Answer { ok: true, error: None, pid: self.running.live.program.pid }, PATIENCE);
+                let _ = peer.conn.send(&Answer::done(self.running.live.program.pid), PATIENCE);
             }
             self.tell_end(status, 0);
             return true;
         }
         if self.front.is_some() && self.left.is_none() {
             let init = self.running.live.init.as_ref().map(|i| i.pid);
-            let remain = descendants(std::process::id() as i32).iter().filter(|p| Some(p.pid) != init).count();
+            let ours = |p: &ProcId| Some(p.pid) == init || self.recorders.contains(&p.pid);
+            let remain = descendants(std::process::id() as i32).iter().filter(|p| !ours(p)).count();
             // None: what is left is about to be reaped, and that will wake us.
             if remain > 0 {
                 self.tell_end(status, remain);
@@ -244,7 +250,7 @@ impl Supervisor {
                         self.changed(status);
                     }
                 }
-                Waited::Changed(..) => {}
+                Waited::Changed(pid, _) => self.recorders.retain(|r| *r != pid),
                 Waited::Nothing => {
                     self.childless = false;
                     return;
@@ -390,6 +396,9 @@ impl Supervisor {
 
     fn signal_all(&self, sig: i32) {
         for process in descendants(std::process::id() as i32) {
+            if self.recorders.contains(&process.pid) {
+                continue; // it ends by itself when its target does
+            }
             // What ended meanwhile needs no signal; the handle is checked before it is used.
             if let Some(handle) = PidFd::open(process.pid).ok().filter(|_| process.lives()) {
                 let _ = handle.kill(sig);
@@ -401,10 +410,10 @@ impl Supervisor {
 
     fn accept(&mut self) {
         while let Some(Ok((stream, _))) = self.running.listener.as_ref().map(UnixListener::accept) {
-            let who = peer_is_me(&stream);
+            let (who, pid) = (peer_is_me(&stream), peer_pid(&stream));
             let Ok(mut conn) = Conn::new(stream, MAX_CONTROL) else { continue };
             if let Err(why) = who {
-                let _ = conn.send(&refusal(why), 0);
+                let _ = conn.send(&Answer::refused(why), 0);
                 continue;
             }
             if self.peers.len() >= MAX_CONNS {
@@ -412,7 +421,7 @@ impl Supervisor {
                 self.peers.remove(oldest);
             }
             self.next_id += 1;
-            self.peers.push(Peer { id: self.next_id, conn, leaving: None, waits: false });
+            self.peers.push(Peer { id: self.next_id, pid, conn, leaving: None, waits: false });
         }
     }
 
@@ -422,9 +431,12 @@ impl Supervisor {
         while let Some(said) = self.peers[at].conn.next::<Request>() {
             let answer = match said {
                 Ok(request) => self.answer(at, request),
-                Err(why) => Some(refusal(why)),
+                Err(why) => Some(Answer::refused(why)),
             };
             let hang_up = answer.as_ref().is_some_and(|a| !a.ok);
+            if self.peers.get(at).is_none_or(|p| p.id != id) {
+                return; // its recorder answers
+            }
             // Room for an answer this short is missing only if the peer never reads: not worth waiting for.
             let sent = answer.is_none_or(|a| self.peers[at].conn.send(&a, 0).is_ok());
             if hang_up || !sent {
@@ -439,7 +451,7 @@ impl Supervisor {
     }
 
     fn answer(&mut self, at: usize, request: Request) -> Option<Answer> {
-        let done = Answer { ok: true, error: None, pid: self.running.live.program.pid };
+        let mut done = Answer::done(self.running.live.program.pid);
         match request {
             Request::Ping => {}
             Request::Leaving => self.peers[at].leaving = Some(self.latest()),
@@ -454,8 +466,35 @@ impl Supervisor {
                 self.signal_all(libc::SIGTERM);
                 self.signal_all(libc::SIGCONT);
             }
+            Request::Session | Request::Checkpoint if self.peers[at].pid != Some(done.pid) => {
+                let why =
+                    format!("this process is not the program of session {}: PID {} is", self.running.name, done.pid);
+                return Some(Answer::refused(why));
+            }
+            Request::Session => done.name = Some(self.running.name.to_string()),
+            Request::Checkpoint => return self.record_for(at),
         }
         Some(done)
+    }
+
+    /// A checkpoint that a peer asked for: made by a process of its own, which answers. None: it does.
+    fn record_for(&mut self, at: usize) -> Option<Answer> {
+        match recorder::start() {
+            Ok(Some(pid)) => {
+                self.recorders.push(pid);
+                self.peers.remove(at);
+                None
+            }
+            Ok(None) => {
+                // The recorder. It has nothing of ours but the peer that it answers.
+                let peer = self.peers.remove(at);
+                (self.front, self.program) = (None, None);
+                self.peers.clear();
+                (self.running.listener, self.running.pty, self.running.status) = (None, None, None);
+                recorder::work(&self.running.state, &self.running.name, peer.conn)
+            }
+            Err(e) => Some(Answer::refused(format!("no recorder could be started: {e}"))),
+        }
     }
 
     /// A peer went away. If it was about to leave with the program and did not come to say so, the store knows.
@@ -472,10 +511,6 @@ impl Supervisor {
         let store = self.running.state.store().ok()?;
         store_calls::numbers(&store, &self.running.name).ok()?.last().copied()
     }
-}
-
-fn refusal(why: String) -> Answer {
-    Answer { ok: false, error: Some(why), pid: 0 }
 }
 
 /// How a session ended, in words.
