@@ -107,6 +107,9 @@ pub struct Restore {
     /// opens PATH in place of one, FD=close closes one (repeatable)
     #[arg(long, value_name = "close|FD=PATH", value_parser = external)]
     pub external: Vec<ExternalArg>,
+    /// Drop what made checkpoints of it by itself (launcher --signal, --every, --on-term and the rest)
+    #[arg(long)]
+    pub no_triggers: bool,
     /// Look for files below OLD below NEW instead (repeatable)
     #[arg(long, value_name = "OLD=NEW", value_parser = map_path)]
     pub map_path: Vec<(PathBuf, PathBuf)>,

@@ -60,6 +60,15 @@ impl Out {
         }
     }
 
+    /// What failed beside what the verb does: one line of JSON on stderr, or the error.
+    pub fn warning(&self, e: &Error) {
+        if self.json {
+            eprint_lines(&escape_json(&error_json(e, e.kind.exit_code()).to_string()));
+        } else {
+            eprint_lines(&clean(e).to_string());
+        }
+    }
+
     /// Why it failed: on stderr, or as an object on stdout.
     pub fn error(&self, e: &Error, exit_code: u8) {
         if self.json {

@@ -1,11 +1,15 @@
 //! launcher: starts a command as a session, so that `ctl` can checkpoint and restore it. The command line over `session`.
 #![forbid(unsafe_code)]
 
+mod triggers;
+
 use clap::Parser;
+use engine::{Error, Kind};
 use session::{Event, LaunchError, LaunchRequest, Outcome, StateDir};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use triggers::TriggerArgs;
 
 const ABOUT: &str = "Start a program as a Dormouse session, which ctl can put to sleep and wake where it was";
 
@@ -19,12 +23,16 @@ If the program ends while processes that descend from it still run, launcher ret
 supervisor stays in the background until the last of them has ended.
 
 With --detach it runs in the background in a session of its own, with stdin from /dev/null and stdout and stderr in the
-session's log file, and launcher returns as soon as it runs.";
+session's log file, and launcher returns as soon as it runs.
+
+Checkpoints are made by ctl, or by launcher itself: by a signal, by the clock, on SIGTERM. What is asked for stays in force
+after a restore. One that fails is reported on stderr (of a detached session: in its log), and the program runs on.";
 
 const AFTER_HELP: &str = "\
 Exit status:
   the program's; 128+n if signal n killed it
-  85   it was checkpointed and left (ctl checkpoint NAME --kill); ctl restore NAME wakes it
+  85   it was checkpointed and left (--signal-exit, --on-term, ctl checkpoint NAME --kill): run me again with --resume, or
+       ctl restore NAME
   125  launcher itself failed
   126  the command cannot be executed
   127  the command was not found
@@ -35,6 +43,8 @@ Examples:
   launcher --name web -- python3 server.py 8181
   launcher --name web --detach -- python3 server.py 8181
   ctl checkpoint web --kill && ctl restore web --detach
+  launcher --every 30s --keep 5 --on-term checkpoint --resume --name job -- python3 train.py
+                                                starts job, or takes it up: the same line for ever
 
 Files:
   The state directory is that of --state-dir, else of DORMOUSE_STATE_DIR, else /var/lib/dormouse for root, else
@@ -61,6 +71,8 @@ struct Args {
     /// Say what happens as JSON, one object a line: on stdout with --detach, else on stderr (stdout is the program's).
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    triggers: TriggerArgs,
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -79,16 +91,14 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    warn_of_inherited(&args);
     match run(&args) {
         Ok(Outcome::Running(_)) => ExitCode::SUCCESS,
         Ok(Outcome::Ended { code }) => ExitCode::from(code),
         Err(e) => {
             if args.json {
-                let reasons: Vec<_> = (e.error.reasons.iter())
-                    .map(|r| serde_json::json!({ "object": r.object, "why": r.why, "remedy": r.remedy }))
-                    .collect();
-                let said = serde_json::json!({ "event": "failed", "attempted": e.error.attempted, "reasons": reasons, "exit": e.code });
+                let said = serde_json::json!({
+                    "event": "failed", "attempted": e.error.attempted, "reasons": reasons(&e.error), "exit": e.code,
+                });
                 say(args.detach, &said.to_string());
             } else {
                 eprintln!("launcher: {}", e.error);
@@ -96,6 +106,11 @@ fn main() -> ExitCode {
             ExitCode::from(e.code)
         }
     }
+}
+
+fn reasons(e: &Error) -> Vec<serde_json::Value> {
+    let each = |r: &engine::Reason| serde_json::json!({ "object": r.object, "why": r.why, "remedy": r.remedy });
+    e.reasons.iter().map(each).collect()
 }
 
 /// Says what is wrong with the command line; in JSON if that is asked for, which is not known by clap yet.
@@ -120,12 +135,16 @@ fn usage(e: &clap::Error) {
     }
 }
 
+/// Options that are followed by a value.
+const VALUED: &[&str] =
+    &["--name", "--state-dir", "--signal", "--signal-exit", "--every", "--keep", "--on-term", "--grace"];
+
 /// The command was not written after `--`: how it is.
 fn behind_dashes(e: &clap::Error, words: &[OsString]) -> Option<String> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     let ContextValue::String(first) = e.get(ContextKind::InvalidArg)? else { return None };
     // Not the value of an option that happens to be the same.
-    let value = |i: usize| i > 0 && words[i - 1].to_str().is_some_and(|w| matches!(w, "--name" | "--state-dir"));
+    let value = |i: usize| i > 0 && words[i - 1].to_str().is_some_and(|w| VALUED.contains(&w));
     let at = (0..words.len()).find(|i| words[*i].to_str() == Some(first) && !value(*i))?;
     if e.kind() != ErrorKind::UnknownArgument || first.starts_with('-') {
         return None;
@@ -174,26 +193,51 @@ fn warn_of_inherited(args: &Args) {
 
 fn run(args: &Args) -> Result<Outcome, LaunchError> {
     let name = args.name.as_deref().map(session::name::parse).transpose()?;
+    let triggers = args.triggers.triggers().map_err(|why| {
+        Error::new(Kind::Usage, "understand the command line", "options", why, "launcher --help shows how it is used")
+    })?;
     let state = StateDir::resolve(args.state_dir.as_deref())?;
-    let request = LaunchRequest { name, argv: args.command.clone(), detach: args.detach };
-    session::launch(&state, &request, &|event| tell(args, &event))
+    let request = LaunchRequest { name, argv: args.command.clone(), detach: args.detach, triggers };
+    let on_event = |event| tell(args, &event);
+    let Some(which) = args.triggers.resume() else {
+        warn_of_inherited(args);
+        return session::launch(&state, &request, &on_event);
+    };
+    let has_checkpoint = |name| session::status(&state, name).is_ok_and(|s| !s.checkpoints.is_empty());
+    // A restored program inherits nothing from us.
+    if !request.name.as_ref().is_some_and(has_checkpoint) {
+        warn_of_inherited(args);
+    }
+    session::resume(&state, &request, which, args.triggers.no_triggers(), &on_event)
 }
 
 fn tell(args: &Args, event: &Event) {
     if args.json {
         return tell_json(args, event);
     }
+    if let Event::NotCheckpointed { error } = event {
+        return eprintln!("launcher: {error}");
+    }
     if args.quiet {
         return;
     }
     match event {
         Event::Started(s) => {
+            let from = s.from.map(|n| format!(" resumed from {}@{n}", s.name)).unwrap_or_default();
             if args.detach {
                 let log = s.log.as_ref().map(|l| format!(", output in {}", l.display())).unwrap_or_default();
-                eprintln!("session {}: PID {}{log}", s.name, s.pid);
-            } else if s.name_made {
-                eprintln!("session {}", s.name);
+                let to = match args.triggers.takes_signals() {
+                    true => format!(", signals for launcher to PID {} (its supervisor)", s.supervisor),
+                    false => String::new(),
+                };
+                eprintln!("session {}{from}: PID {}{log}{to}", s.name, s.pid);
+            } else if s.name_made || s.from.is_some() {
+                eprintln!("session {}{from}", s.name);
             }
+            s.notes.iter().for_each(|note| eprintln!("launcher: {note}"));
+        }
+        Event::Checkpointed { name, n, notes, .. } => {
+            notes.iter().for_each(|note| eprintln!("launcher: checkpoint {name}@{n}: {note}"));
         }
         Event::Background { name, processes, supervisor } => {
             let some = if *processes == 1 {
@@ -206,14 +250,22 @@ fn tell(args: &Args, event: &Event) {
         Event::Left { name, n } => {
             eprintln!("launcher: session {name} was checkpointed as {name}@{n} and left; ctl restore {name} wakes it")
         }
-        Event::Progress(_) => {}
+        Event::Progress(_) | Event::NotCheckpointed { .. } => {}
     }
 }
 
 fn tell_json(args: &Args, event: &Event) {
     let said = match event {
         Event::Started(s) => serde_json::json!({
-            "event": "started", "name": s.name, "pid": s.pid, "supervisor": s.supervisor, "log": s.log,
+            "event": "started", "name": s.name, "pid": s.pid, "supervisor": s.supervisor, "log": s.log, "from": s.from,
+            "notes": s.notes,
+        }),
+        Event::Checkpointed { name, n, pause, took, notes } => serde_json::json!({
+            "event": "checkpointed", "name": name, "checkpoint": n, "pause_ms": pause.as_micros() as f64 / 1e3,
+            "took_ms": took.as_micros() as f64 / 1e3, "notes": notes,
+        }),
+        Event::NotCheckpointed { error } => serde_json::json!({
+            "event": "not_checkpointed", "attempted": error.attempted, "reasons": reasons(error), "kind": error.kind.exit_code(),
         }),
         Event::Background { name, processes, supervisor } => serde_json::json!({
             "event": "background", "name": name, "processes": processes, "supervisor": supervisor,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::registry::Live;
+use crate::trigger::Triggers;
 
 /// A session, or one checkpoint of it: `web` or `web@3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub struct LaunchRequest {
     pub argv: Vec<OsString>,
     /// In the background, output to the session's log.
     pub detach: bool,
+    /// What makes checkpoints of it by itself.
+    pub triggers: Triggers,
 }
 
 /// What to restore, and how.
@@ -89,6 +92,10 @@ pub struct RestoreRequest {
     pub external_close: bool,
     /// Path prefixes to exchange: (old, new).
     pub map_path: Vec<(PathBuf, PathBuf)>,
+    /// What makes checkpoints of it by itself, before what did when it was checkpointed.
+    pub triggers: Triggers,
+    /// Only `triggers`; what was in force when it was checkpointed is not.
+    pub no_triggers: bool,
 }
 
 impl RestoreRequest {
@@ -102,6 +109,8 @@ impl RestoreRequest {
             external: BTreeMap::new(),
             external_close: false,
             map_path: Vec::new(),
+            triggers: Triggers::default(),
+            no_triggers: false,
         }
     }
 }
@@ -183,7 +192,25 @@ pub enum Event {
         /// PID of the supervisor.
         supervisor: i32,
     },
-    /// It was checkpointed and killed (`ctl checkpoint --kill`).
+    /// A trigger made a checkpoint; the program runs on, or `Left` follows.
+    Checkpointed {
+        /// The session.
+        name: String,
+        /// The checkpoint.
+        n: u64,
+        /// How long the program stood still.
+        pause: Duration,
+        /// How long all of it took.
+        took: Duration,
+        /// What is to be said, a line each: what is not kept, if that is not as it was in the one before.
+        notes: Vec<String>,
+    },
+    /// A trigger could not make a checkpoint; the program runs on.
+    NotCheckpointed {
+        /// Why.
+        error: engine::Error,
+    },
+    /// It was checkpointed and killed (`ctl checkpoint --kill`, `--signal-exit`, `--on-term checkpoint`).
     Left {
         /// The session.
         name: String,

@@ -2,8 +2,12 @@
 use crate::control::{Client, Request, PATIENCE};
 use crate::hooks::Program;
 use crate::lock::Lock;
+use crate::recorder::{Made, Order};
 use crate::registry::{self, now};
-use crate::{engine_calls, procfs, CheckpointRequest, Checkpointed, Live, Mode, ProcId, Result, StateDir, Target};
+use crate::trigger::{Triggers, TRIGGERS_LABEL};
+use crate::{
+    engine_calls, procfs, store_calls, CheckpointRequest, Checkpointed, Live, Mode, ProcId, Result, StateDir, Target,
+};
 use engine::{After, CaptureOptions, Error, Kind};
 use image::{SessionName, Store};
 use std::collections::BTreeMap;
@@ -23,7 +27,7 @@ pub fn checkpoint(state: &StateDir, target: &Target, request: &CheckpointRequest
             }
             let _lock = Lock::take_when_started(state, name, &attempted)?;
             let live = find_live(state, name, &attempted)?;
-            take(state, name, &live, request, &attempted)
+            take(state, name, &live, request, &attempted, true)
         }
         Target::Pid { pid, name } => {
             let attempted = format!("checkpoint process {pid} as {name}");
@@ -37,6 +41,27 @@ pub fn checkpoint(state: &StateDir, target: &Target, request: &CheckpointRequest
             result
         }
     }
+}
+
+/// The same by a session's own recorder, whose supervisor knows of it.
+pub(crate) fn record(state: &StateDir, name: &SessionName, order: &Order) -> Result<Made> {
+    let attempted = format!("checkpoint {name}");
+    let _lock = match order.wait {
+        true => Lock::take_when_free(state, name, &attempted),
+        false => Lock::take_when_started(state, name, &attempted),
+    }?;
+    let live = find_live(state, name, &attempted)?;
+    let request = CheckpointRequest { after: order.after, external: order.external.clone(), progress: None };
+    let Checkpointed { captured, mut notes, .. } = take(state, name, &live, &request, &attempted, false)?;
+    // Only now that a newer one is complete.
+    if let Some(keep) = order.keep {
+        if let Err(e) = state.store().and_then(|store| store_calls::prune(&store, name, keep)) {
+            notes.push(e.to_string());
+        }
+    }
+    let micros = |d: std::time::Duration| d.as_micros() as u64;
+    let (pause_us, took_us) = (micros(captured.pause), micros(captured.took));
+    Ok(Made { n: captured.n, pause_us, took_us, reported: captured.reported, notes })
 }
 
 /// The process; or why that PID cannot be one to checkpoint, as far as it can be told without touching it.
@@ -104,8 +129,9 @@ fn attach(
         door: "attach".into(),
         from: None,
         created: now(),
+        triggers: Triggers::default(),
     });
-    let made = take(state, name, &live, request, attempted)?;
+    let made = take(state, name, &live, request, attempted, true)?;
     // Only now: a refused process is not a session.
     if request.after != After::Kill && live.supervisor.is_none() {
         registry::register(state, name, &live)?;
@@ -138,13 +164,14 @@ fn find_live(state: &StateDir, name: &SessionName, attempted: &str) -> Result<Li
     Ok(live)
 }
 
-/// The checkpoint itself; the lock is held.
+/// The checkpoint itself; the lock is held. `tell`: the supervisor does not know of it yet.
 fn take(
     state: &StateDir,
     name: &SessionName,
     live: &Live,
     request: &CheckpointRequest,
     attempted: &str,
+    tell: bool,
 ) -> Result<Checkpointed> {
     let pid = live.program.pid;
     let store = state.store()?;
@@ -152,7 +179,7 @@ fn take(
     let handle = PidFd::open(pid).ok();
     let mut notes = Vec::new();
     let mut supervisor = None;
-    if request.after == After::Kill && live.supervised() {
+    if tell && request.after == After::Kill && live.supervised() {
         match announce(state, name) {
             Ok(client) => supervisor = Some(client),
             Err(e) => notes.push(format!(
@@ -164,12 +191,13 @@ fn take(
         let remedy = "ctl list shows what is left of it";
         return Err(Error::new(Kind::TargetDied, attempted, format!("process {pid}"), "it ended meanwhile", remedy));
     }
-    let labels = BTreeMap::from([
+    let mut labels = BTreeMap::from([
         ("session".to_string(), name.to_string()),
         ("command".to_string(), live.command.clone()),
         ("mode".to_string(), format!("{:?}", live.mode).to_lowercase()),
         (LOG_LABEL.to_string(), state.log(name).to_string_lossy().into_owned()),
     ]);
+    labels.extend(live.triggers.label().map(|text| (TRIGGERS_LABEL.to_string(), text)));
     let options =
         CaptureOptions { after: request.after, external: request.external.clone(), labels, progress: request.progress };
     let captured = match with_hooks(&store, name, pid, &options, &mut notes, attempted) {

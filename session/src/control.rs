@@ -35,9 +35,17 @@ pub enum Request {
     Terminate,
     /// From the program (libdormouse): which session is it? Refused to every other process.
     Session,
-    /// Make a checkpoint after which the program runs on. Answered when it is complete, or has failed; the program is in the middle of asking
-    /// meanwhile, and in the checkpoint.
-    Checkpoint,
+    /// A checkpoint, made by the supervisor; one more if one is under way. Answered when it is complete, with its number, or has
+    /// failed, with the reason.
+    Checkpoint {
+        /// It ends the program.
+        #[serde(default)]
+        end: bool,
+        /// If the program itself asks: the number of this connection in it. The checkpoint leaves it out, so that in the restored
+        /// program it is closed (EBADF).
+        #[serde(default)]
+        fd: Option<i32>,
+    },
 }
 
 /// What a supervisor answers.
@@ -51,21 +59,21 @@ pub struct Answer {
     /// The program's PID.
     #[serde(default)]
     pub pid: i32,
+    /// The checkpoint that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<u64>,
     /// Of `error`: what sort of failure it is, as ctl's exit code says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u8>,
     /// The session's name (`Session`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The checkpoint that was made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub n: Option<u64>,
 }
 
 impl Answer {
     /// It was done.
     pub(crate) fn done(pid: i32) -> Answer {
-        Answer { ok: true, error: None, pid, code: None, name: None, n: None }
+        Answer { ok: true, error: None, pid, n: None, code: None, name: None }
     }
 
     /// It was not, and why.
@@ -155,11 +163,21 @@ impl Client {
         Ok(Client { conn: Conn::new(UnixStream::connect(short)?, MAX_CONTROL)? })
     }
 
-    /// Asks, and waits (bounded) for the answer; a refusal is an error.
+    /// Asks, and waits (bounded) for the answer; a refusal is an error. For all but `Checkpoint`.
     pub fn ask(&mut self, request: &Request) -> io::Result<Answer> {
+        self.ask_within(request, PATIENCE)
+    }
+
+    /// Has the supervisor make a checkpoint and waits for it, however long it takes; gives its number.
+    pub fn checkpoint(&mut self, end: bool) -> io::Result<u64> {
+        let answer = self.ask_within(&Request::Checkpoint { end, fd: None }, -1)?;
+        answer.n.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn ask_within(&mut self, request: &Request, ms: i32) -> io::Result<Answer> {
         // A supervisor that refuses us may have hung up before our frame: its reason is what counts.
         let sent = self.conn.send(request, PATIENCE);
-        match self.conn.receive::<Answer>(PATIENCE)? {
+        match self.conn.receive::<Answer>(ms)? {
             Some(Answer { ok: false, error, .. }) => Err(io::Error::other(error.unwrap_or_else(|| "refused".into()))),
             Some(answer) => Ok(answer),
             None => Err(sent.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())),

@@ -26,6 +26,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
+use std::time::Duration;
 use sys::spawn::{self, Fork, Inherited};
 
 /// What the front tells the supervisor.
@@ -57,6 +58,16 @@ pub(crate) enum ToFront {
     Ask {
         id: u64,
     },
+    /// A trigger has made a checkpoint.
+    Made {
+        name: String,
+        n: u64,
+        pause_us: u64,
+        took_us: u64,
+        notes: Vec<String>,
+    },
+    /// A trigger's checkpoint failed.
+    NotMade(WireError),
     /// The command ended with this wait status; `remain` processes that descend from it run on.
     Ended {
         status: i32,
@@ -343,6 +354,11 @@ impl<'a> Front<'a> {
                 self.pass_on();
                 let _ = self.conn.send(&ToSupervisor::Asked { id }, crate::control::PATIENCE);
             }
+            ToFront::Made { name, n, pause_us, took_us, notes } => {
+                let (pause, took) = (Duration::from_micros(pause_us), Duration::from_micros(took_us));
+                (self.on_event)(Event::Checkpointed { name, n, pause, took, notes });
+            }
+            ToFront::NotMade(e) => (self.on_event)(Event::NotCheckpointed { error: LaunchError::from(e).error }),
             ToFront::Ended { status, left, remain } => return Ok(Some(self.ended(status, left, remain))),
         }
         Ok(None)

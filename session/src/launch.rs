@@ -67,7 +67,9 @@ fn start(
         let log = open_log(&state.log(name))?;
         command.stdin(Stdio::null()).stdout(copy(&log, attempted)?).stderr(log);
     }
-    let prepared = sys::spawn::prepare(&mut command, starting.inherited.clone(), request.detach)
+    // Meant for us: one that goes to the whole group, or to the program by mistake, must not end or stop it.
+    let inherited = starting.inherited.clone().ignoring(request.triggers.signals());
+    let prepared = sys::spawn::prepare(&mut command, inherited, request.detach)
         .map_err(|e| cannot_start(attempted, &request.argv[0], &e))?;
     let pid = prepared.pid();
     // Our child, unreaped as yet: the PID is its own.
@@ -83,6 +85,7 @@ fn start(
         command: request.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" "),
         from: None,
         created: now(),
+        triggers: request.triggers.clone(),
     };
     // Before it runs: whoever hears of the program finds the session.
     registry::register(state, name, &live)?;

@@ -15,7 +15,8 @@
 //! ```
 //!
 //! A session that was started or restored by us is three processes: the front (the launcher or ctl that the user
-//! sees), the supervisor (subreaper and parent of the program; see [`mod@supervisor`]) and the program.
+//! sees), the supervisor (subreaper and parent of the program; see [`mod@supervisor`]) and the program. For each checkpoint that
+//! a trigger makes the supervisor forks a fourth, its recorder.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -34,10 +35,12 @@ mod procfs;
 mod recorder;
 pub mod registry;
 mod restore;
+mod resume;
 pub mod state;
 mod store_calls;
 pub mod supervisor;
 mod terminal;
+mod trigger;
 
 pub use api::*;
 pub use checkpoint::checkpoint;
@@ -47,7 +50,9 @@ pub use launch::launch;
 pub use procfs::ProcId;
 pub use registry::{list, status, Live};
 pub use restore::{check, open_checkpoint, restore};
+pub use resume::{resume, Resume};
 pub use state::StateDir;
+pub use trigger::{TriggerSignal, Triggers, GRACE};
 
 /// Result of this library: the engine's error type, with its exit codes.
 pub type Result<T> = engine::Result<T>;

@@ -30,12 +30,17 @@ pub struct Lock {
 impl Lock {
     /// Takes the session's lock, or says who holds it ([`Kind::Busy`]).
     pub fn take(state: &StateDir, name: &SessionName, attempted: &str) -> Result<Lock> {
-        Self::take_as(state, name, attempted, false)
+        Self::take_as(state, name, attempted, Wait::Not)
     }
 
     /// The same, but waits for a start or restore to be over: its program may run, and be seen to run, an instant earlier.
     pub fn take_when_started(state: &StateDir, name: &SessionName, attempted: &str) -> Result<Lock> {
-        Self::take_as(state, name, attempted, true)
+        Self::take_as(state, name, attempted, Wait::Start)
+    }
+
+    /// The same, but waits for whatever is under way, however long that takes.
+    pub(crate) fn take_when_free(state: &StateDir, name: &SessionName, attempted: &str) -> Result<Lock> {
+        Self::take_as(state, name, attempted, Wait::All)
     }
 
     /// Says in the lock file that a start or restore is what it is held for.
@@ -43,7 +48,7 @@ impl Lock {
         let _ = writeln!(self.file, "{STARTING}");
     }
 
-    fn take_as(state: &StateDir, name: &SessionName, attempted: &str, wait: bool) -> Result<Lock> {
+    fn take_as(state: &StateDir, name: &SessionName, attempted: &str, wait: Wait) -> Result<Lock> {
         state.make_session(name)?;
         let path = state.session(name).join("lock");
         loop {
@@ -55,7 +60,7 @@ impl Lock {
         }
     }
 
-    fn try_once(path: &Path, name: &SessionName, attempted: &str, wait: bool) -> Result<Option<Lock>> {
+    fn try_once(path: &Path, name: &SessionName, attempted: &str, wait: Wait) -> Result<Option<Lock>> {
         let fail = |e: &std::io::Error| storage(attempted, path, e);
         // Looked at before it is opened: closing our own second descriptor would end our lock.
         let known = fs::metadata(path).ok().map(|m| (std::process::id(), m.dev(), m.ino()));
@@ -70,7 +75,7 @@ impl Lock {
         };
         match fcntl(&file, FcntlArg::F_SETLK(&whole(libc::F_WRLCK))) {
             Ok(_) => {}
-            Err(Errno::EACCES | Errno::EAGAIN) if wait && says_starting(&mut file) => {
+            Err(Errno::EACCES | Errno::EAGAIN) if wait.is_for(&mut file) => {
                 // ends with the holder at the latest; then everything is looked at anew
                 let _ = fcntl(&file, FcntlArg::F_SETLKW(&whole(libc::F_WRLCK)));
                 return Ok(None);
@@ -113,6 +118,21 @@ impl Drop for Lock {
         // A failure here is a closed file, and closing (next) unlocks anyway.
         let _ = fcntl(&self.file, FcntlArg::F_SETLK(&whole(libc::F_UNLCK)));
         held.retain(|k| *k != self.key);
+    }
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, PartialEq)]
+enum Wait {
+    Not,
+    /// A start or restore.
+    Start,
+    All,
+}
+
+impl Wait {
+    fn is_for(self, lock: &mut File) -> bool {
+        self == Wait::All || self == Wait::Start && says_starting(lock)
     }
 }
 

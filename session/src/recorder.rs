@@ -1,33 +1,133 @@
-//! A recorder that a supervisor starts: a child of its own, for a supervisor waits for nothing. It makes one checkpoint, answers whoever asked
-//! for it, and ends. Killed, it takes nobody along: its tracer cures the program, and the end of its connection is the answer.
-use crate::control::{Answer, PATIENCE};
-use crate::frame::Conn;
-use crate::{checkpoint, CheckpointRequest, StateDir, Target};
+//! The recorder of a supervised session: a forked child of the supervisor that makes one checkpoint, says how it went, and ends.
+//!
+//! A process of its own, so that the supervisor goes on passing signals, reaping and answering meanwhile (it has one thread, and a
+//! checkpoint may take seconds), and so that it can be killed when a grace runs out: to the program that is the death of any
+//! recorder. It is in a session of its own, out of reach of Ctrl-C, and SIGTERM ends it (`ctl kill`).
+use crate::checkpoint::record;
+use crate::frame::{Conn, MAX_FRONT};
+use crate::front::WireError;
+use crate::{LaunchError, StateDir};
+use engine::{After, Error, Externals, Kind};
 use image::SessionName;
+use nix::sys::signal::SigSet;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use sys::pidfd::PidFd;
 use sys::spawn::{self, Fork};
 
-/// Forks. None in the recorder, its PID in the supervisor.
-pub(crate) fn start() -> std::io::Result<Option<i32>> {
-    Ok(match spawn::fork()? {
-        Fork::Child => None,
-        Fork::Parent(pid) => Some(pid),
-    })
+/// What a recorder is told to do.
+#[derive(Default)]
+pub(crate) struct Order {
+    /// What becomes of the program.
+    pub(crate) after: After,
+    /// What a restore does with external ends.
+    pub(crate) external: Externals,
+    /// Wait for another checkpoint of the session that is under way; else that is [`Kind::Busy`].
+    pub(crate) wait: bool,
+    /// Prune to so many when it is complete.
+    pub(crate) keep: Option<usize>,
 }
 
-/// What the recorder does, to its end.
-pub(crate) fn work(state: &StateDir, name: &SessionName, mut conn: Conn) -> ! {
-    // Out of the front's group: Ctrl-C is for the program.
+/// A checkpoint that a recorder made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Made {
+    pub(crate) n: u64,
+    pub(crate) pause_us: u64,
+    pub(crate) took_us: u64,
+    /// What is not kept, each with what is lost.
+    pub(crate) reported: Vec<String>,
+    /// What else is to be said.
+    pub(crate) notes: Vec<String>,
+}
+
+/// What it says.
+#[derive(Debug, Serialize, Deserialize)]
+enum Said {
+    Made(Made),
+    Failed(WireError),
+}
+
+/// One that is at work.
+pub(crate) struct Recorder {
+    conn: Conn,
+    handle: PidFd,
+    said: Option<Said>,
+}
+
+impl Recorder {
+    /// Starts one. `let_go` is called in the child, which must not keep open what others see the end of. Only for a process with
+    /// one thread.
+    pub(crate) fn start(
+        state: &StateDir,
+        name: &SessionName,
+        order: &Order,
+        let_go: impl FnOnce(),
+    ) -> io::Result<Recorder> {
+        let (ours, theirs) = UnixStream::pair()?;
+        match spawn::fork()? {
+            Fork::Parent(pid) => {
+                // Our child, and nobody reaps it before we are back in the loop.
+                let handle = PidFd::open(pid).map_err(io::Error::other)?;
+                Ok(Recorder { conn: Conn::new(ours, MAX_FRONT)?, handle, said: None })
+            }
+            Fork::Child => {
+                drop(ours);
+                // Unwinding must not go on into the supervisor's own frames.
+                let code = catch_unwind(AssertUnwindSafe(|| {
+                    let_go();
+                    work(theirs, state, name, order);
+                }));
+                spawn::exit_now(code.is_err().into())
+            }
+        }
+    }
+
+    /// Takes in what it says; false when it has ended.
+    pub(crate) fn hear(&mut self) -> bool {
+        let open = self.conn.fill();
+        if let Some(Ok(said)) = self.conn.next() {
+            self.said = Some(said);
+        }
+        open
+    }
+
+    /// How it went; None if it was killed before it could say so.
+    pub(crate) fn result(self) -> Option<Result<Made, Error>> {
+        Some(match self.said? {
+            Said::Made(made) => Ok(made),
+            Said::Failed(e) => Err(LaunchError::from(e).error),
+        })
+    }
+
+    /// Kills it. The program runs on as after any recorder's death.
+    pub(crate) fn kill(&self) {
+        // One that has just ended needs no signal.
+        let _ = self.handle.kill(libc::SIGKILL);
+    }
+}
+
+impl AsFd for Recorder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.conn.as_fd()
+    }
+}
+
+fn work(stream: UnixStream, state: &StateDir, name: &SessionName, order: &Order) {
+    // A fork is no group leader, and an empty mask can be set: neither fails.
     let _ = nix::unistd::setsid();
-    let made = catch_unwind(AssertUnwindSafe(|| {
-        checkpoint(state, &Target::Session(name.clone()), &CheckpointRequest::default())
-    }));
-    let answer = match made {
-        Ok(Ok(made)) => Answer { n: Some(made.captured.n), ..Answer::done(made.pid) },
-        Ok(Err(e)) => Answer { code: Some(e.kind.exit_code()), ..Answer::refused(e.to_string()) },
-        Err(_) => Answer { code: Some(1), ..Answer::refused("the recorder panicked: report this".into()) },
+    let _ = SigSet::empty().thread_set_mask();
+    let Ok(mut conn) = Conn::new(stream, MAX_FRONT) else { return };
+    let result = catch_unwind(AssertUnwindSafe(|| record(state, name, order))).unwrap_or_else(|_| {
+        let attempted = format!("checkpoint {name}");
+        Err(Error::new(Kind::Bug, attempted, "recorder", "it panicked", "this is a bug: please report it"))
+    });
+    let said = match result {
+        Ok(made) => Said::Made(made),
+        Err(e) => Said::Failed(LaunchError::from(e).into()),
     };
-    // Who asked may be gone.
-    let _ = conn.send(&answer, PATIENCE);
-    spawn::exit_now(0)
+    // A supervisor that is gone needs no news.
+    let _ = conn.send(&said, crate::control::PATIENCE);
 }

@@ -3,7 +3,7 @@
 use crate::errors::storage;
 use crate::lock::Lock;
 use crate::state::write_atomically;
-use crate::{store_calls, Listed, Mode, ProcId, Result, State, StateDir};
+use crate::{store_calls, Listed, Mode, ProcId, Result, State, StateDir, Triggers};
 use engine::{Error, Kind};
 use image::{SessionName, Store};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,9 @@ pub struct Live {
     pub from: Option<u64>,
     /// When it was registered, in seconds since 1970.
     pub created: u64,
+    /// What makes checkpoints of it by itself.
+    #[serde(default, skip_serializing_if = "Triggers::is_empty")]
+    pub triggers: Triggers,
 }
 
 impl Live {
@@ -259,6 +262,7 @@ mod tests {
             command: "sleep 1".into(),
             from: None,
             created: now(),
+            triggers: Triggers::default(),
         }
     }
 

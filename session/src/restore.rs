@@ -7,6 +7,7 @@ use crate::lock::Lock;
 use crate::registry::{self, now};
 use crate::state::open_log;
 use crate::supervisor::{Pty, Running};
+use crate::trigger::{Triggers, TRIGGERS_LABEL};
 use crate::{control, engine_calls, procfs, store_calls};
 use crate::{Event, LaunchError, Live, Mode, Outcome, ProcId, RestoreRequest, Result, Spec, Started, StateDir};
 use engine::{Pids, Progress, RestoreOptions, Restored};
@@ -108,10 +109,28 @@ fn start(
     let options = options(request, spec, stdio.numbers(), Some(&progress));
     let mut options = with_log(options, handle, state.log(name))?;
     options.session = Some((name.to_string(), state.session(name)));
-    let restored = engine_calls::restore(handle, &options)?;
+    let (triggers, note) = triggers(request, handle)?;
+    let mut restored = engine_calls::restore(handle, &options)?;
+    restored.notes.extend(note);
     let pid = restored.pid;
-    let kept = keep(state, name, request, spec, restored, control, stdio, lock, attempted);
+    let kept = keep(state, name, request, spec, restored, triggers, control, stdio, lock, attempted);
     Ok(kept.inspect_err(|_| kill_child(pid))?)
+}
+
+/// What makes checkpoints of the restored session by itself: what did before, unless the caller says otherwise.
+fn triggers(request: &RestoreRequest, handle: &CheckpointHandle) -> Result<(Triggers, Option<String>)> {
+    let before = match engine_calls::label(handle, TRIGGERS_LABEL)? {
+        Some(text) if !request.no_triggers => serde_json::from_str(&text),
+        _ => Ok(Triggers::default()),
+    };
+    Ok(match before {
+        Ok(before) => (request.triggers.over(&before), None),
+        Err(e) => {
+            let note =
+                format!("the triggers that it was checkpointed with cannot be read ({e}): they are not in force");
+            (request.triggers.clone(), Some(note))
+        }
+    })
 }
 
 /// Registers what was restored.
@@ -122,6 +141,7 @@ fn keep(
     request: &RestoreRequest,
     spec: &Spec,
     restored: Restored,
+    triggers: Triggers,
     control: Bound,
     stdio: Stdio,
     lock: Lock,
@@ -142,6 +162,7 @@ fn keep(
         command: procfs::command_line(pid),
         from: spec.n,
         created: now(),
+        triggers,
     };
     registry::register(state, name, &live)?;
     let started = Started {

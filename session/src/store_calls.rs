@@ -29,3 +29,13 @@ pub(crate) fn checkpoint(
 pub(crate) fn number(handle: &CheckpointHandle) -> u64 {
     handle.n()
 }
+
+/// Removes all but the latest `keep` checkpoints of the session.
+pub(crate) fn prune(store: &Store, name: &SessionName, keep: usize) -> Result<()> {
+    store.prune(name, keep).map(|_| ()).map_err(|e| image_error(format!("remove older checkpoints of {name}"), e))
+}
+
+/// Reads all of a checkpoint; an error says what is wrong with it.
+pub(crate) fn verify(store: &Store, name: &SessionName, n: u64) -> Result<()> {
+    store.verify(name, Some(n)).map(|_| ()).map_err(|e| image_error(format!("verify {name}@{n}"), e))
+}

@@ -1,14 +1,18 @@
 //! The supervisor: parent of a session's program, subreaper of everything that descends from it. One thread, one poll
 //! loop over its signals, its front, its control socket, the program's status and its pty; nothing in it waits or sleeps.
 //!
+//! Checkpoints that a trigger or a peer wants are in `triggered`.
+//!
 //! It lives until the last process of the session has ended. In the foreground it is in its front's process group, as a
 //! witness of group signals (see `front`); without a front it has a session of its own.
+mod triggered;
+
 use crate::control::{peer_is_me, peer_pid, Answer, Request, PATIENCE};
 use crate::frame::{Conn, MAX_CONTROL};
 use crate::front::{drain, exit_code, let_go_of_stdio, not_passed, Got, ToFront, ToSupervisor};
 use crate::lock::Lock;
-use crate::procfs::{descendants, ProcId};
-use crate::{recorder, registry, store_calls, Live, Started, StateDir};
+use crate::procfs::descendants;
+use crate::{registry, store_calls, Live, Started, StateDir};
 use image::SessionName;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signalfd::SignalFd;
@@ -16,9 +20,11 @@ use nix::unistd::{getpgid, getpgrp, Pid};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use sys::pidfd::PidFd;
 use sys::spawn::{wait_any, Waited};
+use triggered::Triggered;
 
 /// Connections served at once; one more makes the oldest give way, so silent ones cannot keep others out.
 const MAX_CONNS: usize = 16;
@@ -63,6 +69,8 @@ struct Peer {
     leaving: Option<Option<u64>>,
     /// Wants an answer when the session has ended.
     waits: bool,
+    /// Wants one when its checkpoint is done.
+    asks: bool,
 }
 
 pub(crate) struct Supervisor {
@@ -81,8 +89,7 @@ pub(crate) struct Supervisor {
     ended: Option<i32>,
     left: Option<u64>,
     childless: bool,
-    /// PIDs of recorders, which are children of ours but not of the session.
-    recorders: Vec<i32>,
+    triggered: Triggered,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -93,6 +100,9 @@ enum Source {
     Status,
     Pty,
     Peer(u64),
+    Recorder,
+    Tick,
+    Grace,
 }
 
 impl Supervisor {
@@ -112,7 +122,7 @@ impl Supervisor {
             ended: None,
             left: None,
             childless: false,
-            recorders: Vec::new(),
+            triggered: Triggered::default(),
             running,
         };
         // What came before the program was there did not reach it, group or not: no witness of ours must say it did.
@@ -122,6 +132,7 @@ impl Supervisor {
         if detach {
             s.front = None;
         }
+        s.begin_to_tick();
         s
     }
 
@@ -146,6 +157,10 @@ impl Supervisor {
         sources.extend(self.running.status.as_ref().map(|s| (Source::Status, s.as_fd())));
         sources.extend(self.running.pty.as_ref().map(|p| (Source::Pty, p.master.as_fd())));
         sources.extend(self.peers.iter().map(|p| (Source::Peer(p.id), p.conn.as_fd())));
+        let t = &self.triggered;
+        sources.extend(t.recorder().map(|r| (Source::Recorder, r.as_fd())));
+        sources.extend(t.every.as_ref().map(|t| (Source::Tick, t.as_fd())));
+        sources.extend(t.grace.as_ref().map(|t| (Source::Grace, t.as_fd())));
         let mut fds: Vec<PollFd> = sources.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         if poll(&mut fds, PollTimeout::NONE).is_err() {
             return Vec::new();
@@ -164,6 +179,9 @@ impl Supervisor {
                 self.copy_output();
             }
             Source::Peer(id) => self.hear_peer(id),
+            Source::Recorder => self.hear_recorder(),
+            Source::Tick => self.tick(),
+            Source::Grace => self.grace_is_over(),
         }
     }
 
@@ -177,6 +195,10 @@ impl Supervisor {
             }
             return false;
         };
+        // What it records may be the last state of the program, or be why it ended.
+        if self.triggered.recorder().is_some() {
+            return false;
+        }
         // Whether this was a checkpoint's kill is about to be told.
         if self.left.is_none() && self.peers.iter().any(|p| p.leaving.is_some()) {
             return false;
@@ -193,8 +215,8 @@ impl Supervisor {
         }
         if self.front.is_some() && self.left.is_none() {
             let init = self.running.live.init.as_ref().map(|i| i.pid);
-            let ours = |p: &ProcId| Some(p.pid) == init || self.recorders.contains(&p.pid);
-            let remain = descendants(std::process::id() as i32).iter().filter(|p| !ours(p)).count();
+            let all = descendants(std::process::id() as i32);
+            let remain = all.iter().filter(|p| Some(p.pid) != init && !ends_by_itself(p.pid)).count();
             // None: what is left is about to be reaped, and that will wake us.
             if remain > 0 {
                 self.tell_end(status, remain);
@@ -250,7 +272,7 @@ impl Supervisor {
                         self.changed(status);
                     }
                 }
-                Waited::Changed(pid, _) => self.recorders.retain(|r| *r != pid),
+                Waited::Changed(..) => {}
                 Waited::Nothing => {
                     self.childless = false;
                     return;
@@ -276,6 +298,7 @@ impl Supervisor {
         } else {
             self.ended.get_or_insert(status);
             self.program = None;
+            self.triggered.every = None;
         }
     }
 
@@ -370,10 +393,21 @@ impl Supervisor {
         }
     }
 
+    /// A signal came: it is a trigger, or passed on.
+    fn pass(&mut self, sig: i32, group: bool) {
+        match self.running.live.triggers.means(sig).filter(|_| self.program.is_some()) {
+            Some(means) => self.trigger(means),
+            None => self.pass_on(sig, group),
+        }
+    }
+
     /// Passes a signal on to the program, if it did not reach it already as a member of our group; to all that is left
     /// of the session if the command has ended.
-    fn pass(&mut self, sig: i32, group: bool) {
+    fn pass_on(&mut self, sig: i32, group: bool) {
         let Some(program) = &self.program else {
+            if matches!(sig, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT) {
+                self.give_up_recording();
+            }
             if self.front.is_none() {
                 self.signal_all(sig);
             }
@@ -396,9 +430,6 @@ impl Supervisor {
 
     fn signal_all(&self, sig: i32) {
         for process in descendants(std::process::id() as i32) {
-            if self.recorders.contains(&process.pid) {
-                continue; // it ends by itself when its target does
-            }
             // What ended meanwhile needs no signal; the handle is checked before it is used.
             if let Some(handle) = PidFd::open(process.pid).ok().filter(|_| process.lives()) {
                 let _ = handle.kill(sig);
@@ -417,11 +448,11 @@ impl Supervisor {
                 continue;
             }
             if self.peers.len() >= MAX_CONNS {
-                let oldest = self.peers.iter().position(|p| p.leaving.is_none() && !p.waits).unwrap_or(0);
+                let oldest = self.peers.iter().position(|p| p.leaving.is_none() && !p.waits && !p.asks).unwrap_or(0);
                 self.peers.remove(oldest);
             }
             self.next_id += 1;
-            self.peers.push(Peer { id: self.next_id, pid, conn, leaving: None, waits: false });
+            self.peers.push(Peer { id: self.next_id, pid, conn, leaving: None, waits: false, asks: false });
         }
     }
 
@@ -434,9 +465,6 @@ impl Supervisor {
                 Err(why) => Some(Answer::refused(why)),
             };
             let hang_up = answer.as_ref().is_some_and(|a| !a.ok);
-            if self.peers.get(at).is_none_or(|p| p.id != id) {
-                return; // its recorder answers
-            }
             // Room for an answer this short is missing only if the peer never reads: not worth waiting for.
             let sent = answer.is_none_or(|a| self.peers[at].conn.send(&a, 0).is_ok());
             if hang_up || !sent {
@@ -466,40 +494,30 @@ impl Supervisor {
                 self.signal_all(libc::SIGTERM);
                 self.signal_all(libc::SIGCONT);
             }
-            Request::Session | Request::Checkpoint if self.peers[at].pid != Some(done.pid) => {
-                let why =
-                    format!("this process is not the program of session {}: PID {} is", self.running.name, done.pid);
+            Request::Session if self.peers[at].pid != Some(done.pid) => {
+                let name = &self.running.name;
+                let why = format!("this process is not the program of session {name}: PID {} is", done.pid);
                 return Some(Answer::refused(why));
             }
             Request::Session => done.name = Some(self.running.name.to_string()),
-            Request::Checkpoint => return self.record_for(at),
+            Request::Checkpoint { end, fd } => {
+                self.peers[at].asks = true;
+                self.asked(self.peers[at].id, end, fd);
+                return None;
+            }
         }
         Some(done)
     }
 
-    /// A checkpoint that a peer asked for: made by a process of its own, which answers. None: it does.
-    fn record_for(&mut self, at: usize) -> Option<Answer> {
-        match recorder::start() {
-            Ok(Some(pid)) => {
-                self.recorders.push(pid);
-                self.peers.remove(at);
-                None
-            }
-            Ok(None) => {
-                // The recorder. It has nothing of ours but the peer that it answers.
-                let peer = self.peers.remove(at);
-                (self.front, self.program) = (None, None);
-                self.peers.clear();
-                (self.running.listener, self.running.pty, self.running.status) = (None, None, None);
-                recorder::work(&self.running.state, &self.running.name, peer.conn)
-            }
-            Err(e) => Some(Answer::refused(format!("no recorder could be started: {e}"))),
+    /// A peer went away. If it was about to leave with the program and did not come to say so, the store knows.
+    fn gone(&mut self, peer: &Peer) {
+        if let Some(before) = peer.leaving {
+            self.left_unsaid(before);
         }
     }
 
-    /// A peer went away. If it was about to leave with the program and did not come to say so, the store knows.
-    fn gone(&mut self, peer: &Peer) {
-        let Some(before) = peer.leaving else { return };
+    /// Whoever was to kill the program after a checkpoint is gone; `before` was the latest one then.
+    fn left_unsaid(&mut self, before: Option<u64>) {
         let killed = self.ended.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == libc::SIGKILL);
         let now = self.latest();
         if killed && now > before {
@@ -511,6 +529,17 @@ impl Supervisor {
         let store = self.running.state.store().ok()?;
         store_calls::numbers(&store, &self.running.name).ok()?.last().copied()
     }
+}
+
+/// True of what is about to end, and of what a checkpoint has left for a moment: its tracer, which runs what we do, and its snapshot
+/// child, which is in the blob.
+fn ends_by_itself(pid: i32) -> bool {
+    use sys::procfs::vma_at;
+    let ours = || {
+        let exe = |who: &str| std::fs::metadata(format!("/proc/{who}/exe")).ok().map(|m| (m.dev(), m.ino()));
+        exe(&pid.to_string()).is_some_and(|its| Some(its) == exe("self"))
+    };
+    sys::procfs::is_ending(pid) || ours() || vma_at::read(pid, sys::inject::HOME).is_ok_and(|vma| vma.is_some())
 }
 
 /// How a session ended, in words.

@@ -32,6 +32,7 @@ pub struct Inherited {
     mask: libc::sigset_t,
     pipe_ignored: bool,
     child_ignored: bool,
+    more_ignored: Vec<i32>,
     fds: Vec<i32>,
 }
 
@@ -49,8 +50,14 @@ impl Inherited {
             mask,
             pipe_ignored: PIPE_IGNORED.load(Ordering::Relaxed),
             child_ignored: is_ignored(libc::SIGCHLD),
+            more_ignored: Vec::new(),
             fds: fds.into_iter().filter(stays_open).collect(),
         }
+    }
+
+    /// With these signals ignored, too.
+    pub fn ignoring(self, more_ignored: Vec<i32>) -> Inherited {
+        Inherited { more_ignored, ..self }
     }
 
     /// Closes the descriptors above 2 that the program has inherited, once it runs: it has its own copies, and whoever is at the
@@ -116,6 +123,9 @@ pub fn prepare(command: &mut Command, inherited: Inherited, own_session: bool) -
         unsafe {
             libc::signal(libc::SIGPIPE, of(inherited.pipe_ignored));
             libc::signal(libc::SIGCHLD, of(inherited.child_ignored));
+            for sig in &inherited.more_ignored {
+                libc::signal(*sig, libc::SIG_IGN);
+            }
             if own_session && libc::setsid() < 0 {
                 return Err(io::Error::last_os_error());
             }

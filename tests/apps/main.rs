@@ -2,6 +2,7 @@
 mod golden;
 mod preflight;
 mod server;
+mod train;
 
 use dormouse_tests::runner;
 
@@ -9,6 +10,7 @@ fn main() -> std::process::ExitCode {
     runner::main(|_| {
         let mut all = server::cases();
         all.extend(preflight::cases());
+        all.extend(train::cases());
         all.extend(golden::cases());
         runner::no_two_alike(&all)?;
         Ok(all)

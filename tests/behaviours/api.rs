@@ -563,7 +563,7 @@ fn recorder_killed(bed: &mut Bed) -> Result<()> {
         let said = api.tell(bed, "checkpoint")?;
         ensure_has(
             &said,
-            "error -9 (cannot checkpoint this program: the recorder ended before it answered; it runs on as before",
+            "error -9 (cannot checkpoint: it was killed before it was done",
         )?;
         unharmed::but_for_the_documented(api.pid)?;
         let name = api.session.clone();

@@ -5,8 +5,10 @@ mod invisible;
 mod matrix;
 mod newcomer;
 mod refusal;
+mod resume;
 mod sessions;
 mod terminal;
+mod triggers;
 mod vdso;
 
 use dormouse_tests::stage::Stage;
@@ -23,8 +25,10 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(invisible::cases());
     all.extend(newcomer::cases());
     all.extend(refusal::cases());
+    all.extend(resume::cases());
     all.extend(sessions::cases());
     all.extend(terminal::cases());
+    all.extend(triggers::cases());
     all.extend(vdso::cases());
     all.sort_by(|a, b| a.name.cmp(&b.name));
     runner::no_two_alike(&all)?;

@@ -7,6 +7,7 @@ mod phases;
 mod restores;
 mod storage;
 mod strangers;
+mod triggers;
 mod window;
 
 use dormouse_tests::runner;
@@ -20,6 +21,7 @@ fn main() -> std::process::ExitCode {
         all.extend(restores::cases());
         all.extend(storage::cases());
         all.extend(strangers::cases());
+        all.extend(triggers::cases());
         all.extend(window::cases());
         all.sort_by(|a, b| a.name.cmp(&b.name));
         runner::no_two_alike(&all)?;

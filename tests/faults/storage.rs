@@ -20,15 +20,15 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Runs a shell script in a mount namespace of its own, in which `$CTL` is ctl. An ordinary user gets a user namespace with it,
+/// Runs a shell script in a mount namespace of its own, in which `$CTL` is ctl and `$LAUNCHER` launcher. An ordinary user gets a user namespace with it,
 /// and the right to mount; `$AS` takes that right away again from what it is put before.
-fn in_namespace(bed: &mut Bed, script: &str) -> Result<Ran> {
+pub fn in_namespace(bed: &mut Bed, script: &str) -> Result<Ran> {
     let root = bed.who == Who::Root;
     let mut c = bed.command("unshare");
     c.arg("--mount").args(if root { &[][..] } else { &["--user", "--map-current-user", "--keep-caps"][..] });
     let without = if root { "" } else { "setpriv --ambient-caps=-all --inh-caps=-all " };
-    let ctl = format!("{without}{}", bed.stage.bin("ctl").display());
-    c.args(["sh", "-c", script]).env("CTL", ctl).env("AS", without);
+    let of = |name| format!("{without}{}", bed.stage.bin(name).display());
+    c.args(["sh", "-c", script]).env("CTL", of("ctl")).env("LAUNCHER", of("launcher")).env("AS", without);
     let (mut child, out, err) = bed.spawn(&mut c)?;
     let status = run::end(&mut child, "unshare", LIMIT)?;
     bed.let_go(&child);

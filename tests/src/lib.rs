@@ -10,6 +10,7 @@
 
 pub mod bed;
 pub mod case;
+pub mod job;
 pub mod proc;
 pub mod programs;
 pub mod pty;

@@ -8,6 +8,20 @@ pub fn entirely(pid: i32) -> Result<()> {
     soon(pid, false)
 }
 
+/// The same at a moment in which `quiet` is true before and after the look: of one that is checkpointed again and again.
+pub fn entirely_between(pid: i32, quiet: impl Fn() -> bool) -> Result<()> {
+    let mut wrong = String::new();
+    let settled = run::until("", SOON, || {
+        let before = quiet();
+        wrong = look(pid, false);
+        Ok(wrong.is_empty() && before && quiet())
+    });
+    if settled.is_err() {
+        bail!("PID {pid} is not as it was {SOON:?} after: {wrong}");
+    }
+    Ok(())
+}
+
 /// It runs; after an emergency exit the one documented mapping may be in it, and one zombie be its child, until the next
 /// checkpoint.
 pub fn but_for_the_documented(pid: i32) -> Result<()> {

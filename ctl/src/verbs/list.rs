@@ -50,7 +50,7 @@ fn to_json(l: &Listed, checkpoints: &[CheckpointInfo]) -> Value {
     json!({
         "name": l.name, "state": state_name(l.state), "checkpoints": checkpoints,
         "pid": live.map(|v| v.program.pid), "supervisor": live.and_then(|v| v.supervisor.as_ref()).map(|s| s.pid),
-        "mode": live.map(|v| v.mode), "command": live.map(|v| &v.command), "from": live.and_then(|v| v.from),
+        "mode": live.map(|v| v.mode), "command": live.map(|v| &v.command), "from": live.and_then(|v| v.from), "triggers": live.map(|v| &v.triggers).filter(|t| !t.is_empty()),
         "last": l.last, "log": l.log.as_ref().map(|p| p.to_string_lossy()),
     })
 }

@@ -14,6 +14,7 @@ pub fn run(out: &Out, state: &StateDir, args: &Restore) -> Result<Done, Error> {
     request.detach = args.detach;
     request.pids = args.pids.map(Into::into).unwrap_or_default();
     request.map_path = args.map_path.clone();
+    request.no_triggers = args.no_triggers;
     let external = externals(&args.external);
     (request.external, request.external_close) = (external.named, external.close);
     let bar = Bar::new(out);
@@ -29,6 +30,10 @@ pub fn run(out: &Out, state: &StateDir, args: &Restore) -> Result<Done, Error> {
         Event::Background { name, processes, supervisor } => out.note(&format!(
             "{name}: the command ended, {processes} of its descendants run on (supervisor: PID {supervisor})"
         )),
+        Event::Checkpointed { name, n, notes, .. } => {
+            notes.iter().for_each(|note| out.note(&format!("checkpoint {name}@{n}: {note}")));
+        }
+        Event::NotCheckpointed { error } => out.warning(&error),
         Event::Left { name, n } => out.note(&format!("{name}: checkpointed as {name}@{n} and left")),
     })
     .map_err(|e| e.error)?;

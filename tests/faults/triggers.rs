@@ -1,0 +1,113 @@
+//! A recorder that fails, in each phase, is killed in each, or finds no room: it is said, the program runs on, what is there stays.
+use super::storage::in_namespace;
+use anyhow::{ensure, Result};
+use dormouse_tests::bed::LIMIT;
+use dormouse_tests::job::{Line, Mode};
+use dormouse_tests::{run, store, unharmed, Bed, Case};
+use nix::sys::signal::Signal;
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for phase in ["find", "freeze", "observe", "fork", "thaw", "record", "publish"] {
+        all.extend(Case::each(&format!("trigger/recorder-killed/{phase}"), move |bed| killed(bed, phase)));
+        all.extend(Case::each(&format!("trigger/recorder-fails/{phase}"), move |bed| fails(bed, phase)));
+    }
+    all.extend(Case::each("trigger/keeps-until-complete", keeps));
+    all.extend(Case::each("trigger/disk-full", full));
+    all
+}
+
+/// By a signal that would have kept it, and by one that would have ended it.
+fn killed(bed: &mut Bed, phase: &str) -> Result<()> {
+    let options = ["--signal", "USR2", "--signal-exit", "USR1"];
+    let line = Line::program(bed, Mode::Foreground, &options, &["mem_anon"])?;
+    let mut job = line.fault(&format!("{phase}:1:kill-self")).ready(bed)?;
+    for signal in [Signal::SIGUSR2, Signal::SIGUSR1] {
+        let before = job.events("not_checkpointed").len();
+        // Then there is no fork, and no thaw but after the program's end.
+        if signal == Signal::SIGUSR1 && ["fork", "thaw"].contains(&phase) {
+            break;
+        }
+        job.signal(signal)?;
+        run::until("the report", LIMIT, || Ok(job.events("not_checkpointed").len() > before))?;
+        ensure!(job.said().contains("it was killed before it was done"), "{}", job.said());
+        unharmed::but_for_the_documented(job.pid)?;
+        ensure!(store::numbers(bed, "job").is_empty(), "there is a checkpoint");
+    }
+    checkpoint_now(bed)?;
+    unharmed::entirely(job.pid)?;
+    job.prove(bed)?;
+    store::holds(bed, "job", &[1])
+}
+
+fn fails(bed: &mut Bed, phase: &str) -> Result<()> {
+    let line = Line::program(bed, Mode::Foreground, &["--signal", "USR2"], &["mem_anon"])?;
+    let mut job = line.fault(&format!("{phase}:1:fail")).ready(bed)?;
+    for n in 1..=2 {
+        job.signal(Signal::SIGUSR2)?;
+        run::until("the report", LIMIT, || Ok(job.events("not_checkpointed").len() >= n))?;
+        let said = job.events("not_checkpointed")[n - 1].to_string();
+        ensure!(said.contains("Input/output error") && said.contains("remedy"), "{said}");
+        unharmed::entirely(job.pid)?;
+    }
+    checkpoint_now(bed)?;
+    job.prove(bed)?;
+    store::holds(bed, "job", &[1])
+}
+
+/// By ctl, which meets no fault. A thread may still be on its way out of what was broken off: that is refused, and asked again.
+fn checkpoint_now(bed: &mut Bed) -> Result<()> {
+    run::until("everyone out of a broken-off checkpoint", LIMIT, || {
+        let ran = bed.ctl(&["checkpoint", "job"])?;
+        if ran.code() == 3 && ran.said().contains("just leaving an earlier checkpoint") {
+            return Ok(false);
+        }
+        ran.expect(0).map(|_| true)
+    })
+}
+
+/// --keep 1 removes the last but one only when the last is there.
+fn keeps(bed: &mut Bed) -> Result<()> {
+    let line = Line::program(bed, Mode::Foreground, &["--signal", "USR2", "--keep", "1"], &["mem_anon"])?;
+    let mut job = line.fault("publish:1:fail").ready(bed)?;
+    bed.ctl(&["checkpoint", "job"])?.expect(0)?;
+    bed.ctl(&["checkpoint", "job"])?.expect(0)?;
+    job.signal(Signal::SIGUSR2)?;
+    run::until("the report", LIMIT, || Ok(!job.events("not_checkpointed").is_empty()))?;
+    store::holds(bed, "job", &[1, 2])?;
+    bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
+    ensure!(job.end(bed)? == 85, "{}", job.said());
+    let mut again = job.restore(bed, &[])?;
+    again.signal(Signal::SIGUSR2)?;
+    again.made(bed, 4)?;
+    store::holds(bed, "job", &[4])?;
+    again.prove(bed)
+}
+
+/// No room: it is said on launcher's stderr, the program runs on, and with room again the next one is made.
+fn full(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let program = bed.stage.program("mem_anon");
+    let script = format!(
+        "set -u; cd /; mkdir -p \"$DORMOUSE_STATE_DIR\"; mount -t tmpfs -o size=4m,mode=700 none \"$DORMOUSE_STATE_DIR\" || exit 99
+         $LAUNCHER --signal USR2 --name job -- {program} --dir {dir} 2>{dir}/err & L=$!
+         wait_for() {{ i=0; until eval \"$1\"; do i=$((i+1)); [ $i -lt 1500 ] || {{ echo \"no $1\"; exit 97; }}; sleep 0.01; done; }}
+         wait_for '[ -e {dir}/ready ]'
+         kill -USR2 $L; wait_for '[ -e $DORMOUSE_STATE_DIR/sessions/job/checkpoints/1 ]'
+         dd if=/dev/zero of=$DORMOUSE_STATE_DIR/fills bs=4k 2>/dev/null
+         kill -USR2 $L; wait_for 'grep -q \"No space left\" {dir}/err'
+         kill -USR2 $L; wait_for '[ $(grep -c \"No space left\" {dir}/err) = 2 ]'
+         $CTL verify job@1 && echo stands
+         rm $DORMOUSE_STATE_DIR/fills
+         kill -USR2 $L; wait_for '[ -e $DORMOUSE_STATE_DIR/sessions/job/checkpoints/2 ]'
+         : > {dir}/gate; wait $L; echo \"ended $?\"; head -1 {dir}/result; $CTL verify job@2 && echo whole; cat {dir}/err >&2",
+        program = program.display(),
+        dir = dir.display()
+    );
+    let ran = in_namespace(bed, &script)?.expect(0)?;
+    for words in ["stands\n", "ended 0\nOK\n", "whole\n"] {
+        ensure!(ran.out.contains(words), "{words:?} is not in {}", ran.said());
+    }
+    ensure!(ran.err.contains("launcher: cannot checkpoint job") && ran.err.contains("free space"), "{}", ran.err);
+    Ok(())
+}
