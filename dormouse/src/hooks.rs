@@ -126,12 +126,13 @@ fn set_round(on: bool) {
 }
 
 /// Waits, within bounds, until the hooks that a checkpoint or restore set going have run.
-pub(crate) fn settle() {
+pub(crate) fn settle(failed: bool) {
     let Some(block) = block() else { return };
     if block.helper.load(SeqCst) == 0 {
         return;
     }
-    let until = Instant::now() + hook_patience(block) * (1 + registry().hooks.len() as u32);
+    let hooks = if failed { 0 } else { registry().hooks.len() as u32 };
+    let until = Instant::now() + hook_patience(block) * (1 + hooks);
     let mut on = ROUND.lock().unwrap_or_else(PoisonError::into_inner);
     while *on {
         let left = until.saturating_duration_since(Instant::now());
@@ -159,7 +160,7 @@ fn start(block: &'static Block) -> std::io::Result<()> {
             }
         }
     };
-    os::all_blocked(|| std::thread::Builder::new().name("dormouse-hooks".into()).spawn(run))?;
+    os::all_blocked(|| std::thread::Builder::new().name(wire::api::HELPER_NAME.into()).spawn(run))?;
     is_ready.recv().map_err(std::io::Error::other)
 }
 

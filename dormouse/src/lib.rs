@@ -92,7 +92,8 @@ pub fn checkpoint() -> Result<Outcome, Error> {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = block.generation();
     let asked = ask(block);
-    hooks::settle();
+    // Hooks that let it fail by taking too long are not waited for once more, one by one.
+    hooks::settle(asked.is_err());
     // In a restored program whatever was under way has ended somehow: that it is one is what counts.
     if block.generation() != before {
         return Ok(Outcome::Restored { generation: block.generation(), number: block.from() });

@@ -72,7 +72,7 @@ impl Link {
         Ok(())
     }
 
-    fn fd(&self) -> &OwnedFd {
+    pub(crate) fn fd(&self) -> &OwnedFd {
         match &self.fd {
             Some(fd) => fd,
             None => unreachable!("it is taken in drop only"),

@@ -1,10 +1,13 @@
 //! The system calls of this library that std does not have, each as a safe function. The only file with `unsafe`, beside the C interface.
 #![allow(unsafe_code)]
 use crate::block::Block;
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
 use wire::api::{BLOCK_AT, BLOCK_LEN, BLOCK_MAGIC, WAKE_SIGNAL};
 
 /// The block's memory; true if it was made now, zeroed.
@@ -45,6 +48,11 @@ pub(crate) fn euid() -> u32 {
 
 /// Runs `f` with all signals blocked, so that a thread that it starts has them blocked.
 pub(crate) fn all_blocked<T>(f: impl FnOnce() -> T) -> T {
+    with_all_blocked(|_| f())
+}
+
+/// The same; `f` is given the mask of before.
+fn with_all_blocked<T>(f: impl FnOnce(&libc::sigset_t) -> T) -> T {
     // SAFETY: a sigset_t is plain data; zeros are a valid one.
     let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     // SAFETY: both point to sigset_t of ours.
@@ -52,7 +60,7 @@ pub(crate) fn all_blocked<T>(f: impl FnOnce() -> T) -> T {
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
     }
-    let r = f();
+    let r = f(&old);
     // SAFETY: `old` was filled in by the call above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut()) };
     r
@@ -182,4 +190,97 @@ pub(crate) fn read(fd: &OwnedFd, into: &mut [u8]) -> io::Result<usize> {
             return Err(e);
         }
     }
+}
+
+/// What a program that is started by [`spawn_apart`] needs, where nothing can be allocated any more.
+struct Job<'a> {
+    argv: &'a [*const libc::c_char],
+    env: &'a [*const libc::c_char],
+    null: libc::c_int,
+    out: libc::c_int,
+    mask: libc::sigset_t,
+    stack: *mut libc::c_void,
+    failed: AtomicI32,
+}
+
+/// Bytes of stack for each of the two.
+const STACK: usize = 64 << 10;
+
+/// Starts a program (a path, then its arguments) that is no child of ours: nobody here sees it by wait or SIGCHLD. Its stdout is `out`, its other
+/// standard streams are /dev/null, it has no other descriptor and a session of its own.
+pub(crate) fn spawn_apart(argv: &[CString], out: &OwnedFd) -> io::Result<()> {
+    let env: Vec<CString> = std::env::vars_os()
+        .filter_map(|(k, v)| CString::new([k.as_bytes(), b"=", v.as_bytes()].concat()).ok())
+        .collect();
+    let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
+    let (argv, env) = (pointers(argv), pointers(&env));
+    let null = above_stdio(File::options().read(true).write(true).open("/dev/null")?.into())?;
+    let mut stacks = vec![0u128; 2 * STACK / 16];
+    let middle = stacks[STACK / 16..].as_mut_ptr();
+    // SAFETY: the end of the second half of `stacks`, of which it is a part.
+    let top = unsafe { middle.add(STACK / 16) };
+    // SAFETY: plain data; zeros are valid.
+    let mask = unsafe { std::mem::zeroed() };
+    let mut job = Job {
+        argv: &argv,
+        env: &env,
+        null: null.as_raw_fd(),
+        out: out.as_raw_fd(),
+        mask,
+        stack: middle.cast(),
+        failed: AtomicI32::new(0),
+    };
+    with_all_blocked(|old| {
+        job.mask = *old;
+        let arg = (&raw mut job).cast();
+        // SAFETY: a vfork: this thread stands still until `between` has ended, so that `job` and the stacks live as long as they are used. It runs on
+        // a stack of its own, with all signals blocked, so that no handler runs in it. No exit signal: no SIGCHLD.
+        let pid = unsafe { libc::clone(between, top.cast(), libc::CLONE_VM | libc::CLONE_VFORK, arg) };
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: waits for the child that was just made; that somebody else here reaped it is no harm.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) };
+        match job.failed.load(SeqCst) {
+            0 => Ok(()),
+            e => Err(io::Error::from_raw_os_error(e)),
+        }
+    })
+}
+
+/// The middle process: it ends at once, so that what it has started is adopted by somebody else than us.
+extern "C" fn between(job: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the job of `spawn_apart`, which waits for us.
+    let j = unsafe { &*job.cast::<Job>() };
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: as in `spawn_apart`; we stand still until the other has executed its program or ended.
+    if unsafe { libc::clone(last, j.stack, flags, job) } < 0 {
+        j.failed.store(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN), SeqCst);
+    }
+    0
+}
+
+/// Becomes the program. Only calls that are safe after vfork.
+extern "C" fn last(job: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the job of `spawn_apart`, which waits for us.
+    let j = unsafe { &*job.cast::<Job>() };
+    // SAFETY: system calls on our own copy of the descriptors and handlers; every pointer is of `job`. Handlers go before the mask does: none of the
+    // program's may run here, in its memory.
+    unsafe {
+        for sig in 1..=64 {
+            let mut old: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(sig, std::ptr::null(), &mut old) == 0 && old.sa_sigaction != libc::SIG_IGN {
+                libc::signal(sig, libc::SIG_DFL);
+            }
+        }
+        libc::setsid();
+        libc::dup2(j.null, 0);
+        libc::dup2(j.out, 1);
+        libc::dup2(j.null, 2);
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &j.mask, std::ptr::null_mut());
+        libc::execve(j.argv[0], j.argv.as_ptr(), j.env.as_ptr());
+    }
+    j.failed.store(io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOENT), SeqCst);
+    127
 }

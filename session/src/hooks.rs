@@ -165,12 +165,13 @@ impl Program<'_> {
                     "let it go on first (kill -CONT), or end the tracing",
                 ));
             }
-            if s.sig_blocked >> (wire::api::WAKE_SIGNAL - 1) & 1 == 0 {
+            // It has the signal blocked, but for as long as it waits for it, when that is not seen in its mask: its name must do.
+            if s.name != wire::api::HELPER_NAME.as_bytes() {
                 break;
             }
             return Ok(tid);
         }
-        Err(stopped("the thread that runs its hooks is gone, or does not take its signal any more", "report this"))
+        Err(stopped("the thread that runs its hooks is gone, or has another name", "report this"))
     }
 
     fn error(&self, kind: Kind, why: String, remedy: &str) -> Error {

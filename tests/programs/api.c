@@ -203,13 +203,19 @@ static void obey(int k, char *what) {
     static int busy_threads;
     char *arg = strchr(what, ' ');
     if (arg) *arg++ = 0;
-    if (!strcmp(what, "checkpoint")) say("%d %s, generation %d", k, outcome(dormouse_checkpoint()), (int)dormouse_generation());
+    if (!strcmp(what, "checkpoint")) {
+        const char *said = outcome(dormouse_checkpoint());
+        say("%d %s, generation %d", k, said, (int)dormouse_generation());
+    }
     else if (!strcmp(what, "name")) say("%d %s", k, dormouse_name() ? dormouse_name() : "none");
     else if (!strcmp(what, "generation")) say("%d %d", k, (int)dormouse_generation());
     else if (!strcmp(what, "session")) say("%d %d", k, dormouse_session(arg));
     else if (!strcmp(what, "disable")) dormouse_disable(), say("%d", k);
     else if (!strcmp(what, "enable")) say("%d %d", k, dormouse_enable());
-    else if (!strcmp(what, "hooks")) say("%d %d %d", k, hook("a") > 0, hook("b") > 0);
+    else if (!strcmp(what, "hooks")) {
+        int a = hook("a"), b = hook("b");
+        say("%d %d %d", k, a, b);
+    }
     else if (!strcmp(what, "timeout")) dormouse_hook_timeout(atoi(arg)), say("%d", k);
     else if (!strcmp(what, "veto")) veto = atoi(arg), say("%d", k);
     else if (!strcmp(what, "slow")) slow = atoi(arg), say("%d", k);

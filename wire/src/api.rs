@@ -21,6 +21,9 @@ pub const BLOCK_MAGIC: u64 = 0x0069_7041_6d72_6f44;
 /// its value is the key of the recorder's address ([`ADDRESS_PREFIX`]).
 pub const WAKE_SIGNAL: i32 = 62;
 
+/// Name of the hook thread, by which it is known for one.
+pub const HELPER_NAME: &str = "dormouse-hooks";
+
 /// A recorder's abstract address begins with this; 16 letters follow, 'a' to 'p', of the key's 16 half bytes, the lowest first.
 pub const ADDRESS_PREFIX: &[u8; 9] = b"dormouse-";
 
