@@ -149,6 +149,7 @@ impl Api {
         if let Some(mut child) = self.child.take() {
             run::end(&mut child, "api", SOON)?;
             bed.let_go(&child);
+            return Ok(()); // no supervisor is there to end with it
         }
         let (pid, session) = (self.pid, self.session.clone());
         run::until("the end of the session", SOON, || {
