@@ -107,3 +107,33 @@ fn peer() {
     let _ = stream.read_to_end(&mut said);
     println!("{}", String::from_utf8_lossy(&said));
 }
+
+#[test]
+fn a_peer_has_checkpoints_made() {
+    let s = Sandbox::new();
+    let d = s.detached("web", &["sleep", "1000"]);
+    let web = session::name::parse("web").unwrap();
+    let mut client = Client::connect(&s.state(), &web).unwrap();
+    assert_eq!(client.checkpoint(false).unwrap(), 1);
+    // One that goes away before it is done has wished for it all the same, and harms nobody.
+    let mut gone = connect(&s);
+    gone.write_all(&frame(b"{\"op\":\"checkpoint\"}")).unwrap();
+    drop(gone);
+    let (mut one, mut other) = (connect(&s), connect(&s));
+    for stream in [&mut one, &mut other] {
+        stream.write_all(&frame(b"{\"op\":\"checkpoint\",\"end\":false}")).unwrap();
+    }
+    for stream in [&mut one, &mut other] {
+        let mut head = [0; 4];
+        stream.read_exact(&mut head).unwrap();
+        let mut body = vec![0; u32::from_le_bytes(head) as usize];
+        stream.read_exact(&mut body).unwrap();
+        let answer: Answer = serde_json::from_slice(&body).unwrap();
+        assert!(answer.ok && answer.n.is_some_and(|n| n > 1), "{answer:?}");
+    }
+    let last = client.checkpoint(true).unwrap();
+    d.wait();
+    let l = session::status(&s.state(), &web).unwrap();
+    assert_eq!(l.last, Some(format!("checkpointed as {last} and killed")));
+    assert_eq!(l.checkpoints, (1..=last).collect::<Vec<u64>>());
+}

@@ -325,3 +325,46 @@ fn help_and_version() {
     }
     drop(s);
 }
+
+#[test]
+fn triggers_that_make_no_sense_are_125() {
+    let s = Sandbox::new();
+    for (options, words) in [
+        (&["--signal", "KILL"][..], "SIGKILL cannot ask for a checkpoint"),
+        (&["--signal", "TERM"], "--on-term checkpoint"),
+        (&["--signal-exit", "USR9"], "is not a signal"),
+        (&["--signal", "USR2", "--signal-exit", "SIGUSR2"], "one signal has one meaning"),
+        (&["--every", "0s"], "longer than nothing"),
+        (&["--every", "soon"], "is not a unit of time"),
+        (&["--keep", "0"], "is not a number above 0"),
+        (&["--grace", "5s"], "--on-term"),
+        (&["--on-term", "sleep"], "checkpoint"),
+        (&["--resume"], "--name"),
+        (&["--no-triggers"], "--resume"),
+        (&["--resume=oldest", "--name", "web"], "intact"),
+    ] {
+        let (status, out, err) = s.run(options, &["true"]);
+        assert_eq!((status.code(), out.as_str()), (Some(125), ""), "{options:?}: {err}");
+        assert!(err.contains(words), "{options:?}: {err}");
+    }
+    // A value of theirs is not taken for the command.
+    let mut launcher = Command::new(env!("CARGO_BIN_EXE_launcher"));
+    let out = launcher.args(["--every", "sleep", "sleep", "1"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&out.stderr).contains("launcher -- "), "{out:?}");
+}
+
+#[test]
+fn a_signal_that_is_a_trigger_is_ignored_in_the_program_and_no_other() {
+    let s = Sandbox::new();
+    let ask = "grep -E 'Sig(Ign|Blk)' /proc/self/status";
+    let (_, without, _) = s.run(&["--quiet"], &["sh", "-c", ask]);
+    let options = ["--quiet", "--signal", "USR2", "--signal-exit", "TSTP", "--on-term", "checkpoint", "--every", "1h"];
+    let (_, with, err) = s.run(&options, &["sh", "-c", ask]);
+    let bits = |text: &str, key: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(key)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    let both = 1u64 << (libc::SIGUSR2 - 1) | 1 << (libc::SIGTSTP - 1);
+    assert_eq!(bits(&with, "SigIgn:"), bits(&without, "SigIgn:") | both, "{err}");
+    assert_eq!(bits(&with, "SigBlk:"), bits(&without, "SigBlk:"));
+}

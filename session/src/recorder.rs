@@ -9,7 +9,7 @@ use crate::front::WireError;
 use crate::{LaunchError, StateDir};
 use engine::{After, Error, Externals, Kind};
 use image::SessionName;
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -116,9 +116,10 @@ impl AsFd for Recorder {
 }
 
 fn work(stream: UnixStream, state: &StateDir, name: &SessionName, order: &Order) {
-    // A fork is no group leader, and an empty mask can be set: neither fails.
+    // A fork is no group leader, and a signal can be unblocked: neither fails. All others stay blocked, as in the supervisor: what
+    // came to its group before we had left that is not for us.
     let _ = nix::unistd::setsid();
-    let _ = SigSet::empty().thread_set_mask();
+    let _ = SigSet::from(Signal::SIGTERM).thread_unblock();
     let Ok(mut conn) = Conn::new(stream, MAX_FRONT) else { return };
     let result = catch_unwind(AssertUnwindSafe(|| record(state, name, order))).unwrap_or_else(|_| {
         let attempted = format!("checkpoint {name}");

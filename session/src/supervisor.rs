@@ -12,6 +12,7 @@ use crate::frame::{Conn, MAX_CONTROL};
 use crate::front::{drain, exit_code, let_go_of_stdio, not_passed, Got, ToFront, ToSupervisor};
 use crate::lock::Lock;
 use crate::procfs::descendants;
+use crate::trigger::Means;
 use crate::{registry, store_calls, Live, Started, StateDir};
 use image::SessionName;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -396,6 +397,8 @@ impl Supervisor {
     /// A signal came: it is a trigger, or passed on.
     fn pass(&mut self, sig: i32, group: bool) {
         match self.running.live.triggers.means(sig).filter(|_| self.program.is_some()) {
+            // It may be ending by it already: no state to wake up in.
+            Some(Means::Term) if group && self.program_has(sig) => self.not_for_us_alone(),
             Some(means) => self.trigger(means),
             None => self.pass_on(sig, group),
         }
@@ -426,6 +429,13 @@ impl Supervisor {
             }
         }
         let _ = program.kill(sig);
+    }
+
+    /// True if the program, as a member of our group, has got what went to that, and does not ignore it.
+    fn program_has(&self, sig: i32) -> bool {
+        let pid = self.running.live.program.pid;
+        let ignores = sys::procfs::status::read(pid).is_ok_and(|s| s.sig_ignored >> (sig - 1) & 1 != 0);
+        getpgid(Some(Pid::from_raw(pid))) == Ok(getpgrp()) && !ignores
     }
 
     fn signal_all(&self, sig: i32) {

@@ -31,10 +31,13 @@ pub fn cases() -> Vec<Case> {
         both("program-ends-meanwhile", program_ends);
     }
     all.extend(Case::each("trigger/signal-to-the-group", to_the_group));
+    all.extend(Case::each("trigger/on-term-to-the-group", term_to_the_group));
     all.extend(Case::each("trigger/ctrl-z", ctrl_z));
     all.extend(Case::each("trigger/ctl-meanwhile", ctl_meanwhile));
     all.extend(Case::each("trigger/killed-while-recording", killed_while_recording));
+    all.extend(Case::each("trigger/program-ends-while-ctl-records", ends_while_ctl_records));
     all.extend(Case::each("trigger/asked-by-the-program", asked));
+    all.extend(Case::each("trigger/refused-under-ctl", refused_under_ctl));
     all
 }
 
@@ -243,6 +246,28 @@ fn refused(bed: &mut Bed, mode: Mode) -> Result<()> {
     store::holds(bed, "job", &[1])
 }
 
+/// A restored session, whose front is ctl, says it, too; and more than once.
+fn refused_under_ctl(bed: &mut Bed) -> Result<()> {
+    let script = HAS_PROC.replace("file = open('/proc/uptime')\n", "").replace(
+        "while not os.path.exists('close')",
+        "while not os.path.exists('open'): time.sleep(0.002)\nfile = open('/proc/uptime')\nopen('opened', 'w').close()\nwhile not os.path.exists('close')",
+    );
+    let mut job = Line::python(bed, Mode::Foreground, &["--signal", "USR2"], &script)?.ready(bed)?;
+    bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
+    ensure!(job.end(bed)? == 85, "{}", job.said());
+    let mut again = job.restore_here(bed)?;
+    fs::write(job.line.dir.join("open"), "")?;
+    run::until("the file open", LIMIT, || Ok(job.line.dir.join("opened").exists()))?;
+    for n in 1..=2 {
+        again.signal(USR2)?;
+        run::until("the report", LIMIT, || Ok(again.said().matches("\"kind\":\"refused\"").count() == n))
+            .with_context(|| again.said())?;
+    }
+    ensure!(again.said().contains("/proc/uptime"), "it should name the file: {}", again.said());
+    fs::write(job.line.dir.join("close"), "")?;
+    again.prove(bed)
+}
+
 /// SIGTERM's checkpoint is refused: then the program has it at once.
 fn on_term_refused(bed: &mut Bed, mode: Mode) -> Result<()> {
     let mut job = Line::python(bed, mode, &["--on-term", "checkpoint"], HAS_PROC)?.ready(bed)?;
@@ -315,9 +340,29 @@ fn program_ends(bed: &mut Bed, mode: Mode) -> Result<()> {
     proceed(recorder)?;
     let code = job.end(bed)?;
     ensure!(code == 0, "it ended with {code}: {}", job.said());
+    ensure!(job.events("background").is_empty(), "what a checkpoint leaves is none of its processes: {}", job.said());
     store::holds(bed, "job", &[1])?;
     fs::remove_file(job.line.dir.join("result"))?;
     job.restore(bed, &["--no-triggers"])?.prove(bed)
+}
+
+/// The same when ctl records: what is left of the session is ctl's snapshot child, which is none of its processes.
+fn ends_while_ctl_records(bed: &mut Bed) -> Result<()> {
+    let mut job = Line::program(bed, Mode::Foreground, &[], &["mem_anon"])?.ready(bed)?;
+    let mut c = bed.ctl_command(&["checkpoint", "job"]);
+    c.env("DORMOUSE_FAULT", "record:1:stop-self");
+    let (mut ctl, _, _) = bed.spawn(&mut c)?;
+    let id = ctl.id() as i32;
+    run::until("ctl stopped", LIMIT, || Ok(proc::status(id).is_some_and(|s| s.state == 'T')))?;
+    fs::write(job.line.dir.join("gate"), "")?;
+    run::until("the program's end", LIMIT, || Ok(!proc::alive(job.pid)))?;
+    proceed(id)?;
+    ensure!(run::end(&mut ctl, "ctl", LIMIT)?.success(), "ctl's checkpoint failed");
+    bed.let_go(&ctl);
+    let code = job.end(bed)?;
+    ensure!(code == 0, "it ended with {code}: {}", job.said());
+    ensure!(job.events("background").is_empty(), "its snapshot child is none of its processes: {}", job.said());
+    store::holds(bed, "job", &[1])
 }
 
 /// A signal to the whole process group is one for the launcher, once; the program, which has its own copy, does not die of it.
@@ -332,6 +377,24 @@ fn to_the_group(bed: &mut Bed) -> Result<()> {
     job.made(bed, 2)?;
     job.prove(bed)?;
     store::holds(bed, "job", &[1, 2])
+}
+
+/// SIGTERM to the whole group: a program that handles it is ending, which is nothing to wake up to; one that ignores it is as ever.
+fn term_to_the_group(bed: &mut Bed) -> Result<()> {
+    let handles = "import os, signal, sys, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, [15])\nopen('ready', 'w').close()\nsignal.sigwait([15])\nwhile not os.path.exists('gate'): time.sleep(0.002)\nsys.exit(5)\n";
+    let mut job = Line::python(bed, Mode::Foreground, &["--on-term", "checkpoint"], handles)?.ready(bed)?;
+    killpg(Pid::from_raw(job.to), TERM)?;
+    job.says("it went to the whole process group")?;
+    fs::write(job.line.dir.join("gate"), "")?;
+    let code = job.end(bed)?;
+    ensure!(code == 5, "it ended with {code}: {}", job.said());
+    ensure!(store::numbers(bed, "job").is_empty(), "a checkpoint was made");
+    let ignores = "import os, signal, time\nsignal.signal(15, signal.SIG_IGN)\nopen('ready', 'w').close()\nwhile not os.path.exists('gate'): time.sleep(0.002)\nopen('result.tmp', 'w').write('OK')\nos.rename('result.tmp', 'result')\n";
+    let mut job = Line::python(bed, Mode::Foreground, &["--on-term", "checkpoint"], ignores)?.ready(bed)?;
+    killpg(Pid::from_raw(job.to), TERM)?;
+    let code = job.end(bed)?;
+    ensure!(code == 85, "it ended with {code}: {}", job.said());
+    job.restore(bed, &[])?.prove(bed)
 }
 
 /// Ctrl-Z on the terminal puts it to sleep for good: it is not stopped when it is restored.

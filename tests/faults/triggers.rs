@@ -13,7 +13,8 @@ pub fn cases() -> Vec<Case> {
         all.extend(Case::each(&format!("trigger/recorder-fails/{phase}"), move |bed| fails(bed, phase)));
     }
     all.extend(Case::each("trigger/keeps-until-complete", keeps));
-    all.extend(Case::each("trigger/disk-full", full));
+    all.extend(Case::each("trigger/disk-full/foreground", |bed| full(bed, Mode::Foreground)));
+    all.extend(Case::each("trigger/disk-full/detached", |bed| full(bed, Mode::Detached)));
     all
 }
 
@@ -84,30 +85,50 @@ fn keeps(bed: &mut Bed) -> Result<()> {
     again.prove(bed)
 }
 
-/// No room: it is said on launcher's stderr, the program runs on, and with room again the next one is made.
-fn full(bed: &mut Bed) -> Result<()> {
+/// No room: it is said on launcher's stderr, the program runs on, and with room again the next one is made. The log of a detached
+/// session has no room either, and says it then.
+fn full(bed: &mut Bed, mode: Mode) -> Result<()> {
     let dir = bed.folder()?;
     let program = bed.stage.program("mem_anon");
+    let (launch, err, end) = match mode {
+        Mode::Foreground => (
+            "$LAUNCHER $OPTIONS 2>$D/err & L=$!; wait_for '[ -e $D/ready ]'; S=$(children $L)",
+            "$D/err",
+            "wait $L; echo \"ended $?\"",
+        ),
+        Mode::Detached => (
+            "$LAUNCHER --detach $OPTIONS; S=$($CTL --json list | sed -n 's/.*\"supervisor\": \\([0-9]*\\).*/\\1/p'); L=$S",
+            "$JOB/log",
+            "wait_for '! [ -e $JOB/live.json ]'; echo 'ended 0'",
+        ),
+    };
+    // Each recorder stops before it does anything, so that it is seen to come and go.
     let script = format!(
-        "set -u; cd /; mkdir -p \"$DORMOUSE_STATE_DIR\"; mount -t tmpfs -o size=4m,mode=700 none \"$DORMOUSE_STATE_DIR\" || exit 99
-         $LAUNCHER --signal USR2 --name job -- {program} --dir {dir} 2>{dir}/err & L=$!
+        "set -u; cd /; D={dir}; JOB=$DORMOUSE_STATE_DIR/sessions/job
+         mkdir -p \"$DORMOUSE_STATE_DIR\"; mount -t tmpfs -o size=4m,mode=700 none \"$DORMOUSE_STATE_DIR\" || exit 99
+         OPTIONS=\"--quiet --signal USR2 --name job -- {program} --dir $D\"
          wait_for() {{ i=0; until eval \"$1\"; do i=$((i+1)); [ $i -lt 1500 ] || {{ echo \"no $1\"; exit 97; }}; sleep 0.01; done; }}
-         wait_for '[ -e {dir}/ready ]'
-         kill -USR2 $L; wait_for '[ -e $DORMOUSE_STATE_DIR/sessions/job/checkpoints/1 ]'
+         children() {{ cat /proc/$1/task/*/children; }}
+         stopped() {{ for R in $(children $S); do grep -q 'State:.T ' /proc/$R/status && return; done; return 1; }}
+         shot() {{ kill -USR2 $L; wait_for stopped; kill -CONT $R; wait_for '[ $(children $S | wc -w) = 1 ]'; }}
+         export DORMOUSE_FAULT=find:1:stop-self
+         {launch}
+         unset DORMOUSE_FAULT
+         wait_for '[ -e $D/ready ]'
+         shot; [ -e $JOB/checkpoints/1 ] && echo first
          dd if=/dev/zero of=$DORMOUSE_STATE_DIR/fills bs=4k 2>/dev/null
-         kill -USR2 $L; wait_for 'grep -q \"No space left\" {dir}/err'
-         kill -USR2 $L; wait_for '[ $(grep -c \"No space left\" {dir}/err) = 2 ]'
-         $CTL verify job@1 && echo stands
+         shot; shot; $CTL verify job@1 && echo stands
          rm $DORMOUSE_STATE_DIR/fills
-         kill -USR2 $L; wait_for '[ -e $DORMOUSE_STATE_DIR/sessions/job/checkpoints/2 ]'
-         : > {dir}/gate; wait $L; echo \"ended $?\"; head -1 {dir}/result; $CTL verify job@2 && echo whole; cat {dir}/err >&2",
+         shot; [ -e $JOB/checkpoints/2 ] && $CTL verify job@2 && echo whole
+         wait_for '[ $(grep -c \"No space left\" {err}) = 2 ]'; cat {err} >&2
+         : > $D/gate; {end}; head -1 $D/result",
         program = program.display(),
-        dir = dir.display()
+        dir = dir.display(),
     );
     let ran = in_namespace(bed, &script)?.expect(0)?;
-    for words in ["stands\n", "ended 0\nOK\n", "whole\n"] {
+    for words in ["first\n", "stands\n", "ended 0\nOK\n", "whole\n"] {
         ensure!(ran.out.contains(words), "{words:?} is not in {}", ran.said());
     }
-    ensure!(ran.err.contains("launcher: cannot checkpoint job") && ran.err.contains("free space"), "{}", ran.err);
+    ensure!(ran.err.contains("cannot checkpoint job") && ran.err.contains("free space"), "{}", ran.err);
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::trigger::Means;
 use engine::{After, Error, External, Externals, Kind};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use std::collections::VecDeque;
 use std::io::Write;
 use std::time::Duration;
 
@@ -47,7 +48,12 @@ pub(super) struct Triggered {
     pub(super) grace: Option<TimerFd>,
     /// What was not kept in the last one: said again only if it changes.
     reported: Vec<String>,
+    /// Lines for the log that found no room there; the oldest go if they are too many.
+    unsaid: VecDeque<String>,
 }
+
+/// So many lines wait for room in the log.
+const UNSAID: usize = 100;
 
 impl Triggered {
     pub(super) fn recorder(&self) -> Option<&Recorder> {
@@ -172,6 +178,7 @@ impl Supervisor {
             self.triggered.reported = made.reported.clone();
         }
         self.answer_all(&wish, &Ok(made.n));
+        self.log_unsaid();
         if self.is_heard() {
             let name = self.running.name.to_string();
             self.tell(&ToFront::Made { name, n: made.n, pause_us: made.pause_us, took_us: made.took_us, notes });
@@ -182,8 +189,9 @@ impl Supervisor {
 
     fn not_made(&mut self, wish: Wish, e: Error) {
         let over = self.ended.is_some() || self.left.is_some();
-        // One by the clock that finds another under way is not needed.
-        if !over && !(wish.tick && e.kind == Kind::Busy) {
+        // One by the clock that finds another under way.
+        let needless = wish.tick && e.kind == Kind::Busy;
+        if !over && !needless {
             self.say(&e);
         }
         let term = wish.term;
@@ -191,6 +199,13 @@ impl Supervisor {
         if term && self.triggered.grace.take().is_some() {
             self.pass_on(libc::SIGTERM, false);
         }
+    }
+
+    /// SIGTERM went to the whole group.
+    pub(super) fn not_for_us_alone(&mut self) {
+        let why = "it went to the whole process group, so the program has it too, and may be ending by it";
+        let remedy = "send it to the launcher alone (systemd: KillMode=mixed)";
+        self.say(&Error::new(Kind::Refused, self.attempted(), "SIGTERM", why, remedy));
     }
 
     /// SIGTERM's time for a checkpoint is over.
@@ -256,10 +271,23 @@ impl Supervisor {
         self.front.is_some() && !self.front_stopped
     }
 
-    fn log(&self, text: &str) {
-        // A log that cannot be written is a disk that says so elsewhere.
-        let _ = open_log(&self.running.state.log(&self.running.name))
-            .map(|mut log| text.lines().try_for_each(|line| writeln!(log, "dormouse: {line}")));
+    fn log(&mut self, text: &str) {
+        let unsaid = &mut self.triggered.unsaid;
+        unsaid.extend(text.lines().map(|line| format!("dormouse: {line}\n")));
+        unsaid.drain(..unsaid.len().saturating_sub(UNSAID));
+        self.log_unsaid();
+    }
+
+    /// The disk that is full for a checkpoint may be full for the news of it: said when there is room again.
+    fn log_unsaid(&mut self) {
+        let unsaid = &mut self.triggered.unsaid;
+        let Some(Ok(mut log)) = (!unsaid.is_empty()).then(|| open_log(&self.running.state.log(&self.running.name)))
+        else {
+            return;
+        };
+        while unsaid.front().is_some_and(|line| log.write_all(line.as_bytes()).is_ok()) {
+            unsaid.pop_front();
+        }
     }
 
     fn attempted(&self) -> String {
