@@ -78,6 +78,10 @@ impl Block {
     }
 }
 
+// The places do not overlap.
+const _: () = assert!(at::CONNS + CONNECTIONS * 16 <= at::NAME && at::NAME + NAME_LEN <= at::FOLDER);
+const _: () = assert!(at::FOLDER + FOLDER_LEN <= at::REGIONS && at::REGIONS + REGIONS * 16 <= BLOCK_LEN as usize);
+
 /// With its NUL and zeros; nothing if it is too long.
 fn padded<const N: usize>(text: &[u8]) -> [u8; N] {
     let mut out = [0; N];
@@ -129,11 +133,5 @@ mod tests {
     fn memory_without_a_block_has_none() {
         let mem = RemoteMem::open(std::process::id() as i32).unwrap();
         assert!(Block::read(&mem, std::process::id() as i32).is_none());
-    }
-
-    #[test]
-    fn the_places_do_not_overlap() {
-        assert!(at::CONNS + CONNECTIONS * 16 <= at::NAME && at::NAME + NAME_LEN <= at::FOLDER);
-        assert!(at::FOLDER + FOLDER_LEN <= at::REGIONS && at::REGIONS + REGIONS * 16 <= BLOCK_LEN as usize);
     }
 }

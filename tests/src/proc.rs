@@ -138,6 +138,13 @@ pub fn descriptors(pid: i32) -> Vec<(i32, String)> {
     all
 }
 
+/// Eight bytes of a process's memory.
+pub fn word(pid: i32, at: u64) -> anyhow::Result<u64> {
+    let mut b = [0; 8];
+    std::os::unix::fs::FileExt::read_exact_at(&File::open(format!("/proc/{pid}/mem"))?, &mut b, at)?;
+    Ok(u64::from_le_bytes(b))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,11 +162,4 @@ mod tests {
         assert!(descriptors(me).len() >= 3);
         assert!(!alive(-1) && start_time(-1).is_none());
     }
-}
-
-/// Eight bytes of a process's memory.
-pub fn word(pid: i32, at: u64) -> anyhow::Result<u64> {
-    let mut b = [0; 8];
-    std::os::unix::fs::FileExt::read_exact_at(&File::open(format!("/proc/{pid}/mem"))?, &mut b, at)?;
-    Ok(u64::from_le_bytes(b))
 }
