@@ -1,4 +1,4 @@
-# all        release build of launcher and ctl        demo    the main job, with timings
+# all        release build: launcher, ctl, libdormouse  demo    the main job, with timings
 # test       everything, as everyone                  bench   the figures (bench/run)
 # test-full  more of the same; REPEAT=50 for each case fifty times
 # test ONE=mem_anon/restore/user runs one case again; ONLY=blocked all those with that in their names. KEEP=1 keeps their files.
@@ -6,7 +6,7 @@
 CARGO ?= cargo
 
 all:
-	$(CARGO) build --release -p dormouse-launcher -p dormouse-ctl
+	$(CARGO) build --release -p dormouse-launcher -p dormouse-ctl -p dormouse
 
 demo:
 	@examples/demo.sh

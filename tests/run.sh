@@ -38,6 +38,7 @@ run() { # a cargo command whose output is shown and kept
     [ "${PIPESTATUS[0]}" = 0 ] || status=1
 }
 run "$cargo" build -p dormouse-launcher -p dormouse-ctl
+run "$cargo" build -p dormouse --lib --examples
 if [ $status = 0 ] && [ -n "${ONE:-}${ONLY:-}" ]; then
     one=("${ONE:-$ONLY}")
     [ -n "${ONE:-}" ] && one+=(--exact)

@@ -109,6 +109,8 @@ pub struct RestoreOptions<'a> {
     pub log: Option<PathBuf>,
     /// Path prefixes to exchange: (old, new).
     pub map_path: Vec<(PathBuf, PathBuf)>,
+    /// The session that it becomes, name and folder: told to a program that uses libdormouse.
+    pub session: Option<(String, PathBuf)>,
     /// Told how far it is.
     pub progress: Option<&'a dyn Fn(Progress)>,
 }

@@ -1,5 +1,6 @@
 //! Checkpointing a live session, or any process.
 use crate::control::{Client, Request, PATIENCE};
+use crate::hooks::Program;
 use crate::lock::Lock;
 use crate::recorder::{Made, Order};
 use crate::registry::{self, now};
@@ -8,7 +9,7 @@ use crate::{
     engine_calls, procfs, store_calls, CheckpointRequest, Checkpointed, Live, Mode, ProcId, Result, StateDir, Target,
 };
 use engine::{After, CaptureOptions, Error, Kind};
-use image::SessionName;
+use image::{SessionName, Store};
 use std::collections::BTreeMap;
 use sys::pidfd::PidFd;
 
@@ -199,7 +200,7 @@ fn take(
     labels.extend(live.triggers.label().map(|text| (TRIGGERS_LABEL.to_string(), text)));
     let options =
         CaptureOptions { after: request.after, external: request.external.clone(), labels, progress: request.progress };
-    let captured = match engine_calls::checkpoint(&store, name, pid, &options) {
+    let captured = match with_hooks(&store, name, pid, &options, &mut notes, attempted) {
         Ok(captured) => captured,
         Err(e) => {
             // If it cannot be told, the closed connection says the same.
@@ -219,6 +220,28 @@ fn take(
         }
     }
     Ok(Checkpointed { name: name.clone(), pid, captured, notes })
+}
+
+/// The checkpoint, in no critical section of the program's and between its hooks.
+fn with_hooks(
+    store: &Store,
+    name: &SessionName,
+    pid: i32,
+    options: &CaptureOptions,
+    notes: &mut Vec<String>,
+    attempted: &str,
+) -> Result<engine::Captured> {
+    let Some(program) = Program::of(pid, attempted) else { return engine_calls::checkpoint(store, name, pid, options) };
+    loop {
+        program.wait_enabled()?;
+        let round = program.before(options.after)?;
+        let made = engine_calls::checkpoint(store, name, pid, options);
+        notes.extend(round.and_then(|r| r.after(&made, options.after)));
+        match made {
+            Err(e) if program.again(&e) => {}
+            made => return made,
+        }
+    }
 }
 
 fn announce(state: &StateDir, name: &SessionName) -> std::io::Result<Client> {

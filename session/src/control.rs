@@ -33,6 +33,8 @@ pub enum Request {
     Stays,
     /// SIGTERM to everything in the session.
     Terminate,
+    /// From the program (libdormouse): which session is it? Refused to every other process.
+    Session,
     /// A checkpoint, made by the supervisor; one more if one is under way. Answered when it is complete, with its number, or has
     /// failed, with the reason.
     Checkpoint {
@@ -60,6 +62,24 @@ pub struct Answer {
     /// The checkpoint that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<u64>,
+    /// Of `error`: what sort of failure it is, as ctl's exit code says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u8>,
+    /// The session's name (`Session`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Answer {
+    /// It was done.
+    pub(crate) fn done(pid: i32) -> Answer {
+        Answer { ok: true, error: None, pid, n: None, code: None, name: None }
+    }
+
+    /// It was not, and why.
+    pub(crate) fn refused(why: String) -> Answer {
+        Answer { ok: false, error: Some(why), ..Answer::done(0) }
+    }
 }
 
 /// How long a client waits for an answer, and a supervisor for room to answer: milliseconds.
@@ -123,6 +143,11 @@ pub(crate) fn peer_is_me(stream: &UnixStream) -> std::result::Result<(), String>
         Ok(peer) => Err(format!("this session is user {me}'s, and you are user {}", peer.uid())),
         Err(e) => Err(format!("who you are cannot be told: {e}")),
     }
+}
+
+/// PID of the peer, as seen from here.
+pub(crate) fn peer_pid(stream: &UnixStream) -> Option<i32> {
+    getsockopt(stream, PeerCredentials).ok().map(|p| p.pid())
 }
 
 /// A client's connection to a supervisor.

@@ -3,6 +3,7 @@ use crate::front::{self, Starting};
 use crate::lock::Lock;
 use crate::registry::{self, now};
 use crate::state::open_log;
+use crate::state::ENV_STATE_DIR;
 use crate::supervisor::Running;
 use crate::{control, name, Event, LaunchError, LaunchRequest, Live, Mode, Outcome, ProcId, Started, StateDir};
 use crate::{EXIT_CANNOT_EXECUTE, EXIT_NOT_FOUND};
@@ -13,6 +14,9 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+/// The name of the session that a launched program is.
+const ENV_SESSION: &str = "DORMOUSE_SESSION";
 
 /// Starts a command as a session. In the foreground (`detach` false) it has our stdio and terminal, and this returns when it has
 /// ended; detached it has /dev/null and the session's log, and this returns when it runs. For a process with one thread.
@@ -57,6 +61,8 @@ fn start(
     let control = control::bind(state, name)?;
     let mut command = Command::new(&request.argv[0]);
     command.args(&request.argv[1..]);
+    // So libdormouse finds the session's control socket.
+    command.env(ENV_SESSION, name.as_str()).env(ENV_STATE_DIR, state.path());
     if request.detach {
         let log = open_log(&state.log(name))?;
         command.stdin(Stdio::null()).stdout(copy(&log, attempted)?).stderr(log);

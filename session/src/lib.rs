@@ -26,6 +26,7 @@ mod engine_calls;
 mod errors;
 mod frame;
 mod front;
+mod hooks;
 mod kill;
 mod launch;
 pub mod lock;

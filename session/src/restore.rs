@@ -74,6 +74,7 @@ fn options<'a>(
         external_close: r.external_close,
         log: None,
         map_path: r.map_path.clone(),
+        session: None,
         progress,
     }
 }
@@ -106,7 +107,8 @@ fn start(
     let progress = |p| starting.progress(p);
     let stdio = Stdio::of(state, name, request, handle, attempted)?;
     let options = options(request, spec, stdio.numbers(), Some(&progress));
-    let options = with_log(options, handle, state.log(name))?;
+    let mut options = with_log(options, handle, state.log(name))?;
+    options.session = Some((name.to_string(), state.session(name)));
     let (triggers, note) = triggers(request, handle)?;
     let mut restored = engine_calls::restore(handle, &options)?;
     restored.notes.extend(note);

@@ -8,6 +8,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// Names the state directory; a launched program has it, so that it and what it starts find the same.
+pub(crate) const ENV_STATE_DIR: &str = "DORMOUSE_STATE_DIR";
+
 /// An opened state directory: absolute, 0700, owned by the user.
 #[derive(Clone, Debug)]
 pub struct StateDir {
@@ -24,7 +27,7 @@ impl StateDir {
     /// Only finds it: nothing is made or checked.
     pub fn locate(given: Option<&Path>) -> Result<PathBuf> {
         let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        if let Some(path) = given.map(Path::to_path_buf).or_else(|| var("DORMOUSE_STATE_DIR")) {
+        if let Some(path) = given.map(Path::to_path_buf).or_else(|| var(ENV_STATE_DIR)) {
             if path.as_os_str().is_empty() {
                 return Err(Error::new(
                     Kind::Usage,

@@ -7,7 +7,7 @@
 //! witness of group signals (see `front`); without a front it has a session of its own.
 mod triggered;
 
-use crate::control::{peer_is_me, Answer, Request, PATIENCE};
+use crate::control::{peer_is_me, peer_pid, Answer, Request, PATIENCE};
 use crate::frame::{Conn, MAX_CONTROL};
 use crate::front::{drain, exit_code, let_go_of_stdio, not_passed, Got, ToFront, ToSupervisor};
 use crate::lock::Lock;
@@ -63,6 +63,8 @@ struct Witnessed {
 
 struct Peer {
     id: u64,
+    /// As seen from here.
+    pid: Option<i32>,
     conn: Conn,
     /// Told that a checkpoint with --kill is under way; with the latest checkpoint at that time.
     leaving: Option<Option<u64>>,
@@ -207,9 +209,7 @@ impl Supervisor {
             registry::unregister(&self.running.state, &self.running.name, &how(status, self.left));
             for peer in self.peers.iter_mut().filter(|p| p.waits) {
                 // A client that is gone needs no answer.
-                let _ = peer
-                    .conn
-                    .send(&Answer { ok: true, error: None, pid: self.running.live.program.pid, n: None }, PATIENCE);
+                let _ = peer.conn.send(&Answer::done(self.running.live.program.pid), PATIENCE);
             }
             self.tell_end(status, 0);
             return true;
@@ -451,10 +451,10 @@ impl Supervisor {
 
     fn accept(&mut self) {
         while let Some(Ok((stream, _))) = self.running.listener.as_ref().map(UnixListener::accept) {
-            let who = peer_is_me(&stream);
+            let (who, pid) = (peer_is_me(&stream), peer_pid(&stream));
             let Ok(mut conn) = Conn::new(stream, MAX_CONTROL) else { continue };
             if let Err(why) = who {
-                let _ = conn.send(&refusal(why), 0);
+                let _ = conn.send(&Answer::refused(why), 0);
                 continue;
             }
             if self.peers.len() >= MAX_CONNS {
@@ -462,7 +462,7 @@ impl Supervisor {
                 self.peers.remove(oldest);
             }
             self.next_id += 1;
-            self.peers.push(Peer { id: self.next_id, conn, leaving: None, waits: false, asks: false });
+            self.peers.push(Peer { id: self.next_id, pid, conn, leaving: None, waits: false, asks: false });
         }
     }
 
@@ -472,7 +472,7 @@ impl Supervisor {
         while let Some(said) = self.peers[at].conn.next::<Request>() {
             let answer = match said {
                 Ok(request) => self.answer(at, request),
-                Err(why) => Some(refusal(why)),
+                Err(why) => Some(Answer::refused(why)),
             };
             let hang_up = answer.as_ref().is_some_and(|a| !a.ok);
             // Room for an answer this short is missing only if the peer never reads: not worth waiting for.
@@ -489,7 +489,7 @@ impl Supervisor {
     }
 
     fn answer(&mut self, at: usize, request: Request) -> Option<Answer> {
-        let done = Answer { ok: true, error: None, pid: self.running.live.program.pid, n: None };
+        let mut done = Answer::done(self.running.live.program.pid);
         match request {
             Request::Ping => {}
             Request::Leaving => self.peers[at].leaving = Some(self.latest()),
@@ -504,6 +504,12 @@ impl Supervisor {
                 self.signal_all(libc::SIGTERM);
                 self.signal_all(libc::SIGCONT);
             }
+            Request::Session if self.peers[at].pid != Some(done.pid) => {
+                let name = &self.running.name;
+                let why = format!("this process is not the program of session {name}: PID {} is", done.pid);
+                return Some(Answer::refused(why));
+            }
+            Request::Session => done.name = Some(self.running.name.to_string()),
             Request::Checkpoint { end, fd } => {
                 self.peers[at].asks = true;
                 self.asked(self.peers[at].id, end, fd);
@@ -544,10 +550,6 @@ fn ends_by_itself(pid: i32) -> bool {
         exe(&pid.to_string()).is_some_and(|its| Some(its) == exe("self"))
     };
     sys::procfs::is_ending(pid) || ours() || vma_at::read(pid, sys::inject::HOME).is_ok_and(|vma| vma.is_some())
-}
-
-fn refusal(why: String) -> Answer {
-    Answer { ok: false, error: Some(why), pid: 0, n: None }
 }
 
 /// How a session ended, in words.

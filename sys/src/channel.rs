@@ -66,6 +66,7 @@ fn told(e: &io::Error) -> Option<Error> {
 pub struct Listener {
     fd: OwnedFd,
     addr: Vec<u8>,
+    key: u64,
 }
 
 impl Listener {
@@ -77,12 +78,13 @@ impl Listener {
             source: e.into(),
         };
         let mut name = *b"dormouse-................";
-        let mut rnd = [0u8; 16];
+        let mut rnd = [0u8; 8];
         std::fs::File::open("/dev/urandom")
             .and_then(|mut f| f.read_exact(&mut rnd))
             .map_err(|source| Error::File { path: "/dev/urandom".into(), source })?;
-        for (i, b) in rnd.iter().enumerate() {
-            name[9 + i] = b'a' + (b & 15);
+        let key = u64::from_le_bytes(rnd);
+        for (i, letter) in name[wire::api::ADDRESS_PREFIX.len()..].iter_mut().enumerate() {
+            *letter = b'a' + (key >> (4 * i) & 15) as u8;
         }
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
             .map_err(|e| err("socket", e))?;
@@ -92,7 +94,7 @@ impl Listener {
         // struct sockaddr_un: family 1, then a NUL and the name
         let mut addr = vec![1, 0, 0];
         addr.extend_from_slice(&name);
-        Ok(Listener { fd, addr })
+        Ok(Listener { fd, addr, key })
     }
 
     /// The `sockaddr_un` as bytes, for [`wire::Params`].
@@ -100,10 +102,26 @@ impl Listener {
         &self.addr
     }
 
+    /// What the name is made of ([`wire::api::ADDRESS_PREFIX`]): random, and so known to those only who were told.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
     /// Accepts the next connection of process `want` (0: of any) of user `uid`; whoever else connects is turned away. Gives the peer's PID as
     /// seen from here. An error at once if the watched tracer ends.
     pub fn accept(&self, want: i32, uid: u32, watch: Option<&Watch>) -> Result<(UnixStream, i32)> {
-        let end = Instant::now() + CONNECT_LIMIT;
+        self.accept_within(want, uid, watch, CONNECT_LIMIT)
+    }
+
+    /// The same, with a limit of its own.
+    pub fn accept_within(
+        &self,
+        want: i32,
+        uid: u32,
+        watch: Option<&Watch>,
+        limit: Duration,
+    ) -> Result<(UnixStream, i32)> {
+        let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let ready = Watch::ready(watch, self.fd.as_fd(), PollFlags::POLLIN, Some(left));
@@ -112,7 +130,7 @@ impl Listener {
             if !ready {
                 return Err(Error::Peer {
                     peer: "parasite",
-                    what: format!("did not connect within {} s", CONNECT_LIMIT.as_secs()),
+                    what: format!("did not connect within {} s", limit.as_secs_f32()),
                 });
             }
             let fd = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(|e| Error::Call {

@@ -1,6 +1,6 @@
 //! /proc as the oracle. Parsers of the tests' own: the product's are among what is tested.
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 
 /// What /proc/PID/status says.
@@ -136,6 +136,13 @@ pub fn descriptors(pid: i32) -> Vec<(i32, String)> {
         .collect();
     all.sort();
     all
+}
+
+/// Eight bytes of a process's memory.
+pub fn word(pid: i32, at: u64) -> anyhow::Result<u64> {
+    let mut b = [0; 8];
+    std::os::unix::fs::FileExt::read_exact_at(&File::open(format!("/proc/{pid}/mem"))?, &mut b, at)?;
+    Ok(u64::from_le_bytes(b))
 }
 
 #[cfg(test)]

@@ -42,7 +42,9 @@ impl Stage {
     pub fn make() -> Result<Stage> {
         let profile = profile()?;
         let programs = profile.join("../programs");
-        build_programs(&programs)?;
+        // Another build may be tested: DORMOUSE_TEST_BIN=target/release.
+        let bin = std::env::var_os("DORMOUSE_TEST_BIN").map_or(profile, PathBuf::from);
+        build_programs(&programs, &bin)?;
         let stage = Stage::of(std::process::id());
         fs::DirBuilder::new()
             .mode(0o755)
@@ -52,8 +54,6 @@ impl Stage {
         for dir in ["bin", "p", "ex"] {
             fs::create_dir(stage.path.join(dir))?;
         }
-        // Another build may be tested: DORMOUSE_TEST_BIN=target/release.
-        let bin = std::env::var_os("DORMOUSE_TEST_BIN").map_or(profile, PathBuf::from);
         for name in ["launcher", "ctl"] {
             let from = bin.join(name);
             ensure!(
@@ -64,6 +64,12 @@ impl Stage {
             fs::copy(&from, stage.bin(name))?;
         }
         copy_all(&programs, &stage.path.join("p"))?;
+        for (from, to) in [("libdormouse.so", "libdormouse.so"), ("examples/counter", "counter_rs")] {
+            let from = bin.join(from);
+            ensure!(from.exists(), "{} is not there: cargo build -p dormouse --lib --examples", from.display());
+            fs::copy(&from, stage.program(to))?;
+        }
+        fs::copy(checkout().join("dormouse/python/dormouse.py"), stage.program("dormouse.py"))?;
         copy_all(&checkout().join("examples"), &stage.path.join("ex"))?;
         open_up(&stage.path)?;
         Ok(stage)
@@ -102,9 +108,12 @@ fn profile() -> Result<PathBuf> {
     }
 }
 
-fn build_programs(out: &Path) -> Result<()> {
+fn build_programs(out: &Path, lib: &Path) -> Result<()> {
     let mut make = Command::new("make");
-    make.args(["-s", "-j2", "-C"]).arg(sources()).arg(format!("OUT={}", out.display()));
+    make.args(["-s", "-j2", "-C"])
+        .arg(sources())
+        .arg(format!("OUT={}", out.display()))
+        .arg(format!("LIB={}", lib.display()));
     // Ours is not make's child in the sense of its job server.
     make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env_remove("MAKELEVEL");
     let done = make.output().context("make is needed to build tests/programs: apt-get install make gcc")?;

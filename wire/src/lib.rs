@@ -16,6 +16,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod api;
+
 /// Version of everything in this file. A peer of another version is not talked to.
 pub const WIRE_VERSION: u16 = 3;
 

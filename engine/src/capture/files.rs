@@ -4,6 +4,7 @@ use super::Step;
 use crate::{External, Externals};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::AsFd;
+use sys::api::Block;
 use sys::procfs::fd::FdStat;
 use sys::procfs::fdinfo::FdInfo;
 
@@ -26,6 +27,8 @@ pub struct FileView {
     pub deleted: bool,
     /// What the caller decided about it, should its other end be outside.
     pub decided: Option<External>,
+    /// A connection that libdormouse has to us: in a restored program it reads as ended.
+    pub ours: bool,
     /// For sockets: what they are.
     pub socket: Option<SocketView>,
 }
@@ -128,6 +131,7 @@ pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
             held: None,
             deleted,
             decided: None,
+            ours: false,
             socket: None,
         });
     }
@@ -214,9 +218,15 @@ impl FileView {
     }
 }
 
-/// Notes what the caller decided about each.
-pub(super) fn decide(views: &mut [FileView], e: &Externals) {
+/// Notes what the caller decided about each, and which are libdormouse's own.
+pub(super) fn decide(views: &mut [FileView], e: &Externals, block: Option<&Block>) {
     for v in views {
+        let inode = v.stat.as_ref().map_or(0, |s| s.ino);
+        if v.socket.is_some() && block.is_some_and(|b| v.fds.iter().any(|f| b.is_connection(f.0, inode))) {
+            v.ours = true;
+            v.decided = Some(External::Path("/dev/null".into()));
+            continue;
+        }
         let named = v.fds.iter().find_map(|f| e.named.get(&f.0)).cloned();
         v.decided = named.or((e.close && v.stdio() < 0).then_some(External::Close));
     }

@@ -64,6 +64,11 @@ impl Survey {
         Err(Error { kind: Kind::Refused, attempted: self.attempted.clone(), reasons })
     }
 
+    /// The block of its libdormouse, as it is now.
+    pub(super) fn block(&self) -> Option<sys::api::Block> {
+        sys::api::Block::read(&sys::mem::RemoteMem::open(self.pid).ok()?, self.inner_pid())
+    }
+
     /// PID in the innermost namespace.
     pub fn inner_pid(&self) -> i32 {
         self.status.ns_tgid.last().copied().unwrap_or(self.pid)
@@ -136,7 +141,8 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
         s.random = random(pid);
         s.files = files::list(pid, false)?;
         files::mark_ends(pid, &mut s.files, &mut s.others);
-        files::decide(&mut s.files, external);
+        let block = s.block();
+        files::decide(&mut s.files, external, block.as_ref());
         s.smaps = procfs::smaps::read(pid)?;
         Ok(())
     })();
@@ -323,7 +329,7 @@ impl Survey {
         if !first.is_empty() {
             let mut again = files::list(self.pid, false)?;
             files::mark_ends(self.pid, &mut again, &mut Others::default());
-            files::decide(&mut again, &self.external);
+            files::decide(&mut again, &self.external, self.block().as_ref());
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
         }

@@ -1,4 +1,5 @@
 //! Mappings in the image's words, and the pages that must be stored.
+use super::dropped::{self, without};
 use super::swapped::{self, Stored};
 use super::{Fault, Observer, Step};
 use crate::{Error, Kind, Reason};
@@ -210,6 +211,7 @@ impl Observer<'_> {
         let pagemap = Pagemap::open(self.survey.pid)?;
         let (mut mapped, none) = (Mapped::default(), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
+        let dropped = self.dropped();
         for v in maps {
             let known = self.smaps.get(self.smaps.partition_point(|m| m.vma.end <= v.start));
             let flags = known.filter(|m| m.vma.start < v.end).map_or(&none, |m| &m.flags);
@@ -223,7 +225,7 @@ impl Observer<'_> {
             }
             let regions = match t.backing {
                 BACKING_SHARED_ANON => self.shared_pages(v)?,
-                _ => stored_regions(&t, &pagemap)?,
+                _ => without(stored_regions(&t, &pagemap)?, &dropped::of(&dropped, v)),
             };
             for r in regions.into_iter().filter(|r| !r.categories.has(Categories::GUARD)) {
                 copy(&self.mem, &r, false, &mut self.sink, &mut |_| {})?;

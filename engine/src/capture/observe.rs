@@ -140,17 +140,22 @@ pub struct Observer<'a> {
     files: Vec<FileView>,
     /// Mappings with their flags, but for what came after the survey.
     pub(super) smaps: Cow<'a, [Smap]>,
+    /// That of its libdormouse.
+    pub(super) block: Option<sys::api::Block>,
     /// What is not kept, each with what is lost.
     pub reported: Vec<String>,
 }
 
 impl<'a> Observer<'a> {
     pub(super) fn new(survey: &'a Survey, channel: Channel, entered: Entered, sink: PageSink) -> Step<Observer<'a>> {
+        let mem = RemoteMem::open(survey.pid)?;
+        let block = sys::api::Block::read(&mem, survey.inner_pid());
         Ok(Observer {
             survey,
             channel,
             entered,
-            mem: RemoteMem::open(survey.pid)?,
+            mem,
+            block,
             pidfd: PidFd::open(survey.pid)?,
             sink,
             early: Vec::new(),
@@ -210,6 +215,7 @@ impl<'a> Observer<'a> {
 
     pub(super) fn everything(&mut self) -> Step<Seen> {
         let monotonic_ns = monotonic();
+        self.critical()?;
         // the visited threads' answers first: the buffer that holds them is the next program's
         let mut wait = Program::new();
         wait.for_no_thread();
@@ -220,8 +226,18 @@ impl<'a> Observer<'a> {
         let files = self.open_files()?;
         let maps = procfs::maps::read(self.survey.pid)?;
         self.asynchronous(&maps)?;
+        self.report_dropped(&maps);
         self.unforkable(&maps)?;
         Ok(Seen { process, told, files, maps, monotonic_ns })
+    }
+
+    /// Refuses a program that has said that this is no moment for a checkpoint.
+    fn critical(&self) -> Step<()> {
+        let Some(n) = self.block.as_ref().map(sys::api::Block::disabled).filter(|n| *n > 0) else { return Ok(()) };
+        let why = format!("it is in a critical section (dormouse_disable, {n} deep)");
+        let remedy = "try again when it has left it (dormouse_enable)";
+        let (attempted, object) = (self.survey.attempted.clone(), format!("PID {}", self.survey.pid));
+        Err(Error::new(Kind::Busy, attempted, object, why, remedy).into())
     }
 
     /// Answers of the visited threads.
@@ -422,7 +438,7 @@ impl<'a> Observer<'a> {
         let ours = self.own_descriptor()?;
         views.retain(|v| v.first_fd() != ours);
         files::mark_ends(self.survey.pid, &mut views, &mut self.survey.others.clone());
-        files::decide(&mut views, &self.survey.external);
+        files::decide(&mut views, &self.survey.external, self.block.as_ref());
         self.files = views.clone();
         let mut out = Files::default();
         let mut reasons = Vec::new();

@@ -1,4 +1,5 @@
 //! Phases record and publish: maps and memory from the snapshot child (or from the frozen target), then the manifest.
+use super::dropped;
 use super::memory::{self, Mapped};
 use super::observe::{Observer, Seen};
 use super::{threads, Step};
@@ -61,6 +62,8 @@ pub(super) struct Recorder {
     /// Not the target's: the blob's mapping and the scratch frame.
     ours: Vec<(u64, u64)>,
     before: Vec<procfs::smaps::Smap>,
+    /// Not worth keeping.
+    dropped: Vec<(u64, u64)>,
     reported: Vec<String>,
     pause: Duration,
     memory: Memory,
@@ -76,6 +79,7 @@ impl Recorder {
         seen.process.pending = pending;
         seen.process.stopped = snapshot.stopped;
         let l = obs.entered.layout;
+        let dropped = obs.dropped();
         let mut reported = obs.reported;
         let deadline = threads.iter().filter(|t| t.sched.0 == SCHED_DEADLINE).count();
         if deadline > 0 {
@@ -88,6 +92,7 @@ impl Recorder {
             sink: obs.sink,
             ours: vec![(l.base, l.base + l.len)],
             before: obs.smaps.into_owned(),
+            dropped,
             reported,
             pause,
             memory: Memory::default(),
@@ -144,6 +149,7 @@ impl Recorder {
                     .into_iter()
                     .partition(|r| r.categories.has(Categories::GUARD));
                 self.memory.guards.extend(guards.iter().map(|g| (g.start, g.end)));
+                let pages = dropped::without(pages, &dropped::of(&self.dropped, v));
                 todo.extend(pages.into_iter().map(|r| (r, gone)));
             }
             self.memory.vmas.push(t);

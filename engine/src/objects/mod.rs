@@ -67,6 +67,9 @@ pub static ALL: &[&dyn Object] = &[
 
 /// The kind that claims a file.
 pub fn of(f: &FileView) -> Option<&'static dyn Object> {
+    if f.ours {
+        return Some(&Stdio);
+    }
     ALL.iter().copied().find(|k| k.claims(f))
 }
 

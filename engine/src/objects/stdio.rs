@@ -22,7 +22,9 @@ pub fn is_external(f: &FileView) -> bool {
         let peer = s.remote.is_some() || s.unix.as_ref().is_some_and(|u| u.peer.is_some_and(|p| p != 0));
         s.domain == libc::AF_UNIX && !s.listening && !s.own_peer && peer
     };
-    fifo || f.held.is_some()
+    f.ours
+        || fifo
+        || f.held.is_some()
         || f.is_pipe() && !f.both_ends
         || super::tcp::is_connected(f)
         || f.socket.as_ref().is_some_and(unix)
@@ -39,7 +41,7 @@ impl Object for Stdio {
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
-        let mut e = External { stdio: f.stdio(), ..External::default() };
+        let mut e = External { stdio: f.stdio(), ours: f.ours, ..External::default() };
         match &f.decided {
             Some(crate::External::Close) => e.close = true,
             Some(crate::External::Path(p)) => e.path = p.as_os_str().as_bytes().to_vec().into(),
@@ -54,7 +56,7 @@ impl Object for Stdio {
                 e.termios = t.termios.into();
                 e.winsize = t.winsize;
             }
-        } else if f.decided.is_some() || f.socket.is_some() {
+        } else if !f.ours && (f.decided.is_some() || f.socket.is_some()) {
             let instead = match &f.decided {
                 Some(crate::External::Close) => "it is closed".into(),
                 Some(crate::External::Path(p)) => format!("it is {}", p.display()),

@@ -67,6 +67,14 @@ pub fn fill(p: &Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
     })
 }
 
+/// Tells the program's libdormouse that this is a restored program, and whose.
+pub fn tell(p: &Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(block) = sys::api::Block::read(&p.mem, image.process.pid) else { return Ok(()) };
+    let (name, folder) = o.session.as_ref().map_or(("", &[][..]), |s| (&s.0, s.1.as_os_str().as_bytes()));
+    Ok(block.restored(&p.mem, image.handle.n(), name, folder)?)
+}
+
 /// The kind of mapping that a run of pages lies in.
 fn covered(image: &Image<'_>, addr: u64, pages: u64) -> Step<u32> {
     let vmas = &image.memory.vmas;

@@ -174,6 +174,7 @@ impl Run<'_> {
         self.enter(Phase::Fill)?;
         fill::fill(&p, &image, self.o)?;
         place::finish(&mut p, &image, self.o, &mut notes)?;
+        fill::tell(&p, &image, self.o)?;
         self.enter(Phase::Files)?;
         process::places(&mut p, &image, self.o)?;
         files::all(&mut p, &image, self.o, &mut notes)?;

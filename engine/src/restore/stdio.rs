@@ -17,9 +17,12 @@ pub struct Stdio;
 /// What is to become of it: as this command says, else as the checkpoint's did. None: a standard stream takes its place, or
 /// nobody has decided.
 fn wish(fds: &[i32], e: &External, o: &RestoreOptions<'_>) -> Option<Wish> {
+    let path = || Wish::Path(Path::new(OsStr::from_bytes(&e.path)).into());
+    if e.ours {
+        return Some(path());
+    }
     let named = fds.iter().find_map(|fd| o.external.get(fd)).cloned();
     let all = || (o.external_close && e.stdio < 0).then_some(Wish::Close);
-    let path = || Wish::Path(Path::new(OsStr::from_bytes(&e.path)).into());
     let decided = || if e.close { Some(Wish::Close) } else { (!e.path.is_empty()).then(path) };
     named.or_else(all).or_else(decided)
 }
@@ -97,7 +100,9 @@ impl Remake for Stdio {
                 return Ok(Made::Closed);
             }
             Some(Wish::Path(path)) => {
-                m.notes.push(format!("{} is {} now", m.describe(id, f), path.display()));
+                if !e.ours {
+                    m.notes.push(format!("{} is {} now", m.describe(id, f), path.display()));
+                }
                 return open(m, p, path.as_os_str().as_bytes(), f.flags);
             }
         }

@@ -83,4 +83,6 @@ pub struct External {
     pub termios: ByteBuf,
     /// Window size: rows, columns, x and y pixels.
     pub winsize: (u16, u16, u16, u16),
+    /// A connection of libdormouse to its recorder: `path` reads as its end, and nobody else decides about it.
+    pub ours: bool,
 }

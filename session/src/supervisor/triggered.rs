@@ -1,7 +1,7 @@
 //! The supervisor's checkpoints: wished for by a signal, the clock, SIGTERM or a peer; made by a recorder (`crate::recorder`), one at
 //! a time. A wish that comes meanwhile is one more checkpoint when that one is done, however many came; a tick of the clock is
 //! skipped then. Nothing here waits.
-use super::{refusal, Supervisor};
+use super::Supervisor;
 use crate::control::Answer;
 use crate::front::ToFront;
 use crate::recorder::{Made, Order, Recorder};
@@ -245,8 +245,8 @@ impl Supervisor {
 
     fn answer_all(&mut self, wish: &Wish, result: &Result<u64, Error>) {
         let answer = match result {
-            Ok(n) => Answer { ok: true, error: None, pid: self.running.live.program.pid, n: Some(*n) },
-            Err(e) => refusal(e.to_string()),
+            Ok(n) => Answer { n: Some(*n), ..Answer::done(self.running.live.program.pid) },
+            Err(e) => Answer { code: Some(e.kind.exit_code()), ..Answer::refused(e.to_string()) },
         };
         for (id, _) in &wish.askers {
             let Some(at) = self.peers.iter().position(|p| p.id == *id) else { continue };
