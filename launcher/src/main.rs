@@ -52,6 +52,10 @@ struct Args {
     /// Run in the background, with output to the session's log; return as soon as it runs.
     #[arg(long)]
     detach: bool,
+    /// How its checkpoints get in: `agent` preloads the agent (LD_PRELOAD), through which `ctl checkpoint --door agent` works without
+    /// ptrace; `attach` leaves the program as it is.
+    #[arg(long, value_name = "DOOR", value_enum, default_value_t = DoorArg::Attach)]
+    door: DoorArg,
     /// Where sessions are kept.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -64,6 +68,14 @@ struct Args {
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum DoorArg {
+    /// By ptrace.
+    Attach,
+    /// By the agent.
+    Agent,
 }
 
 fn main() -> ExitCode {
@@ -125,7 +137,8 @@ fn behind_dashes(e: &clap::Error, words: &[OsString]) -> Option<String> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     let ContextValue::String(first) = e.get(ContextKind::InvalidArg)? else { return None };
     // Not the value of an option that happens to be the same.
-    let value = |i: usize| i > 0 && words[i - 1].to_str().is_some_and(|w| matches!(w, "--name" | "--state-dir"));
+    let value =
+        |i: usize| i > 0 && words[i - 1].to_str().is_some_and(|w| matches!(w, "--name" | "--state-dir" | "--door"));
     let at = (0..words.len()).find(|i| words[*i].to_str() == Some(first) && !value(*i))?;
     if e.kind() != ErrorKind::UnknownArgument || first.starts_with('-') {
         return None;
@@ -175,7 +188,11 @@ fn warn_of_inherited(args: &Args) {
 fn run(args: &Args) -> Result<Outcome, LaunchError> {
     let name = args.name.as_deref().map(session::name::parse).transpose()?;
     let state = StateDir::resolve(args.state_dir.as_deref())?;
-    let request = LaunchRequest { name, argv: args.command.clone(), detach: args.detach };
+    let door = match args.door {
+        DoorArg::Attach => engine::Door::Attach,
+        DoorArg::Agent => engine::Door::Agent,
+    };
+    let request = LaunchRequest { name, argv: args.command.clone(), detach: args.detach, door };
     session::launch(&state, &request, &|event| tell(args, &event))
 }
 

@@ -4,6 +4,14 @@
 /// The flat, position-independent blob: goes to any page-aligned address, readable and executable.
 pub const BLOB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/blob.bin"));
 
+/// The preloaded agent, a shared object.
+pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent/agent.so"));
+
+/// Tells one build of the agent from another: FNV-1a of its bytes.
+pub fn agent_id() -> u64 {
+    AGENT.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ *b as u64).wrapping_mul(0x100_0000_01b3))
+}
+
 /// Whether a parked thread's extended state (x87, SSE, AVX, ...) is its own again whenever it is stopped in the blob: build.rs looks
 /// for an instruction that would change it. It always is with the compilers tried; with another, only the checkpoint is slower.
 pub const PARKED_KEEP_XSTATE: bool = include!(concat!(env!("OUT_DIR"), "/keeps.rs"));

@@ -169,8 +169,13 @@ fn take(
         ("mode".to_string(), format!("{:?}", live.mode).to_lowercase()),
         (LOG_LABEL.to_string(), state.log(name).to_string_lossy().into_owned()),
     ]);
-    let options =
-        CaptureOptions { after: request.after, external: request.external.clone(), labels, progress: request.progress };
+    let options = CaptureOptions {
+        after: request.after,
+        door: request.door,
+        external: request.external.clone(),
+        labels,
+        progress: request.progress,
+    };
     let captured = match engine_calls::checkpoint(&store, name, pid, &options) {
         Ok(captured) => captured,
         Err(e) => {

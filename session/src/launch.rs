@@ -6,7 +6,7 @@ use crate::state::open_log;
 use crate::supervisor::Running;
 use crate::{control, name, Event, LaunchError, LaunchRequest, Live, Mode, Outcome, ProcId, Started, StateDir};
 use crate::{EXIT_CANNOT_EXECUTE, EXIT_NOT_FOUND};
-use engine::{Error, Kind};
+use engine::{Door, Error, Kind};
 use image::SessionName;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -61,6 +61,9 @@ fn start(
         let log = open_log(&state.log(name))?;
         command.stdin(Stdio::null()).stdout(copy(&log, attempted)?).stderr(log);
     }
+    if request.door == Door::Agent {
+        crate::agent::preload(state, &mut command, attempted)?;
+    }
     let prepared = sys::spawn::prepare(&mut command, starting.inherited.clone(), request.detach)
         .map_err(|e| cannot_start(attempted, &request.argv[0], &e))?;
     let pid = prepared.pid();
@@ -73,7 +76,7 @@ fn start(
         program,
         init: None,
         supervisor: ProcId::me(),
-        door: "attach".into(),
+        door: request.door.name().into(),
         command: request.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" "),
         from: None,
         created: now(),

@@ -18,6 +18,7 @@
 //! sees), the supervisor (subreaper and parent of the program; see [`mod@supervisor`]) and the program.
 #![forbid(unsafe_code)]
 
+mod agent;
 pub mod api;
 mod checkpoint;
 pub mod control;

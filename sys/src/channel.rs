@@ -66,6 +66,7 @@ fn told(e: &io::Error) -> Option<Error> {
 pub struct Listener {
     fd: OwnedFd,
     addr: Vec<u8>,
+    nonce: u64,
 }
 
 impl Listener {
@@ -76,14 +77,12 @@ impl Listener {
             pid: std::process::id() as i32,
             source: e.into(),
         };
-        let mut name = *b"dormouse-................";
-        let mut rnd = [0u8; 16];
+        let mut random = [0u8; 8];
         std::fs::File::open("/dev/urandom")
-            .and_then(|mut f| f.read_exact(&mut rnd))
+            .and_then(|mut f| f.read_exact(&mut random))
             .map_err(|source| Error::File { path: "/dev/urandom".into(), source })?;
-        for (i, b) in rnd.iter().enumerate() {
-            name[9 + i] = b'a' + (b & 15);
-        }
+        let nonce = u64::from_le_bytes(random);
+        let name = wire::agent::name_of(nonce);
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
             .map_err(|e| err("socket", e))?;
         let a = UnixAddr::new_abstract(&name).map_err(|e| err("socket address", e))?;
@@ -92,7 +91,7 @@ impl Listener {
         // struct sockaddr_un: family 1, then a NUL and the name
         let mut addr = vec![1, 0, 0];
         addr.extend_from_slice(&name);
-        Ok(Listener { fd, addr })
+        Ok(Listener { fd, addr, nonce })
     }
 
     /// The `sockaddr_un` as bytes, for [`wire::Params`].
@@ -100,20 +99,40 @@ impl Listener {
         &self.addr
     }
 
+    /// What its name was made from ([`wire::agent::name_of`]).
+    pub fn nonce(&self) -> u64 {
+        self.nonce
+    }
+
     /// Accepts the next connection of process `want` (0: of any) of user `uid`; whoever else connects is turned away. Gives the peer's PID as
     /// seen from here. An error at once if the watched tracer ends.
     pub fn accept(&self, want: i32, uid: u32, watch: Option<&Watch>) -> Result<(UnixStream, i32)> {
-        let end = Instant::now() + CONNECT_LIMIT;
+        self.accept_by(want, uid, watch, CONNECT_LIMIT)?.ok_or_else(|| Error::Peer {
+            peer: "parasite",
+            what: format!("did not connect within {} s", CONNECT_LIMIT.as_secs()),
+        })
+    }
+
+    /// The same with another limit; None if nobody has come by then.
+    pub fn accept_within(&self, want: i32, uid: u32, limit: Duration) -> Result<Option<(UnixStream, i32)>> {
+        self.accept_by(want, uid, None, limit)
+    }
+
+    fn accept_by(
+        &self,
+        want: i32,
+        uid: u32,
+        watch: Option<&Watch>,
+        limit: Duration,
+    ) -> Result<Option<(UnixStream, i32)>> {
+        let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let ready = Watch::ready(watch, self.fd.as_fd(), PollFlags::POLLIN, Some(left));
             let ready =
                 ready.map_err(|e| told(&e).unwrap_or(Error::Call { doing: "poll".into(), pid: want, source: e }))?;
             if !ready {
-                return Err(Error::Peer {
-                    peer: "parasite",
-                    what: format!("did not connect within {} s", CONNECT_LIMIT.as_secs()),
-                });
+                return Ok(None);
             }
             let fd = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(|e| Error::Call {
                 doing: "accept".into(),
@@ -128,7 +147,7 @@ impl Listener {
                 source: e.into(),
             })?;
             if cred.uid() == uid && (want == 0 || cred.pid() == want) {
-                return Ok((s, cred.pid()));
+                return Ok(Some((s, cred.pid())));
             }
         }
     }

@@ -58,6 +58,11 @@ impl Variant {
         self
     }
 
+    /// Whether an agent is in it: not in a static one, nor in one that has to be started without launcher.
+    pub fn agent(&self) -> bool {
+        !self.program.starts_with("static_") && matches!(self.door, None | Some(Door::Launched | Door::Terminal))
+    }
+
     /// How it is started, if nothing else is said by `door`; a call with a time-out gets this many milliseconds.
     pub fn start(&self, door: Door, timeout_ms: u32) -> Start {
         let mut start = Start::program(&self.program).args(self.args.clone()).door(self.door.unwrap_or(door));

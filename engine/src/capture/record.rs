@@ -2,7 +2,7 @@
 use super::memory::{self, Mapped};
 use super::observe::{Observer, Seen};
 use super::{threads, Step};
-use crate::{CaptureOptions, Captured, Progress};
+use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
 use image::v1::process::Thread;
 use image::v1::{self, memory::Memory, meta::Meta};
@@ -66,6 +66,7 @@ pub(super) struct Recorder {
     memory: Memory,
     attempted: String,
     pid: i32,
+    door: Door,
     /// Held open while a frozen target is read: when it closes, the blob lets everyone go.
     pub talk: Option<sys::channel::Channel>,
 }
@@ -75,7 +76,7 @@ impl Recorder {
         let (threads, pending) = threads::all(&seen, snapshot, &obs.survey.threads);
         seen.process.pending = pending;
         seen.process.stopped = snapshot.stopped;
-        let l = obs.entered.layout;
+        let (l, door) = (obs.entered.layout, obs.door());
         let mut reported = obs.reported;
         let deadline = threads.iter().filter(|t| t.sched.0 == SCHED_DEADLINE).count();
         if deadline > 0 {
@@ -87,6 +88,7 @@ impl Recorder {
             early: obs.early,
             sink: obs.sink,
             ours: vec![(l.base, l.base + l.len)],
+            door,
             before: obs.smaps.into_owned(),
             reported,
             pause,
@@ -199,7 +201,7 @@ impl Recorder {
             kernel: proc_line("/proc/sys/kernel/osrelease"),
             host: proc_line("/proc/sys/kernel/hostname"),
             boot_id: procfs::boot_id().unwrap_or_default(),
-            door: "attach".into(),
+            door: self.door.name().into(),
             pause_ns: self.pause.as_nanos() as u64,
             xfeatures,
             monotonic_ns: self.seen.monotonic_ns,
