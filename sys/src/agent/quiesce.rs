@@ -8,7 +8,7 @@ use super::state;
 use crate::channel::{Channel, Listener};
 use crate::mem::RemoteMem;
 use crate::tracer::{Snapshot, ThreadState};
-use crate::{procfs, Error, Result};
+use crate::{fault, procfs, Error, Result};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -46,6 +46,7 @@ struct Call<'a> {
 impl Call<'_> {
     /// Sends a thread in; false if it has ended.
     fn send(&self, tid: i32, code: i32, number: i32) -> Result<bool> {
+        fault::point("agent").map_err(|e| Error::call("rt_tgsigqueueinfo", tid, e))?;
         let (call, pc, print) = self.seen.get(&tid).copied().unwrap_or((-1, 0, 0));
         let me = std::process::id() as i32;
         // SAFETY: takes no argument.
@@ -88,6 +89,7 @@ fn other(e: impl std::fmt::Display) -> Absent {
 
 /// Calls all threads of a process in. `uid`: its user, as which it connects.
 pub fn freeze(pid: i32, uid: u32, l: &Listener) -> Way<Quiesced> {
+    fault::target(pid);
     look::present(pid)?;
     let tids = procfs::tasks(pid).map_err(other)?;
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
@@ -159,6 +161,7 @@ impl Quiesced {
                 }
                 continue;
             }
+            fault::point("agent").map_err(other)?;
             let mut b = [0; ARRIVAL];
             self.sock.read_exact(&mut b).map_err(other)?;
             let op = u16::from_le_bytes([b[6], b[7]]);
