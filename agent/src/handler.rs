@@ -1,9 +1,11 @@
 //! The signal handler: a thread parks, or serves its recorder, and goes on as if nothing had been.
 use crate::arch;
 use crate::context::Context;
+use crate::interpose::foreign;
+use crate::page::{self, state};
 use crate::start::{map, unmap};
 use core::mem::{size_of, MaybeUninit};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use parasite::arch::{copy, syscall6};
 use parasite::serve::{connect, converse, disconnect, release_all, send_all, slot, sys3, work};
 use wire::agent::*;
@@ -14,6 +16,8 @@ const SYS_RT_SIGACTION: u64 = 13;
 const SYS_RT_SIGPROCMASK: u64 = 14;
 const SYS_GETPID: u64 = 39;
 const SYS_GETEUID: u64 = 107;
+const SYS_GETTID: u64 = 186;
+const SYS_TGKILL: u64 = 234;
 const SYS_RT_SIGPENDING: u64 = 127;
 const SYS_SIGALTSTACK: u64 = 131;
 const SYS_ARCH_PRCTL: u64 = 158;
@@ -44,10 +48,22 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
     unsafe {
         let (i, c) = (&*info, &mut *context);
         let call = c.interrupted(i);
+        if page::flags().load(SeqCst) & AGENT_SECCOMP != 0 {
+            // no call may be made; the recorder sees the filter, and nobody come
+            if let (Onward::Again | Onward::AgainWhole, Some(nr)) = (c.onward(call), call) {
+                c.again(nr);
+            }
+            return;
+        }
         if i.code == code_serve() {
             serve(i, c, call);
         } else if i.code == code_park() {
             park(i, c, call);
+        } else if !is_recorders(i.code) {
+            if foreign(info as u64, context as u64) {
+                die();
+            }
+            return; // its EINTR is the program's
         }
         let ended = waiting(c, call);
         match (c.onward(call), call) {
@@ -64,6 +80,20 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
             }
             _ => {}
         }
+    }
+}
+
+/// The signal's own effect, as soon as it is unblocked.
+///
+/// # Safety
+/// The program has no handler for it.
+unsafe fn die() {
+    let default = [0u64; 4];
+    // SAFETY: the kernel reads an action (four words).
+    unsafe {
+        syscall6(SYS_RT_SIGACTION, [AGENT_SIGNAL as u64, default.as_ptr() as u64, 0, 8, 0, 0]);
+        let (pid, tid) = (sys3(SYS_GETPID, 0, 0, 0) as u64, sys3(SYS_GETTID, 0, 0, 0) as u64);
+        sys3(SYS_TGKILL, pid, tid, AGENT_SIGNAL as u64);
     }
 }
 
@@ -121,12 +151,6 @@ unsafe fn word(at: u64) -> u64 {
         syscall6(SYS_PROCESS_VM_READV, [me, to.as_ptr() as u64, 1, from.as_ptr() as u64, 1, 0]);
     }
     value
-}
-
-/// Who is inside: [`AgentPage::state`].
-fn state() -> &'static AtomicU64 {
-    // SAFETY: the handler is installed only when the page is there, and nobody takes it away.
-    unsafe { &*(&raw const (*(AGENT_PAGE as *const AgentPage)).state as *const AtomicU64) }
 }
 
 /// The session of a nonce, in the high half.

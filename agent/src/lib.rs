@@ -10,6 +10,10 @@
 pub mod arch;
 mod context;
 mod handler;
+pub mod interpose;
+mod libc;
+mod page;
+mod stacks;
 mod start;
 
 pub use start::start;

@@ -1,7 +1,7 @@
 //! What the agent does when it is loaded: a page that says that it is there, and its signal handler.
-use crate::{arch, handler};
+use crate::{arch, handler, page, stacks};
 use parasite::arch::syscall6;
-use wire::agent::{AgentPage, AGENT_MAGIC, AGENT_NAME, AGENT_PAGE, AGENT_SIGNAL};
+use wire::agent::{AGENT_MAGIC, AGENT_NAME, AGENT_PAGE, AGENT_SIGNAL, AGENT_STACK};
 
 const SYS_MMAP: u64 = 9;
 const SYS_MUNMAP: u64 = 11;
@@ -10,7 +10,8 @@ const SYS_PRCTL: u64 = 157;
 /// PROT_READ | PROT_WRITE
 pub const READ_WRITE: u64 = 3;
 /// MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
-pub const THERE: u64 = 0x2 | 0x20 | 0x4000 | 0x10_0000;
+pub const THERE: u64 = 0x2 | 0x20 | 0x4000 | MAP_FIXED_NOREPLACE;
+const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PAGE: u64 = 4096;
 const SA_SIGINFO: u64 = 4;
@@ -37,6 +38,13 @@ pub unsafe fn map(at: u64, len: u64, name: &[u8]) -> bool {
     }
 }
 
+/// Maps private memory somewhere.
+pub fn map_anywhere(len: u64) -> Option<u64> {
+    // SAFETY: without MAP_FIXED nothing is replaced.
+    let r = unsafe { syscall6(SYS_MMAP, [0, len, READ_WRITE, THERE & !MAP_FIXED_NOREPLACE, u64::MAX, 0]) };
+    (r > 0).then_some(r as u64)
+}
+
 /// Takes a mapping of ours away.
 ///
 /// # Safety
@@ -55,19 +63,21 @@ pub unsafe fn unmap(at: u64, len: u64) {
 pub unsafe fn start() {
     // SAFETY: the page is new and ours; the action's struct is the kernel's (handler, flags, restorer, mask) and lives over the call.
     unsafe {
-        if !map(AGENT_PAGE, PAGE, AGENT_NAME) {
+        if !map(AGENT_PAGE, PAGE + AGENT_STACK, AGENT_NAME) {
             return;
         }
         let entry = handler::on_signal as *const () as u64;
         let action = [entry, SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_RESTORER, arch::restorer(), u64::MAX];
         let done = syscall6(SYS_RT_SIGACTION, [AGENT_SIGNAL as u64, action.as_ptr() as u64, 0, 8, 0, 0]);
         if done != 0 {
-            return unmap(AGENT_PAGE, PAGE);
+            return unmap(AGENT_PAGE, PAGE + AGENT_STACK);
         }
-        let page = AGENT_PAGE as *mut AgentPage;
+        stacks::install(stacks::first());
+        let page = page::at();
         (*page).version = wire::WIRE_VERSION as u32;
         (*page).signal = AGENT_SIGNAL as u32;
         (*page).handler = entry;
         (*page).magic = AGENT_MAGIC;
+        page::set_ready();
     }
 }

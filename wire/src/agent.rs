@@ -28,6 +28,11 @@ pub const fn code_park() -> i32 {
     -(0x4500 + crate::WIRE_VERSION as i32)
 }
 
+/// Whether a siginfo code is a recorder's, of this version or another.
+pub const fn is_recorders(code: i32) -> bool {
+    -code >= 0x4400 && -code < 0x4600
+}
+
 /// What is at [`AGENT_PAGE`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +47,24 @@ pub struct AgentPage {
     pub handler: u64,
     /// High half: the session that parks threads at the moment (never 0), or 0. Low half: threads inside for it, a futex.
     pub state: u64,
+    /// `AGENT_` bits.
+    pub flags: u32,
+    /// The PID for which `covered` counts: a forked process counts anew.
+    pub pid: i32,
+    /// Threads, beside the first, that have an alternate signal stack of the agent's.
+    pub covered: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// What the program has set for the signal: handler, flags, mask.
+    pub action: [u64; 3],
 }
+
+/// [`AgentPage::flags`]: a seccomp filter has come, or is about to: the handler makes no call.
+pub const AGENT_SECCOMP: u32 = 1;
+/// [`AgentPage::flags`]: the program has set an alternate stack that is small.
+pub const AGENT_SMALL_STACK: u32 = 2;
+/// Bytes of a thread's alternate stack; the first thread's lies behind the page.
+pub const AGENT_STACK: u64 = 64 << 10;
 
 /// The first 48 bytes of the siginfo.
 #[repr(C)]

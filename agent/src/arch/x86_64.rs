@@ -22,6 +22,30 @@ global_asm!(
     ".hidden dormouse_syscall_at",
     ".type dormouse_syscall,@function",
     "dormouse_syscall:",
+    // seccomp, and prctl(PR_SET_SECCOMP)
+    "cmp rdi, 317",
+    "je 3f",
+    "cmp rdi, 157",
+    "jne 4f",
+    "cmp rsi, 22",
+    "jne 4f",
+    "3:",
+    "push rdi",
+    "push rsi",
+    "push rdx",
+    "push rcx",
+    "push r8",
+    "push r9",
+    "sub rsp, 8",
+    "call {filtered}",
+    "add rsp, 8",
+    "pop r9",
+    "pop r8",
+    "pop rcx",
+    "pop rdx",
+    "pop rsi",
+    "pop rdi",
+    "4:",
     "mov rax, rdi",
     "mov rdi, rsi",
     "mov rsi, rdx",
@@ -50,11 +74,29 @@ global_asm!(
     // glibc's own word on its rseq areas; where there is none the address is 0
     ".weak __rseq_offset",
     ".weak __rseq_size",
+    ".weak dlsym",
+    // the first code of a thread: its alternate stack, then its own function, of which ours is no caller
+    ".pushsection .text.dormouse_begin,\"ax\",@progbits",
+    ".globl dormouse_begin",
+    ".hidden dormouse_begin",
+    ".type dormouse_begin,@function",
+    "dormouse_begin:",
+    "sub rsp, 8",
+    "call {begin}",
+    "add rsp, 8",
+    "mov rdi, rdx",
+    "jmp rax",
+    ".size dormouse_begin, . - dormouse_begin",
+    ".popsection",
+    filtered = sym crate::interpose::filtered,
+    begin = sym crate::stacks::begin,
 );
 
 extern "C" {
     fn dormouse_restorer();
     fn dormouse_syscall_at();
+    /// Where a thread begins: its block in rdi.
+    pub fn dormouse_begin();
     /// What libc's `syscall` does.
     pub fn dormouse_syscall();
 }
@@ -67,6 +109,34 @@ pub fn syscall_at() -> u64 {
 /// Address of the restorer.
 pub fn restorer() -> u64 {
     dormouse_restorer as *const () as u64
+}
+
+/// The C library's function of this name (with a NUL) behind ours; 0 if there is none.
+pub fn next(name: &[u8]) -> usize {
+    const RTLD_NEXT: isize = -1;
+    let dlsym: usize;
+    // SAFETY: reads a word of our own GOT; libc's dlsym, if there is one, is called as it is declared, and knows us by the return address.
+    unsafe {
+        asm!("mov {}, [rip + dlsym@GOTPCREL]", out(reg) dlsym, options(nostack, preserves_flags, readonly));
+        if dlsym == 0 {
+            return 0;
+        }
+        let dlsym: unsafe extern "C" fn(isize, *const u8) -> usize = core::mem::transmute(dlsym);
+        dlsym(RTLD_NEXT, name.as_ptr())
+    }
+}
+
+/// Sets errno, where there is one.
+pub fn set_errno(e: i32) {
+    let location: usize;
+    // SAFETY: as `next`; the C library says where its errno is.
+    unsafe {
+        asm!("mov {}, [rip + __errno_location@GOTPCREL]", out(reg) location, options(nostack, preserves_flags, readonly));
+        if location != 0 {
+            let location: unsafe extern "C" fn() -> *mut i32 = core::mem::transmute(location);
+            *location() = e;
+        }
+    }
 }
 
 /// glibc's `__rseq_offset` and `__rseq_size`, if the C library has them.

@@ -147,7 +147,8 @@ fn apart(channel: &mut Channel, s: &Survey, tids: &[i32]) -> Step<BTreeMap<(i32,
 }
 
 fn pending(pid: i32, tid: i32) -> u64 {
-    procfs::status::read_task(pid, tid).map_or(0, |s| s.sig_pending | s.sig_shared_pending)
+    const AGENT: u64 = 1 << (wire::agent::AGENT_SIGNAL - 1);
+    procfs::status::read_task(pid, tid).map_or(0, |s| (s.sig_pending | s.sig_shared_pending) & !AGENT)
 }
 
 /// Why the agent's door is shut, as an error.

@@ -6,6 +6,7 @@ mod find;
 mod locked;
 mod memory;
 mod observe;
+mod pending;
 mod record;
 mod shared;
 mod swapped;
@@ -169,7 +170,7 @@ impl Run<'_> {
         self.enter(Phase::Record)?;
         let mut child = child;
         obs.unseen(&mut child)?;
-        let mut record = record::Recorder::new(obs, seen, &snapshot, pause);
+        let mut record = record::Recorder::new(obs, seen, snapshot, pause);
         record.memory(child.pid, self.o.progress)?;
         drop(child);
         self.enter(Phase::Publish)?;
@@ -188,7 +189,8 @@ impl Run<'_> {
         self.enter(Phase::Record)?;
         let frozen = Instant::now();
         let snapshot = way.collect(self.pid)?;
-        let mut record = record::Recorder::new(obs, seen, &snapshot, std::time::Duration::ZERO);
+        let before = seen.pending.as_ref().map_or(0, |p| p.bits());
+        let mut record = record::Recorder::new(obs, seen, snapshot, std::time::Duration::ZERO);
         record.memory(self.pid, self.o.progress)?;
         record.note_frozen(frozen.elapsed());
         self.enter(Phase::Publish)?;
@@ -209,6 +211,7 @@ impl Run<'_> {
         self.enter(Phase::Thaw)?;
         let (pause, late) = way.release(after)?;
         done.pause = pause;
+        let late = late & !before;
         let late: Vec<String> = (1..=64).filter(|n| late >> (n - 1) & 1 != 0).map(signal_name).collect();
         if !late.is_empty() {
             let what = "came while it was recorded: not in the checkpoint, and lost with the process";

@@ -4,6 +4,7 @@ use super::files::Look;
 use super::files::{self, FileView};
 use super::find::Survey;
 use super::locked::Locked;
+use super::pending::Pending;
 use super::{Fault, Step};
 use crate::{objects, Door, Error, Kind, Reason, Result};
 use image::v1::files::{Content, Fd, Files, OpenFile};
@@ -126,6 +127,8 @@ pub(super) struct Seen {
     pub files: Files,
     pub maps: Vec<Vma>,
     pub monotonic_ns: u64,
+    /// By the agent: pending signals, which the tracer reads on the other door.
+    pub pending: Option<Pending>,
 }
 
 /// The recorder's hands inside a frozen target.
@@ -242,10 +245,13 @@ impl<'a> Observer<'a> {
         let told = self.server_told(visited)?;
         let files = self.open_files(l)?;
         let maps = procfs::maps::read(self.survey.pid)?;
-        self.nothing_pending()?;
+        let pending = match self.door() {
+            Door::Attach => None,
+            Door::Agent => Some(self.pending()?),
+        };
         self.asynchronous(&maps)?;
         self.unforkable(&maps)?;
-        Ok(Seen { process, told, files, maps, monotonic_ns })
+        Ok(Seen { process, told, files, maps, monotonic_ns, pending })
     }
 
     /// Lets the threads that the agent has parked make the visit's calls.
@@ -265,22 +271,6 @@ impl<'a> Observer<'a> {
             all.extend(asked.into_iter().map(|(tid, o, c)| Told::new(tid, r.bytes(o).to_vec(), c.map(|c| r.raw(c)))));
         }
         Ok(all)
-    }
-
-    /// By the agent: no signal waits for the program, for only ptrace sees what signals carry.
-    fn nothing_pending(&mut self) -> Step<()> {
-        if self.door() == Door::Attach {
-            return Ok(());
-        }
-        let mut threads = self.entered.visited.clone();
-        threads.push(self.entered.server);
-        for tid in threads {
-            let s = procfs::status::read_task(self.survey.pid, tid)?;
-            if s.sig_pending | s.sig_shared_pending != 0 {
-                return Err(super::door::refusal(self.survey, &sys::agent::Absent::Pending).into());
-            }
-        }
-        Ok(())
     }
 
     /// Answers of the threads that the tracer has sent in.
@@ -445,7 +435,7 @@ impl<'a> Observer<'a> {
     }
 
     /// A TID as the target sees it.
-    fn inner_tid(&self, tid: i32) -> i32 {
+    pub(super) fn inner_tid(&self, tid: i32) -> i32 {
         self.survey.threads.get(&tid).map_or(tid, |t| t.inner_tid)
     }
 

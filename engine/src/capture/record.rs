@@ -72,8 +72,11 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub fn new(obs: Observer<'_>, mut seen: Seen, snapshot: &Snapshot, pause: Duration) -> Recorder {
-        let (threads, pending) = threads::all(&seen, snapshot, &obs.survey.threads);
+    pub fn new(obs: Observer<'_>, mut seen: Seen, mut snapshot: Snapshot, pause: Duration) -> Recorder {
+        if let Some(p) = seen.pending.take() {
+            (snapshot.shared_pending, snapshot.thread_pending) = (p.shared, p.threads);
+        }
+        let (threads, pending) = threads::all(&seen, &snapshot, &obs.survey.threads);
         seen.process.pending = pending;
         seen.process.stopped = snapshot.stopped;
         let (l, door) = (obs.entered.layout, obs.door());

@@ -157,10 +157,15 @@ fn is_exiting(pid: i32, tid: i32) -> Step<bool> {
 pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>) -> (Vec<Thread>, Vec<ByteBuf>) {
     let told: BTreeMap<i32, &Told> = seen.told.iter().map(|t| (t.tid, t)).collect();
     let mut shared = snapshot.shared_pending.clone();
+    // one that called a thread in for a recorder that is gone
+    let ours = |i: &ByteBuf| {
+        i.get(8..12).and_then(|b| b.try_into().ok()).is_some_and(|b| wire::agent::is_recorders(i32::from_le_bytes(b)))
+    };
+    let own = |all: Vec<ByteBuf>| all.into_iter().filter(|i| !ours(i)).collect::<Vec<_>>();
     let one = |t: &ThreadState| {
         let told = told.get(&t.tid)?;
         let mut pending =
-            snapshot.thread_pending.iter().find(|p| p.0 == t.tid).map(|p| p.1.clone()).unwrap_or_default();
+            snapshot.thread_pending.iter().find(|p| p.0 == t.tid).map(|p| own(p.1.clone())).unwrap_or_default();
         // What no thread blocks, the kernel gives to the first that it finds, the leader first: that one's call it ends
         // (kernel/signal.c, complete_signal). So it is that one's from here on.
         // The mask of a call (ppoll and kin) blocks it too, though here the handler may run before the call is issued again.

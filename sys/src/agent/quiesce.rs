@@ -3,7 +3,7 @@
 //! One thread is called first, and connects. Then those that block the signal at the moment (libc does so for instants, in pthread_create and
 //! kin): one that always does never comes, and nobody else should stand still for it. Then all others, until no newcomer appears.
 //! Whatever fails, the connection is closed, and everyone inside is released; who comes later finds the session over, and goes on.
-use super::look::{self, Absent};
+use super::look::{self, Absent, Doing};
 use super::state;
 use crate::channel::{Channel, Listener};
 use crate::mem::RemoteMem;
@@ -40,14 +40,14 @@ pub struct Quiesced {
 struct Call<'a> {
     pid: i32,
     nonce: u64,
-    seen: &'a BTreeMap<i32, (i32, u32, u64)>,
+    seen: &'a BTreeMap<i32, Doing>,
 }
 
 impl Call<'_> {
     /// Sends a thread in; false if it has ended.
     fn send(&self, tid: i32, code: i32, number: i32) -> Result<bool> {
         fault::point("agent").map_err(|e| Error::call("rt_tgsigqueueinfo", tid, e))?;
-        let (call, pc, print) = self.seen.get(&tid).copied().unwrap_or((-1, 0, 0));
+        let Doing { call, pc, print, .. } = self.seen.get(&tid).copied().unwrap_or(Doing::UNKNOWN);
         let me = std::process::id() as i32;
         // SAFETY: takes no argument.
         let uid = unsafe { libc::getuid() };
@@ -102,6 +102,7 @@ pub fn freeze(pid: i32, uid: u32, l: &Listener) -> Way<Quiesced> {
         }
         seen.insert(*tid, look::doing(pid, *tid));
     }
+    look::room(pid, &seen)?;
     let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
     let server = seen.keys().copied().find(|t| !blocking.contains(t) && !ended(*t));
     let server = server.ok_or(Absent::Blocks(pid))?;
@@ -153,6 +154,9 @@ impl Quiesced {
         while let Some(first) = wanted.first().copied() {
             if !self.readable()? {
                 wanted.retain(|t| procfs::stat::read_task(self.pid, *t).is_ok_and(|s| !s.state.is_ended()));
+                if procfs::status::read_task(self.pid, first).is_ok_and(|s| s.seccomp.unwrap_or(0) != 0) {
+                    return Err(Absent::Seccomp);
+                }
                 if wanted.contains(&first) && Instant::now() > end {
                     return Err(match look::blocks(self.pid, first) {
                         Ok(true) => Absent::Blocks(first),
