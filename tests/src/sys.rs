@@ -84,3 +84,12 @@ pub fn deny(command: &mut Command, calls: &[libc::c_long]) {
     // SAFETY: `setup` makes async-signal-safe calls only; its error is an errno and holds no memory.
     unsafe { command.pre_exec(setup) };
 }
+
+/// rt_tgsigqueueinfo(2): a signal with this siginfo for one thread.
+pub fn queue_to_thread(pid: i32, tid: i32, signal: i32, info: &[u8; 128]) -> anyhow::Result<()> {
+    // SAFETY: `info` is as large as a siginfo, and lives.
+    if unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, info.as_ptr()) } < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(())
+}
