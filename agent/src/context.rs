@@ -30,9 +30,9 @@ impl Context {
         &self.words
     }
 
-    /// Address of the thread's signal mask.
-    pub fn mask(&self) -> *const u64 {
-        &raw const self.words[MASK]
+    /// The thread's signal mask.
+    pub fn mask(&self) -> u64 {
+        self.words[MASK]
     }
 
     /// The alternate stack, if the kernel has put it away for the handler.
@@ -105,6 +105,16 @@ impl Context {
     /// Where the call has a signal mask of its own, if it has: an address, and whether the mask's address is what is there.
     pub fn mask_of_call(&self, nr: i64) -> Option<(u64, bool)> {
         interrupted::mask_of(nr, &self.args())
+    }
+
+    /// The thread was just leaving an earlier call of a recorder's, for a call that only the kernel can take up: it must not be left by `rt_sigreturn`.
+    ///
+    /// # Safety
+    /// As for [`Context::interrupted`].
+    pub unsafe fn resuming(&self) -> bool {
+        let rip = self.words[RIP];
+        // SAFETY: the thread's next instruction is there.
+        crate::arch::is_resuming(rip) || self.words[RAX] == RESTART_SYSCALL as u64 && unsafe { is_syscall(rip) }
     }
 
     /// It will be issued again.

@@ -9,11 +9,10 @@ use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use parasite::arch::{copy, syscall6};
 use parasite::serve::{connect, converse, disconnect, release_all, send_all, slot, sys3, work};
 use wire::agent::*;
-use wire::interrupted::Onward;
+use wire::interrupted::{Onward, RESTART_SYSCALL};
 use wire::*;
 
 const SYS_RT_SIGACTION: u64 = 13;
-const SYS_RT_SIGPROCMASK: u64 = 14;
 const SYS_GETPID: u64 = 39;
 const SYS_GETEUID: u64 = 107;
 const SYS_GETTID: u64 = 186;
@@ -30,7 +29,6 @@ const ARCH_GET_FS: u64 = 0x1003;
 const ARCH_GET_GS: u64 = 0x1004;
 const FUTEX_WAIT_PRIVATE: u64 = 128;
 const FUTEX_WAKE_PRIVATE: u64 = 129;
-const SIG_SETMASK: u64 = 2;
 const SOL_SOCKET: u64 = 1;
 const SO_PEERCRED: u64 = 17;
 const EBUSY: i64 = -16;
@@ -72,14 +70,26 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
             (_, None) if ended == Ends::All && c.restarted(i) => c.end(),
             (Onward::Again | Onward::AgainWhole, Some(nr)) => c.again(nr),
             (Onward::Resume, Some(_)) => {
-                if let Some(stack) = c.disarmed() {
-                    sys3(SYS_SIGALTSTACK, stack as u64, 0, 0);
-                }
-                syscall6(SYS_RT_SIGPROCMASK, [SIG_SETMASK, c.mask() as u64, 0, 8, 0, 0]);
-                arch::resume(c)
+                c.again(RESTART_SYSCALL);
+                resume(c)
             }
+            _ if c.resuming() => resume(c),
             _ => {}
         }
+    }
+}
+
+/// The way out that is not rt_sigreturn.
+///
+/// # Safety
+/// As [`on_signal`]; nothing of the handler is used any more.
+unsafe fn resume(c: &Context) -> ! {
+    // SAFETY: the caller's.
+    unsafe {
+        if let Some(stack) = c.disarmed() {
+            sys3(SYS_SIGALTSTACK, stack as u64, 0, 0);
+        }
+        arch::resume(c)
     }
 }
 
@@ -117,7 +127,7 @@ unsafe fn waiting(c: &Context, call: Option<i64>) -> Ends {
     // SAFETY: the kernel writes a signal set, and an action (four words); it reads the call's mask itself.
     unsafe {
         sys3(SYS_RT_SIGPENDING, &raw mut pending as u64, 8, 0);
-        pending &= !*c.mask() & !(1 << (AGENT_SIGNAL - 1));
+        pending &= !c.mask() & !(1 << (AGENT_SIGNAL - 1));
         if pending == 0 {
             return Ends::Not;
         }

@@ -69,7 +69,7 @@ fn current() -> Stack {
 }
 
 fn is_ours(s: &Stack) -> bool {
-    s.flags & SS_DISABLE == 0 && s.size == SIZE && s.at % PAGE == 0
+    s.flags & SS_DISABLE == 0 && s.size == SIZE && s.at.is_multiple_of(PAGE)
 }
 
 /// sigaltstack(2) as the program knows it.
@@ -86,7 +86,7 @@ pub unsafe extern "C" fn sigaltstack(new: *const Stack, old: *mut Stack) -> i32 
             let off = ours && (*new).flags & SS_DISABLE != 0;
             let r = match own_block().filter(|_| (*new).flags & SS_DISABLE != 0 && !ours) {
                 _ if off => 0,
-                Some(block) => (!install(block)) as i64 * -1,
+                Some(block) => -i64::from(!install(block)),
                 None => sys3(SYS_SIGALTSTACK, new as u64, 0, 0),
             };
             if r < 0 {

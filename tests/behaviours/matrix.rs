@@ -17,7 +17,7 @@ enum Mode {
     Restore,
     /// That, five times in a row.
     Cycles,
-    /// By the agent, without ptrace: a checkpoint, after which it runs on; one that kills it; restored; and both once more.
+    /// By the agent: a checkpoint that kills it; restored; and another, after which it runs on.
     Agent,
 }
 
@@ -114,12 +114,9 @@ fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target) -> Result<()> {
             target.restore(bed)
         }
         Mode::Agent => {
-            for _ in 0..2 {
-                target.checkpoint(bed)?;
-                target.kill(bed)?;
-                target.restore(bed)?;
-            }
-            one_level(target.pid)
+            target.kill(bed)?;
+            target.restore(bed)?;
+            target.checkpoint(bed)
         }
         Mode::Restore => {
             target.kill(bed)?;

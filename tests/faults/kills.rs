@@ -51,13 +51,13 @@ const BY_THE_AGENT: [Kill; 4] = [
     Kill { site: "wire", action: "kill-target", victim: Victim::Target },
 ];
 
-/// Program, arguments, options of the checkpoint, step. Calls that any signal interrupts, threads that spin and that wait, a mask of a call's own.
+/// Program, arguments, options of the checkpoint, step. Calls that any signal interrupts, threads that spin and that wait, signals that wait.
 type Agent = (&'static str, &'static [&'static str], &'static [&'static str], u32);
 const AGENTS: [Agent; 5] = [
     ("blocked", &["--call", "epoll_wait"], &[], 1),
     ("cpu_regs", &[], &[], 2),
     ("thr_sync", &[], &[], 1),
-    ("sig_masked", &["--call", "ppoll"], &[], 1),
+    ("sig_pending", &[], &[], 1),
     ("thr_join", &[], &["--kill"], 1),
 ];
 

@@ -71,6 +71,62 @@ global_asm!(
     ".size dormouse_syscall, . - dormouse_syscall",
     ".popsection",
     ".weak __errno_location",
+    // The way out that is not rt_sigreturn. Offsets of `struct ucontext`: 40 the first of gregs, 8 bytes each; 224 fpstate; 296 the signal mask. The
+    // extended state was written by the kernel's xsave, with this very layout.
+    ".pushsection .text.dormouse_resume,\"ax\",@progbits",
+    ".globl dormouse_resume",
+    ".hidden dormouse_resume",
+    ".globl dormouse_resume_open",
+    ".hidden dormouse_resume_open",
+    ".globl dormouse_resume_end",
+    ".hidden dormouse_resume_end",
+    ".type dormouse_resume,@function",
+    "dormouse_resume:",
+    "mov rbx, rdi",
+    "lea rsi, [rbx + 296]",
+    "mov edi, 2",
+    "xor edx, edx",
+    "mov r10d, 8",
+    "mov eax, 14",
+    "syscall",
+    "dormouse_resume_open:",
+    "mov rcx, [rbx + 224]",
+    "mov eax, -1",
+    "mov edx, -1",
+    "test qword ptr [rbx], 1",
+    "jz 2f",
+    "xrstor64 [rcx]",
+    "jmp 3f",
+    "2:",
+    "fxrstor64 [rcx]",
+    "3:",
+    "mov rax, [rbx + 160]",
+    "sub rax, 144",
+    "mov rcx, [rbx + 176]",
+    "mov [rax], rcx",
+    "mov rcx, [rbx + 168]",
+    "mov [rax + 8], rcx",
+    "mov r8, [rbx + 40]",
+    "mov r9, [rbx + 48]",
+    "mov r10, [rbx + 56]",
+    "mov r11, [rbx + 64]",
+    "mov r12, [rbx + 72]",
+    "mov r13, [rbx + 80]",
+    "mov r14, [rbx + 88]",
+    "mov r15, [rbx + 96]",
+    "mov rdi, [rbx + 104]",
+    "mov rsi, [rbx + 112]",
+    "mov rbp, [rbx + 120]",
+    "mov rdx, [rbx + 136]",
+    "mov rcx, [rbx + 152]",
+    "mov rsp, rax",
+    "mov rax, [rbx + 144]",
+    "mov rbx, [rbx + 128]",
+    "popfq",
+    "ret 128",
+    "dormouse_resume_end:",
+    ".size dormouse_resume, . - dormouse_resume",
+    ".popsection",
     // glibc's own word on its rseq areas; where there is none the address is 0
     ".weak __rseq_offset",
     ".weak __rseq_size",
@@ -95,6 +151,9 @@ global_asm!(
 extern "C" {
     fn dormouse_restorer();
     fn dormouse_syscall_at();
+    fn dormouse_resume();
+    fn dormouse_resume_open();
+    fn dormouse_resume_end();
     /// Where a thread begins: its block in rdi.
     pub fn dormouse_begin();
     /// What libc's `syscall` does.
@@ -165,56 +224,19 @@ pub fn segments() -> u64 {
     (ds & 0xffff) | (es & 0xffff) << 16 | (fs & 0xffff) << 32 | (gs & 0xffff) << 48
 }
 
-/// Goes on where the context was, with `restart_syscall` in the place of the interrupted call: it knows what time is left, which `rt_sigreturn` makes
-/// the kernel forget. Everything else is as `rt_sigreturn` would bring it back; the signal mask is the caller's business.
+/// Goes on where the context is, without `rt_sigreturn`, which would make the kernel forget what time is left of an interrupted call. Everything is as that
+/// would bring it back.
 ///
 /// The last two words go below the red zone of the thread's stack, where the kernel's own frame of a signal was or could be.
 ///
 /// # Safety
-/// `c` is what the kernel gave this thread's handler, whose interrupted call was behind a `syscall` instruction.
+/// `c` is what the kernel gave this thread's handler.
 pub unsafe fn resume(c: *const Context) -> ! {
-    // SAFETY: the offsets are those of `struct ucontext` (40: the first of gregs, 8 bytes each; 224: fpstate); the extended state was
-    // written by the kernel's xsave, with this very layout. Behind it nothing of the handler is used any more.
-    unsafe {
-        asm!(
-            "mov rbx, rax",
-            "mov rcx, [rbx + 224]",
-            "test qword ptr [rbx], 1",
-            "jz 2f",
-            "mov eax, -1",
-            "mov edx, -1",
-            "xrstor64 [rcx]",
-            "jmp 3f",
-            "2:",
-            "fxrstor64 [rcx]",
-            "3:",
-            "mov rax, [rbx + 160]",
-            "sub rax, 144",
-            "mov rcx, [rbx + 176]",
-            "mov [rax], rcx",
-            "mov rcx, [rbx + 168]",
-            "sub rcx, 2",
-            "mov [rax + 8], rcx",
-            "mov r8, [rbx + 40]",
-            "mov r9, [rbx + 48]",
-            "mov r10, [rbx + 56]",
-            "mov r11, [rbx + 64]",
-            "mov r12, [rbx + 72]",
-            "mov r13, [rbx + 80]",
-            "mov r14, [rbx + 88]",
-            "mov r15, [rbx + 96]",
-            "mov rdi, [rbx + 104]",
-            "mov rsi, [rbx + 112]",
-            "mov rbp, [rbx + 120]",
-            "mov rdx, [rbx + 136]",
-            "mov rcx, [rbx + 152]",
-            "mov rsp, rax",
-            "mov eax, 219",
-            "mov rbx, [rbx + 128]",
-            "popfq",
-            "ret 128",
-            in("rax") c,
-            options(noreturn)
-        );
-    }
+    // SAFETY: jumps into the code above, which uses nothing of this stack but the context.
+    unsafe { asm!("jmp {}", sym dormouse_resume, in("rdi") c, options(noreturn)) }
+}
+
+/// Whether a thread with this instruction pointer is on that way, with signals let through again: then its handler must leave that way, too.
+pub fn is_resuming(rip: u64) -> bool {
+    (dormouse_resume_open as *const () as u64..dormouse_resume_end as *const () as u64).contains(&rip)
 }
