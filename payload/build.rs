@@ -5,7 +5,7 @@ use std::process::Command;
 fn main() {
     let root = PathBuf::from(env("CARGO_MANIFEST_DIR")).join("..");
     let out = PathBuf::from(env("OUT_DIR"));
-    for f in ["wire/src", "parasite/src", "payload/blob.ld", "payload/build.rs"] {
+    for f in ["wire/src", "parasite/src", "agent/src", "payload/blob.ld", "payload/build.rs"] {
         println!("cargo::rerun-if-changed={}", root.join(f).display());
     }
     let rustc = env("RUSTC");
@@ -56,6 +56,55 @@ fn main() {
         .expect("write keeps.rs");
     std::fs::write(out.join("blob.bin"), flat(&std::fs::read(&elf).expect("the linker wrote the blob")))
         .expect("write blob.bin");
+    agent(&rustc, &lld, &root, &out.join("agent"));
+}
+
+/// The preloaded library, from `agent`, `parasite` and `wire`: no C library, nothing exported, nothing needed.
+fn agent(rustc: &str, lld: &Path, root: &Path, out: &Path) {
+    std::fs::create_dir_all(out).expect("make the agent's folder");
+    let common = [
+        "--edition=2021",
+        "--target=x86_64-unknown-linux-gnu",
+        "-Copt-level=s",
+        "-Cpanic=abort",
+        "-Ccodegen-units=1",
+        "-Crelocation-model=pic",
+        "-Cforce-unwind-tables=no",
+        "-Coverflow-checks=off",
+        "-Cdebug-assertions=off",
+        "-Cdebuginfo=0",
+        "-Clink-dead-code=no",
+    ];
+    let build = |name: &str, src: &str, externs: &[&str], more: &[String]| {
+        let mut c = Command::new(rustc);
+        c.args(common).args(["--crate-name", name]).arg(root.join(src)).args(more).arg("-L").arg(out);
+        for e in externs {
+            c.arg("--extern").arg(format!("{e}={}", out.join(format!("lib{e}.rlib")).display()));
+        }
+        run(&mut c);
+    };
+    let lib = |name: &str| {
+        let to = out.join(format!("lib{name}.rlib"));
+        ["--crate-type=rlib".to_string(), "-o".into(), to.display().to_string()]
+    };
+    build("wire", "wire/src/lib.rs", &[], &lib("wire"));
+    build("parasite", "parasite/src/lib.rs", &["wire"], &lib("parasite"));
+    build("agent", "agent/src/lib.rs", &["wire", "parasite"], &lib("agent"));
+    let mut link = vec!["--crate-type=cdylib".to_string(), "-Clto=fat".into(), "-Cstrip=symbols".into()];
+    link.extend([format!("-Clinker={}", lld.display()), "-Clinker-flavor=ld.lld".into()]);
+    for a in [
+        "--no-undefined",
+        "-znodelete",
+        "-znow",
+        "-zrelro",
+        "--gc-sections",
+        "--soname=dormouse-agent.so",
+        "--hash-style=both",
+    ] {
+        link.push(format!("-Clink-arg={a}"));
+    }
+    link.extend(["-o".into(), out.join("agent.so").display().to_string()]);
+    build("dormouse_agent", "agent/src/so.rs", &["wire", "parasite", "agent"], &link);
 }
 
 /// Cuts the `.text` output section out of the ELF file (the linker script asserts that there is nothing else).

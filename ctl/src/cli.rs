@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use engine::{External, Externals, Pids};
+use engine::{Door, External, Externals, Pids};
 
 /// Checkpoints and restores running programs.
 #[derive(Debug, Parser)]
@@ -83,6 +83,9 @@ pub struct Checkpoint {
     /// Leave the program stopped once the checkpoint is complete (SIGCONT lets it go on)
     #[arg(long)]
     pub stop: bool,
+    /// The way in: by ptrace, or by the agent of a program that was started with `launcher --door agent`
+    #[arg(long, value_enum, default_value_t = DoorArg::Attach)]
+    pub door: DoorArg,
     /// Give up what has its other end outside and is not descriptor 0, 1 or 2 (connections, pipes): `close` closes all of it
     /// at restore, FD=PATH opens PATH in place of one, FD=close closes one (repeatable)
     #[arg(long, value_name = "close|FD=PATH", value_parser = external)]
@@ -113,6 +116,23 @@ pub struct Restore {
     /// Look for files below OLD below NEW instead (repeatable)
     #[arg(long, value_name = "OLD=NEW", value_parser = map_path)]
     pub map_path: Vec<(PathBuf, PathBuf)>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DoorArg {
+    /// ptrace: any process
+    Attach,
+    /// The agent, without ptrace
+    Agent,
+}
+
+impl From<DoorArg> for Door {
+    fn from(d: DoorArg) -> Door {
+        match d {
+            DoorArg::Attach => Door::Attach,
+            DoorArg::Agent => Door::Agent,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

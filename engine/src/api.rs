@@ -16,6 +16,26 @@ pub enum After {
     Stop,
 }
 
+/// The way into a target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Door {
+    /// ptrace.
+    #[default]
+    Attach,
+    /// The agent that was preloaded when it was launched.
+    Agent,
+}
+
+impl Door {
+    /// Its name, in images and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Door::Attach => "attach",
+            Door::Agent => "agent",
+        }
+    }
+}
+
 /// How far an operation is; for a progress bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -41,6 +61,8 @@ pub struct Externals {
 pub struct CaptureOptions<'a> {
     /// What becomes of the target.
     pub after: After,
+    /// The way in.
+    pub door: Door,
     /// What a restore does with external ends, unless it is told otherwise; those of which nothing is said are refused.
     pub external: Externals,
     /// What the session crate wants to find again at restore (opaque to the engine): command line, options.

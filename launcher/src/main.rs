@@ -62,6 +62,10 @@ struct Args {
     /// Run in the background, with output to the session's log; return as soon as it runs.
     #[arg(long)]
     detach: bool,
+    /// How its checkpoints get in: `agent` preloads the agent (LD_PRELOAD), through which `ctl checkpoint --door agent` works without
+    /// ptrace; `attach` leaves the program as it is.
+    #[arg(long, value_name = "DOOR", value_enum, default_value_t = DoorArg::Attach)]
+    door: DoorArg,
     /// Where sessions are kept.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -76,6 +80,14 @@ struct Args {
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum DoorArg {
+    /// By ptrace.
+    Attach,
+    /// By the agent.
+    Agent,
 }
 
 fn main() -> ExitCode {
@@ -197,7 +209,11 @@ fn run(args: &Args) -> Result<Outcome, LaunchError> {
         Error::new(Kind::Usage, "understand the command line", "options", why, "launcher --help shows how it is used")
     })?;
     let state = StateDir::resolve(args.state_dir.as_deref())?;
-    let request = LaunchRequest { name, argv: args.command.clone(), detach: args.detach, triggers };
+    let door = match args.door {
+        DoorArg::Attach => engine::Door::Attach,
+        DoorArg::Agent => engine::Door::Agent,
+    };
+    let request = LaunchRequest { name, argv: args.command.clone(), detach: args.detach, triggers, door };
     let on_event = |event| tell(args, &event);
     let Some(which) = args.triggers.resume() else {
         warn_of_inherited(args);

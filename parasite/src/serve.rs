@@ -59,7 +59,7 @@ pub unsafe fn connect(p: *mut Params) -> i64 {
 ///
 /// # Safety
 /// As [`converse`].
-unsafe fn set_sock(p: *mut Params, s: i32) {
+pub unsafe fn set_sock(p: *mut Params, s: i32) {
     // SAFETY: `p` is the host's.
     unsafe { (*(&raw const (*p).sock as *const AtomicI32)).store(s, SeqCst) }
 }
@@ -68,7 +68,7 @@ unsafe fn set_sock(p: *mut Params, s: i32) {
 ///
 /// # Safety
 /// As [`converse`].
-unsafe fn disconnect(p: *mut Params) {
+pub unsafe fn disconnect(p: *mut Params) {
     // SAFETY: the descriptor is ours.
     unsafe {
         sys3(SYS_CLOSE, (*p).sock as u64, 0, 0);
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn serve(p: *mut Params) -> ! {
             converse(p)
         };
         (*(&raw const (*p).left as *const AtomicI32)).store(left, SeqCst);
-        release_all(p);
+        release_all(p, (*p).nslots);
         if (*p).frame != 0 {
             leave((*p).frame)
         }
@@ -108,16 +108,16 @@ pub unsafe extern "C" fn serve(p: *mut Params) -> ! {
     }
 }
 
-/// Sends every parked thread away.
+/// Sends the threads parked in the first `n` slots away.
 ///
 /// # Safety
-/// As [`converse`].
-unsafe fn release_all(p: *mut Params) {
+/// As [`converse`]; `n <= nslots`.
+pub unsafe fn release_all(p: *mut Params, n: u64) {
     // SAFETY: slots lie in the mapping.
     unsafe {
         (*(&raw const (*p).release as *const AtomicU32)).store(1, SeqCst);
         let mut i = 0;
-        while i < (*p).nslots {
+        while i < n {
             let s = slot(p, i);
             (*(&raw const (*s).futex as *const AtomicU32)).store(SLOT_LEAVE, SeqCst);
             sys3(SYS_FUTEX, &raw const (*s).futex as u64, FUTEX_WAKE_PRIVATE, 1);
@@ -159,7 +159,7 @@ unsafe fn recv_all(sock: i32, mut at: u64, mut n: u64) -> bool {
 ///
 /// # Safety
 /// `n` bytes at `at` are the caller's.
-unsafe fn send_all(sock: i32, mut at: u64, mut n: u64, more: bool) -> bool {
+pub unsafe fn send_all(sock: i32, mut at: u64, mut n: u64, more: bool) -> bool {
     let flags = MSG_NOSIGNAL | if more { MSG_MORE } else { 0 };
     while n > 0 {
         // SAFETY: `at..at+n` lies in the mapping or on this stack.
@@ -404,11 +404,12 @@ unsafe fn wait_pending(p: *mut Params) {
     }
 }
 
-/// Loop of a parked thread: runs programs until it is sent away.
+/// What a parked thread does: runs programs until it is sent away.
 ///
 /// # Safety
-/// Called by the entry stub with the thread's own [`Slot`].
-pub unsafe extern "C" fn thread(s: *mut Slot) -> ! {
+/// `s` is the thread's own [`Slot`], and `Slot::params` is set.
+#[inline(always)]
+pub unsafe fn work(s: *mut Slot) {
     // SAFETY: the slot and what it points to lie in the mapping; host and serving thread hand it over by the futex.
     unsafe {
         let futex = &*(&raw const (*s).futex as *const AtomicU32);
@@ -424,12 +425,23 @@ pub unsafe extern "C" fn thread(s: *mut Slot) -> ! {
                         sys3(SYS_FUTEX, &raw const (*p).pending as u64, FUTEX_WAKE_PRIVATE, 1);
                     }
                 }
-                SLOT_LEAVE => break,
+                SLOT_LEAVE => return,
                 v => {
                     syscall6(SYS_FUTEX, [futex.as_ptr() as u64, FUTEX_WAIT_PRIVATE, v as u64, 0, 0, 0]);
                 }
             }
         }
+    }
+}
+
+/// Loop of a parked thread, and its way out.
+///
+/// # Safety
+/// Called by the entry stub with the thread's own [`Slot`].
+pub unsafe extern "C" fn thread(s: *mut Slot) -> ! {
+    // SAFETY: as `work`; the frame was prepared by the host.
+    unsafe {
+        work(s);
         if (*s).frame != 0 {
             leave((*s).frame)
         }

@@ -1,5 +1,5 @@
 //! What launcher and ctl say to this library and what they get back.
-use engine::{After, External, Externals, Pids, Progress};
+use engine::{After, Door, External, Externals, Pids, Progress};
 use image::SessionName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -73,6 +73,8 @@ pub struct LaunchRequest {
     pub detach: bool,
     /// What makes checkpoints of it by itself.
     pub triggers: Triggers,
+    /// The way in for its checkpoints: with [`Door::Agent`] the agent is preloaded.
+    pub door: Door,
 }
 
 /// What to restore, and how.
@@ -134,6 +136,8 @@ pub enum Target {
 pub struct CheckpointRequest<'a> {
     /// What becomes of the target.
     pub after: After,
+    /// The way in.
+    pub door: Door,
     /// What a restore does with external ends.
     pub external: Externals,
     /// Told how far it is.

@@ -51,7 +51,8 @@ pub(crate) fn record(state: &StateDir, name: &SessionName, order: &Order) -> Res
         false => Lock::take_when_started(state, name, &attempted),
     }?;
     let live = find_live(state, name, &attempted)?;
-    let request = CheckpointRequest { after: order.after, external: order.external.clone(), progress: None };
+    let (after, external) = (order.after, order.external.clone());
+    let request = CheckpointRequest { after, door: engine::Door::Attach, external, progress: None };
     let Checkpointed { captured, mut notes, .. } = take(state, name, &live, &request, &attempted, false)?;
     // Only now that a newer one is complete.
     if let Some(keep) = order.keep {
@@ -198,8 +199,13 @@ fn take(
         (LOG_LABEL.to_string(), state.log(name).to_string_lossy().into_owned()),
     ]);
     labels.extend(live.triggers.label().map(|text| (TRIGGERS_LABEL.to_string(), text)));
-    let options =
-        CaptureOptions { after: request.after, external: request.external.clone(), labels, progress: request.progress };
+    let options = CaptureOptions {
+        after: request.after,
+        door: request.door,
+        external: request.external.clone(),
+        labels,
+        progress: request.progress,
+    };
     let captured = match with_hooks(&store, name, pid, &options, &mut notes, attempted) {
         Ok(captured) => captured,
         Err(e) => {

@@ -98,7 +98,7 @@ impl Program<'_> {
             Block::wait_for_enable(&self.mem, listener.key()).map_err(|e| self.failed(e))?;
             // Left before it could see that somebody waits: it will not connect.
             if self.block().is_some_and(|b| b.disabled() > 0)
-                && listener.accept_within(self.pid, self.uid, None, left).is_err()
+                && !matches!(listener.accept_within(self.pid, self.uid, None, left), Ok(Some(_)))
             {
                 let _ = Block::wait_for_enable(&self.mem, 0);
                 return Err(busy());
@@ -114,7 +114,8 @@ impl Program<'_> {
         let tid = self.thread(helper)?;
         let listener = Listener::new().map_err(|e| self.failed(e))?;
         sys::api::wake(self.pid, tid, listener.key()).map_err(|e| self.failed(e))?;
-        let (stream, _) = listener.accept_within(self.pid, self.uid, None, patience).map_err(|_| {
+        let answered = listener.accept_within(self.pid, self.uid, None, patience).ok().flatten();
+        let (stream, _) = answered.ok_or_else(|| {
             let why = format!(
                 "its hook thread {helper} did not answer within {} s: a hook of an earlier checkpoint may still run",
                 patience.as_secs_f32()

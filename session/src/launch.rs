@@ -7,7 +7,7 @@ use crate::state::ENV_STATE_DIR;
 use crate::supervisor::Running;
 use crate::{control, name, Event, LaunchError, LaunchRequest, Live, Mode, Outcome, ProcId, Started, StateDir};
 use crate::{EXIT_CANNOT_EXECUTE, EXIT_NOT_FOUND};
-use engine::{Error, Kind};
+use engine::{Door, Error, Kind};
 use image::SessionName;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -67,6 +67,9 @@ fn start(
         let log = open_log(&state.log(name))?;
         command.stdin(Stdio::null()).stdout(copy(&log, attempted)?).stderr(log);
     }
+    if request.door == Door::Agent {
+        crate::agent::preload(state, &mut command, attempted)?;
+    }
     // Meant for us: one that goes to the whole group, or to the program by mistake, must not end or stop it.
     let inherited = starting.inherited.clone().ignoring(request.triggers.signals());
     let prepared = sys::spawn::prepare(&mut command, inherited, request.detach)
@@ -81,7 +84,7 @@ fn start(
         program,
         init: None,
         supervisor: ProcId::me(),
-        door: "attach".into(),
+        door: request.door.name().into(),
         command: request.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" "),
         from: None,
         created: now(),

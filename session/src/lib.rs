@@ -19,6 +19,7 @@
 //! a trigger makes the supervisor forks a fourth, its recorder.
 #![forbid(unsafe_code)]
 
+mod agent;
 pub mod api;
 mod checkpoint;
 pub mod control;

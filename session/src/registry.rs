@@ -26,7 +26,7 @@ pub struct Live {
     /// Its supervisor; none of an attached session.
     #[serde(default)]
     pub supervisor: Option<ProcId>,
-    /// The way in at a checkpoint: "attach".
+    /// The way in that it was started for: "attach", or "agent" where that was preloaded.
     pub door: String,
     /// Its command line, for people.
     pub command: String,

@@ -77,15 +77,12 @@ impl Listener {
             pid: std::process::id() as i32,
             source: e.into(),
         };
-        let mut name = *b"dormouse-................";
-        let mut rnd = [0u8; 8];
+        let mut random = [0u8; 8];
         std::fs::File::open("/dev/urandom")
-            .and_then(|mut f| f.read_exact(&mut rnd))
+            .and_then(|mut f| f.read_exact(&mut random))
             .map_err(|source| Error::File { path: "/dev/urandom".into(), source })?;
-        let key = u64::from_le_bytes(rnd);
-        for (i, letter) in name[wire::api::ADDRESS_PREFIX.len()..].iter_mut().enumerate() {
-            *letter = b'a' + (key >> (4 * i) & 15) as u8;
-        }
+        let key = u64::from_le_bytes(random);
+        let name = wire::agent::name_of(key);
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
             .map_err(|e| err("socket", e))?;
         let a = UnixAddr::new_abstract(&name).map_err(|e| err("socket address", e))?;
@@ -102,7 +99,7 @@ impl Listener {
         &self.addr
     }
 
-    /// What the name is made of ([`wire::api::ADDRESS_PREFIX`]): random, and so known to those only who were told.
+    /// What its name was made from ([`wire::agent::name_of`]): random, and so known to those only who were told.
     pub fn key(&self) -> u64 {
         self.key
     }
@@ -110,17 +107,20 @@ impl Listener {
     /// Accepts the next connection of process `want` (0: of any) of user `uid`; whoever else connects is turned away. Gives the peer's PID as
     /// seen from here. An error at once if the watched tracer ends.
     pub fn accept(&self, want: i32, uid: u32, watch: Option<&Watch>) -> Result<(UnixStream, i32)> {
-        self.accept_within(want, uid, watch, CONNECT_LIMIT)
+        self.accept_within(want, uid, watch, CONNECT_LIMIT)?.ok_or_else(|| Error::Peer {
+            peer: "parasite",
+            what: format!("did not connect within {} s", CONNECT_LIMIT.as_secs()),
+        })
     }
 
-    /// The same, with a limit of its own.
+    /// The same with another limit; None if nobody has come by then.
     pub fn accept_within(
         &self,
         want: i32,
         uid: u32,
         watch: Option<&Watch>,
         limit: Duration,
-    ) -> Result<(UnixStream, i32)> {
+    ) -> Result<Option<(UnixStream, i32)>> {
         let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -128,10 +128,7 @@ impl Listener {
             let ready =
                 ready.map_err(|e| told(&e).unwrap_or(Error::Call { doing: "poll".into(), pid: want, source: e }))?;
             if !ready {
-                return Err(Error::Peer {
-                    peer: "parasite",
-                    what: format!("did not connect within {} s", limit.as_secs_f32()),
-                });
+                return Ok(None);
             }
             let fd = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(|e| Error::Call {
                 doing: "accept".into(),
@@ -146,7 +143,7 @@ impl Listener {
                 source: e.into(),
             })?;
             if cred.uid() == uid && (want == 0 || cred.pid() == want) {
-                return Ok((s, cred.pid()));
+                return Ok(Some((s, cred.pid())));
             }
         }
     }

@@ -1,21 +1,13 @@
 //! The mapping that carries the blob: where everything in it lies, and its first content.
-use wire::{Params, Slot, WIRE_VERSION};
+use wire::{Params, Slot, VISIT, WIRE_VERSION};
+pub use wire::{BUFFER, HOME, REQUEST};
 
-/// Name of the mapping (PR_SET_VMA_ANON_NAME), shown in maps as `[anon:dormouse]`.
+/// Name of the mapping, shown in maps as `[anon:dormouse]`.
 pub const MAPPING_NAME: &str = "dormouse";
-/// Where the mapping goes in a target: "DORM" in hex, far from where kernels and programs put anything, so that what an
-/// emergency exit left there is recognised, whether or not the kernel keeps names of anonymous mappings.
-pub const HOME: u64 = 0x444f_524d_0000;
 /// Bytes of stack of the serving thread.
 const MAIN_STACK: u64 = 16 << 10;
 /// Bytes of stack of a parked thread.
 const THREAD_STACK: u64 = 1 << 10;
-/// Bytes for a frame's payload and the results.
-pub const REQUEST: u64 = 2 << 20;
-/// Bytes of programs' data.
-pub const BUFFER: u64 = 1 << 20;
-/// Bytes more for each thread that is visited.
-const VISIT: u64 = 512;
 const PAGE: u64 = 4096;
 
 /// Where the parts of the mapping lie.
@@ -49,6 +41,11 @@ impl Layout {
         };
         l.len = l.buffer() + BUFFER;
         l
+    }
+
+    /// Of a region that an agent has mapped: no code and no frames in it.
+    pub fn of_agent(base: u64, len: u64, slots: u64) -> Layout {
+        Layout { base, len, code: 0, slots, frame_size: 0 }
     }
 
     /// The same at another address.
@@ -149,7 +146,7 @@ impl Layout {
         b.extend_from_slice(&p.pending.to_le_bytes());
         b.extend_from_slice(&p.release.to_le_bytes());
         b.extend_from_slice(&p.forking.to_le_bytes());
-        b.extend_from_slice(&p.reserved.to_le_bytes());
+        b.extend_from_slice(&p.taken.to_le_bytes());
         debug_assert_eq!(b.len(), size_of::<Params>());
         b
     }

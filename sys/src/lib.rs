@@ -1,6 +1,7 @@
 //! The host crate whose business is unsafe: ptrace, remote memory, procfs bytes, injection, spawning.
 //! Everything that it offers is safe to call; each unsafe block says why that call holds.
 
+pub mod agent;
 pub mod api;
 pub mod channel;
 pub mod error;

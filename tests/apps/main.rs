@@ -1,4 +1,5 @@
-//! Real programs, and images of older builds: the Python web server of the main job, the golden images.
+//! Real programs, by both doors, and images of older builds: the Python web server of the main job, the golden images.
+mod agent;
 mod golden;
 mod preflight;
 mod server;
@@ -9,6 +10,7 @@ use dormouse_tests::runner;
 fn main() -> std::process::ExitCode {
     runner::main(|_| {
         let mut all = server::cases();
+        all.extend(agent::cases());
         all.extend(preflight::cases());
         all.extend(train::cases());
         all.extend(golden::cases());

@@ -1,4 +1,5 @@
 //! What must be kept: every behaviour program through every mode ([`matrix`]), and what takes more than a program.
+mod agent;
 mod api;
 mod external;
 mod invisible;
@@ -21,6 +22,7 @@ fn main() -> std::process::ExitCode {
 fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     let mut all = matrix::cases(stage)?;
     all.extend(api::cases());
+    all.extend(agent::cases(stage)?);
     all.extend(external::cases());
     all.extend(invisible::cases());
     all.extend(newcomer::cases());

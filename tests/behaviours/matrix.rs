@@ -17,10 +17,12 @@ enum Mode {
     Restore,
     /// That, five times in a row.
     Cycles,
+    /// By the agent: a checkpoint that kills it; restored; and another, after which it runs on.
+    Agent,
 }
 
 impl Mode {
-    const ALL: [Mode; 4] = [Mode::RunOn, Mode::RunOnRestored, Mode::Restore, Mode::Cycles];
+    const ALL: [Mode; 5] = [Mode::RunOn, Mode::RunOnRestored, Mode::Restore, Mode::Cycles, Mode::Agent];
 
     fn name(self) -> &'static str {
         match self {
@@ -28,13 +30,14 @@ impl Mode {
             Mode::RunOnRestored => "run-on-restored",
             Mode::Restore => "restore",
             Mode::Cycles => "cycles",
+            Mode::Agent => "agent",
         }
     }
 
     /// By the launcher's name and by PID: both ways are gone with every program.
     fn door(self) -> Door {
         match self {
-            Mode::RunOn | Mode::Cycles => Door::Launched,
+            Mode::RunOn | Mode::Cycles | Mode::Agent => Door::Launched,
             Mode::Restore | Mode::RunOnRestored => Door::Leader,
         }
     }
@@ -44,7 +47,7 @@ impl Mode {
         match self {
             Mode::RunOn => 1500,
             Mode::Restore | Mode::RunOnRestored => 2000,
-            Mode::Cycles => 4000,
+            Mode::Cycles | Mode::Agent => 4000,
         }
     }
 }
@@ -54,6 +57,9 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
     let mut all = Vec::new();
     for v in programs::variants(stage)? {
         for mode in Mode::ALL {
+            if mode == Mode::Agent && !v.agent() {
+                continue;
+            }
             // it counts on in a file, which by then is further than the image
             if mode == Mode::RunOnRestored && v.program == "counter" {
                 continue;
@@ -81,6 +87,9 @@ fn case(v: Variant, mode: Mode, who: Who, sabotage: bool) -> Case {
 
 fn run(bed: &mut Bed, v: &Variant, mode: Mode, sabotage: bool) -> Result<()> {
     let mut start = v.start(mode.door(), mode.timeout_ms());
+    if mode == Mode::Agent {
+        start = start.agent();
+    }
     if sabotage {
         start = start.args(["--sabotage"]);
     }
@@ -103,6 +112,11 @@ fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target) -> Result<()> {
             nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL)?;
             target.gone(bed)?;
             target.restore(bed)
+        }
+        Mode::Agent => {
+            target.kill(bed)?;
+            target.restore(bed)?;
+            target.checkpoint(bed)
         }
         Mode::Restore => {
             target.kill(bed)?;

@@ -2,7 +2,7 @@
 //! wire message, one after the other until the fault comes too late to happen.
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::SOON;
-use dormouse_tests::target::{Start, Target};
+use dormouse_tests::target::{Door, Start, Target};
 use dormouse_tests::{proc, run, store, unharmed, Bed, Case, Who};
 
 /// Who dies, and what is left for ctl to say.
@@ -43,6 +43,24 @@ const TARGETS: [(&str, &[&str], u32); 8] = [
     ("stack_none", &[], 3),
 ];
 
+/// By the agent there is no tracer: `agent` is each signal that calls a thread in, and each thread that comes.
+const BY_THE_AGENT: [Kill; 4] = [
+    Kill { site: "agent", action: "kill-self", victim: Victim::Recorder },
+    Kill { site: "agent", action: "kill-target", victim: Victim::Target },
+    Kill { site: "wire", action: "kill-self", victim: Victim::Recorder },
+    Kill { site: "wire", action: "kill-target", victim: Victim::Target },
+];
+
+/// Program, arguments, options of the checkpoint, step. Calls that any signal interrupts, threads that spin and that wait, signals that wait.
+type Agent = (&'static str, &'static [&'static str], &'static [&'static str], u32);
+const AGENTS: [Agent; 5] = [
+    ("blocked", &["--call", "epoll_wait"], &[], 1),
+    ("cpu_regs", &[], &[], 2),
+    ("thr_sync", &[], &[], 1),
+    ("sig_pending", &[], &[], 1),
+    ("thr_join", &[], &["--kill"], 1),
+];
+
 /// More points than any checkpoint of these passes.
 const TOO_MANY: u32 = 2000;
 
@@ -78,6 +96,15 @@ pub fn cases() -> Vec<Case> {
                     every_point(bed, kill, "thr_join", &[], &[option], 1)
                 });
                 all.push(every.limit(240).full());
+            }
+        }
+    }
+    for kill in BY_THE_AGENT {
+        for (program, args, options, step) in AGENTS {
+            let name = format!("agent-{}-{}/{program}{}", kill.site, kill.action, options.concat());
+            for who in Who::all() {
+                let body = move |bed: &mut Bed| every_point_of(bed, kill, (program, args, true), options, step);
+                all.push(Case::new(&name, *who, body).limit(240));
             }
         }
     }
@@ -125,13 +152,31 @@ fn woken(bed: &mut Bed, call: &str) -> Result<()> {
 }
 
 fn every_point(bed: &mut Bed, kill: Kill, program: &str, args: &[&str], options: &[&str], step: u32) -> Result<()> {
+    every_point_of(bed, kill, (program, args, false), options, step)
+}
+
+/// `agent`: launched with it, and reached by it.
+fn every_point_of(
+    bed: &mut Bed,
+    kill: Kill,
+    (program, args, agent): (&str, &[&str], bool),
+    options: &[&str],
+    step: u32,
+) -> Result<()> {
     for n in (1..TOO_MANY).step_by(step as usize) {
         let fault = format!("{}:{n}:{}", kill.site, kill.action);
-        let mut target = Start::program(program).args(args.iter().copied()).ready(bed)?;
+        let mut start = Start::program(program).args(args.iter().copied());
+        if agent {
+            start = start.door(Door::Launched).agent();
+        }
+        let mut target = start.ready(bed)?;
         let fired = one_point(bed, kill, &fault, &mut target, options, n % 10 == 1)
             .with_context(|| format!("with DORMOUSE_FAULT={fault}"))?;
         if !fired {
-            ensure!(n > 4, "{fault} did not happen: this site is hardly ever passed");
+            ensure!(
+                n > if kill.site == "agent" { 1 } else { 4 },
+                "{fault} did not happen: this site is hardly ever passed"
+            );
             println!("{} points", n - 1);
             return Ok(());
         }

@@ -68,6 +68,14 @@ impl Variant {
         self
     }
 
+    /// Whether its agent can be called: not in a static one, nor in one that has to be started without launcher, nor in one that blocks all
+    /// signals by raw calls.
+    pub fn agent(&self) -> bool {
+        !self.program.starts_with("static_")
+            && self.program != "sig_masked"
+            && matches!(self.door, None | Some(Door::Launched | Door::Terminal))
+    }
+
     /// How it is started, if nothing else is said by `door`; a call with a time-out gets this many milliseconds.
     pub fn start(&self, door: Door, timeout_ms: u32) -> Start {
         let mut start = Start::program(&self.program).args(self.args.clone()).door(self.door.unwrap_or(door));

@@ -53,3 +53,43 @@ pub fn send_to_thread(pid: i32, tid: i32, signal: i32) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// What ptrace and its kin are made of: a recorder that is denied them gets in by the agent or not at all.
+pub const TRACING: [libc::c_long; 5] =
+    [libc::SYS_ptrace, libc::SYS_process_vm_readv, libc::SYS_process_vm_writev, libc::SYS_pidfd_getfd, libc::SYS_kcmp];
+
+/// The command is started under a seccomp filter that answers these calls with EPERM.
+pub fn deny(command: &mut Command, calls: &[libc::c_long]) {
+    let instruction = |code: u32, jt: usize, k: u32| libc::sock_filter { code: code as u16, jt: jt as u8, jf: 0, k };
+    // struct seccomp_data begins with the number
+    let mut program = vec![instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)];
+    for (i, nr) in calls.iter().enumerate() {
+        program.push(instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, calls.len() - i, *nr as u32));
+    }
+    program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW));
+    program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
+    let setup = move || {
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+        // SAFETY: prctl with integers and a filter program that lives over the call.
+        let done = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) == 0
+        };
+        if done {
+            Ok(())
+        } else {
+            Err(std::io::Error::last_os_error())
+        }
+    };
+    // SAFETY: `setup` makes async-signal-safe calls only; its error is an errno and holds no memory.
+    unsafe { command.pre_exec(setup) };
+}
+
+/// rt_tgsigqueueinfo(2): a signal with this siginfo for one thread.
+pub fn queue_to_thread(pid: i32, tid: i32, signal: i32, info: &[u8; 128]) -> anyhow::Result<()> {
+    // SAFETY: `info` is as large as a siginfo, and lives.
+    if unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, info.as_ptr()) } < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(())
+}

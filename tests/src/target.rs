@@ -30,12 +30,13 @@ pub struct Start {
     args: Vec<String>,
     envs: Vec<(String, String)>,
     door: Door,
+    agent: bool,
 }
 
 impl Start {
     /// A behaviour program, as a leader of a session.
     pub fn program(name: &str) -> Start {
-        Start { program: name.into(), args: vec![], envs: vec![], door: Door::Leader }
+        Start { program: name.into(), args: vec![], envs: vec![], door: Door::Leader, agent: false }
     }
 
     /// With arguments of its own.
@@ -55,16 +56,30 @@ impl Start {
         Start { door, ..self }
     }
 
+    /// Launched with the agent, by which all its checkpoints are made.
+    pub fn agent(self) -> Start {
+        Start { agent: true, ..self }
+    }
+
     /// Starts it, and waits until it is ready.
     pub fn ready(self, bed: &mut Bed) -> Result<Target> {
         let dir = bed.folder()?;
         let session = format!("s{}", dir.file_name().unwrap_or_default().to_string_lossy());
         let mut words = vec![bed.stage.program(&self.program).into_os_string(), "--dir".into(), dir.clone().into()];
         words.extend(self.args.iter().map(Into::into));
-        let mut target =
-            Target { pid: 0, dir, session, child: None, pty: None, known: false, program: self.program.clone() };
+        let mut target = Target {
+            pid: 0,
+            dir,
+            session,
+            child: None,
+            pty: None,
+            known: false,
+            program: self.program.clone(),
+            agent: self.agent,
+        };
         let launch = |options: &[&str]| {
             let mut c = bed.launcher_command(&["--name", &target.session]);
+            c.args(["--door", if self.agent { "agent" } else { "attach" }]);
             c.args(options).arg("--").args(&words).envs(self.envs.iter().cloned());
             c
         };
@@ -118,6 +133,8 @@ pub struct Target {
     pub pty: Option<Pty>,
     known: bool,
     program: String,
+    /// Its checkpoints are made by the agent.
+    pub agent: bool,
 }
 
 impl Target {
@@ -163,6 +180,7 @@ impl Target {
     pub fn checkpoint_args(&self, options: &[&str]) -> Vec<String> {
         let mut args = vec!["checkpoint".to_owned()];
         args.extend(self.named());
+        args.extend(["--door", if self.agent { "agent" } else { "attach" }].map(String::from));
         args.extend(options.iter().map(|o| o.to_string()));
         args
     }
@@ -181,6 +199,7 @@ impl Target {
             ran.expect(0).map(|_| true)
         })?;
         self.known = true;
+        self.by_the_door(bed)?;
         crate::unharmed::entirely(self.pid)
     }
 
@@ -188,7 +207,16 @@ impl Target {
     pub fn kill(&mut self, bed: &mut Bed) -> Result<()> {
         bed.ctl(&self.checkpoint_args(&["--kill"]))?.expect(0)?;
         self.known = true;
+        self.by_the_door(bed)?;
         self.gone(bed)
+    }
+
+    /// The latest checkpoint was made by the door that was meant.
+    pub fn by_the_door(&self, bed: &mut Bed) -> Result<()> {
+        let said = bed.ctl_json(&["inspect", &self.session])?;
+        let meant = if self.agent { "agent" } else { "attach" };
+        ensure!(said["summary"]["door"] == meant, "the door should be {meant}: {}", said["summary"]["door"]);
+        Ok(())
     }
 
     /// After it was killed: reaped, and away.
@@ -213,6 +241,12 @@ impl Target {
             bed.who.assert_is(&format!("the restored {}", self.program), self.pid)?;
         }
         Ok(())
+    }
+
+    /// Ends it, without a proof.
+    pub fn end(&mut self, bed: &mut Bed) -> Result<()> {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), nix::sys::signal::SIGKILL)?;
+        self.gone(bed)
     }
 
     /// Opens the gate and gives the result, whole.

@@ -1,8 +1,8 @@
 //! The in-target contract: what a recorder (or a restorer) and the code inside a process say to each other.
 //!
 //! **The rule for changing this file:** every change to a struct, a constant's value or the meaning of a field
-//! raises [`WIRE_VERSION`]. Data only: no dependency, no allocation, no unsafe, nothing that runs. Both the blob
-//! (`parasite`) and the host (`sys`, `engine`) compile this very file.
+//! raises [`WIRE_VERSION`]. Data only: no dependency, no allocation, no unsafe, nothing that runs (but for the questions in
+//! [`interrupted`]). The blob (`parasite`), the agent and the host (`sys`, `engine`) compile this very file.
 //!
 //! A conversation is a stream of frames over a socket: a [`FrameHeader`], then `len` bytes. The blob answers each
 //! request with exactly one frame of the same `op` and `seq`. A frame that it does not understand is answered with
@@ -16,10 +16,12 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod api;
+pub mod interrupted;
 
 /// Version of everything in this file. A peer of another version is not talked to.
-pub const WIRE_VERSION: u16 = 3;
+pub const WIRE_VERSION: u16 = 4;
 
 /// First field of every frame: "DMse" in memory.
 pub const FRAME_MAGIC: u32 = 0x6573_4d44;
@@ -288,8 +290,8 @@ pub struct Params {
     /// What is unfinished while the snapshot child is made: [`FORKING`] and [`SUBREAPER_ASIDE`]. Whoever takes the serving thread
     /// out of the blob then has to finish it.
     pub forking: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Of the agent: slots taken.
+    pub taken: u32,
 }
 
 impl Params {
@@ -310,7 +312,7 @@ impl Params {
         pending: 0,
         release: 0,
         forking: 0,
-        reserved: 0,
+        taken: 0,
     };
 }
 
@@ -318,6 +320,18 @@ impl Params {
 pub const FORKING: u32 = 1;
 /// `Params::forking`: the target is made no subreaper for the moment, though it is one.
 pub const SUBREAPER_ASIDE: u32 = 2;
+
+/// Where the mapping of a checkpoint goes in a target: "DORM" in hex, far from where kernels and programs put anything, so that what an
+/// emergency exit left there is recognised, whether or not the kernel keeps names of anonymous mappings.
+pub const HOME: u64 = 0x444f_524d_0000;
+/// Name of that mapping (PR_SET_VMA_ANON_NAME), shown in maps as `[anon:dormouse]`.
+pub const MAPPING_NAME: &[u8] = b"dormouse\0";
+/// Bytes for a frame's payload and the results.
+pub const REQUEST: u64 = 2 << 20;
+/// Bytes of programs' data.
+pub const BUFFER: u64 = 1 << 20;
+/// Bytes more of request for each thread that is visited.
+pub const VISIT: u64 = 512;
 
 /// `Params::left`: the recorder closed the socket.
 pub const LEFT_EOF: i32 = 1000;

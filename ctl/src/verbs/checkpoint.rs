@@ -27,7 +27,12 @@ pub fn run(out: &Out, state: &StateDir, args: &Checkpoint) -> Result<Done, Error
     let made = session::checkpoint(
         state,
         &target,
-        &CheckpointRequest { after, external: externals(&args.external), progress: Some(&tick) },
+        &CheckpointRequest {
+            after,
+            door: args.door.into(),
+            external: externals(&args.external),
+            progress: Some(&tick),
+        },
     )?;
     bar.clear();
     let c = &made.captured;

@@ -3,8 +3,11 @@
 use super::Step;
 use crate::{External, Externals};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use sys::api::Block;
+use sys::kcmp::EpollSlot;
+use sys::pidfd::PidFd;
 use sys::procfs::fd::FdStat;
 use sys::procfs::fdinfo::FdInfo;
 
@@ -31,6 +34,8 @@ pub struct FileView {
     pub ours: bool,
     /// For sockets: what they are.
     pub socket: Option<SocketView>,
+    /// For epoll sets: a descriptor of each target, in fdinfo's order; None: only another process still holds it.
+    pub watched: Vec<Option<i32>>,
 }
 
 /// What a socket is.
@@ -97,12 +102,57 @@ impl FileView {
     }
 }
 
+/// How open files are looked at.
+pub(super) trait Look {
+    /// What only a descriptor tells cannot be asked.
+    fn is_blind(&self) -> bool {
+        false
+    }
+
+    /// A copy of a descriptor: shares its open file.
+    fn copy(&mut self, fd: i32) -> sys::Result<OwnedFd>;
+
+    /// Whether two descriptors are one open file; EBADF if one is closed.
+    fn same_file(&mut self, a: i32, b: i32) -> io::Result<bool>;
+
+    /// Whether a descriptor is the open file that an epoll set watches at `slot`.
+    fn same_epoll_target(&mut self, fd: i32, slot: EpollSlot) -> io::Result<bool>;
+}
+
+/// From outside, with the rights of a tracer: pidfd_getfd and kcmp.
+pub(super) struct Outside {
+    pid: i32,
+    pidfd: PidFd,
+}
+
+impl Outside {
+    pub fn new(pid: i32) -> sys::Result<Outside> {
+        Ok(Outside { pid, pidfd: PidFd::open(pid)? })
+    }
+}
+
+impl Look for Outside {
+    fn copy(&mut self, fd: i32) -> sys::Result<OwnedFd> {
+        self.pidfd.get(fd)
+    }
+
+    fn same_file(&mut self, a: i32, b: i32) -> io::Result<bool> {
+        sys::kcmp::same_file((self.pid, a), (self.pid, b))
+    }
+
+    fn same_epoll_target(&mut self, fd: i32, slot: EpollSlot) -> io::Result<bool> {
+        sys::kcmp::same_epoll_target((self.pid, fd), self.pid, slot)
+    }
+}
+
 /// All open files of a process, its descriptors grouped by what they share.
 ///
-/// While it runs (`frozen` false) a descriptor may close between two looks at it: it is left out, and the freeze lists anew.
+/// `frozen`: it stands still, and this descriptor in it is ours. While it runs (None) a descriptor may close between two looks at it: it is left out, and the freeze lists anew.
 /// In the freeze nothing may be left out, so there it is an error.
-pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
-    let fds = sys::procfs::fd::list(pid)?;
+pub(super) fn list(pid: i32, look: &mut dyn Look, frozen: Option<i32>) -> Step<Vec<FileView>> {
+    let mut fds = sys::procfs::fd::list(pid)?;
+    fds.retain(|f| Some(f.fd) != frozen);
+    let frozen = frozen.is_some();
     let mut views: Vec<FileView> = Vec::with_capacity(fds.len());
     for f in fds {
         let info = match sys::procfs::fdinfo::read(pid, f.fd) {
@@ -111,7 +161,7 @@ pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
         };
         let stat = f.stat.ok();
         let cloexec = info.cloexec();
-        if let Some(i) = dup_of(&views, pid, (f.fd, &f.target, stat.as_ref()), frozen)? {
+        if let Some(i) = dup_of(&views, look, (f.fd, &f.target, stat.as_ref()), frozen)? {
             views[i].fds.push((f.fd, cloexec));
             continue;
         }
@@ -133,9 +183,11 @@ pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
             decided: None,
             ours: false,
             socket: None,
+            watched: Vec::new(),
         });
     }
-    look_at_sockets(pid, frozen, &mut views)?;
+    look_at_sockets(look, frozen, &mut views)?;
+    look_at_epolls(look, &mut views);
     Ok(views)
 }
 
@@ -143,31 +195,33 @@ pub(super) fn list(pid: i32, frozen: bool) -> Step<Vec<FileView>> {
 /// offset of its own; but a descriptor that has closed meanwhile shares nothing.
 fn dup_of(
     views: &[FileView],
-    pid: i32,
+    look: &mut dyn Look,
     (fd, link, stat): (i32, &[u8], Option<&FdStat>),
     frozen: bool,
 ) -> Step<Option<usize>> {
     for (i, v) in views.iter().enumerate().filter(|(_, v)| v.link_matches(link, stat)) {
-        match sys::kcmp::same_file((pid, v.first_fd()), (pid, fd)) {
+        match look.same_file(v.first_fd(), fd) {
             Ok(true) => return Ok(Some(i)),
             Ok(false) => {}
             Err(e) if !frozen && e.raw_os_error() == Some(libc::EBADF) => {}
-            Err(e) => return Err(sys::Error::call(format!("kcmp of descriptor {fd}"), pid, e).into()),
+            Err(e) => {
+                let pid = std::process::id() as i32;
+                return Err(sys::Error::call(format!("kcmp of descriptor {fd}"), pid, e).into());
+            }
         }
     }
     Ok(None)
 }
 
 /// Asks every socket what it is, through a copy of the descriptor.
-fn look_at_sockets(pid: i32, frozen: bool, views: &mut Vec<FileView>) -> Step<()> {
-    if !views.iter().any(|v| v.link.starts_with(b"socket:")) {
+fn look_at_sockets(look: &mut dyn Look, frozen: bool, views: &mut Vec<FileView>) -> Step<()> {
+    if look.is_blind() || !views.iter().any(|v| v.link.starts_with(b"socket:")) {
         return Ok(());
     }
-    let pidfd = sys::pidfd::PidFd::open(pid)?;
     let mut diag = sys::sockdiag::SockDiag::open().ok();
     let mut closed = Vec::new();
     for v in views.iter_mut().filter(|v| v.link.starts_with(b"socket:")) {
-        let fd = match pidfd.get(v.first_fd()) {
+        let fd = match look.copy(v.first_fd()) {
             Err(e) if !frozen && e.errno() == Some(libc::EBADF) => {
                 closed.push(v.first_fd());
                 continue;
@@ -203,6 +257,29 @@ fn look_at_sockets(pid: i32, frozen: bool, views: &mut Vec<FileView>) -> Step<()
     Ok(())
 }
 
+/// Finds the open files that epoll sets watch.
+fn look_at_epolls(look: &mut dyn Look, views: &mut [FileView]) {
+    for i in (0..views.len()).filter(|i| !look.is_blind() && !views[*i].info.epoll.is_empty()).collect::<Vec<_>>() {
+        let targets: Vec<i32> = views[i].info.epoll.iter().map(|t| t.tfd).collect();
+        let efd = views[i].first_fd() as u32;
+        let watched = targets.iter().enumerate().map(|(n, tfd)| {
+            // counted among those of the same descriptor number
+            let offset = targets[..n].iter().filter(|t| *t == tfd).count() as u32;
+            watched(look, views, EpollSlot { efd, tfd: *tfd as u32, offset })
+        });
+        views[i].watched = watched.collect();
+    }
+}
+
+/// A descriptor of an open file of the target that an entry of its epoll set is about.
+fn watched(look: &mut dyn Look, views: &[FileView], slot: EpollSlot) -> Option<i32> {
+    let tfd = slot.tfd as i32;
+    let mut same = |v: &&FileView| look.same_epoll_target(v.first_fd(), slot).unwrap_or(false);
+    // most likely what is at that number now
+    let here = views.iter().find(|v| v.fds.iter().any(|d| d.0 == tfd));
+    here.filter(&mut same).map(|_| tfd).or_else(|| views.iter().find(&mut same).map(FileView::first_fd))
+}
+
 fn path(b: &[u8]) -> &std::path::Path {
     use std::os::unix::ffi::OsStrExt;
     std::path::Path::new(std::ffi::OsStr::from_bytes(b))
@@ -233,12 +310,12 @@ pub(super) fn decide(views: &mut [FileView], e: &Externals, block: Option<&Block
 }
 
 /// Marks pipes whose both ends the target holds, and what of its own `others` hold too.
-pub(super) fn mark_ends(pid: i32, views: &mut [FileView], others: &mut super::shared::Others) {
-    mark_pipes(pid, views);
+pub(super) fn mark_ends(pid: i32, look: &mut dyn Look, views: &mut [FileView], others: &mut super::shared::Others) {
+    mark_pipes(look, views);
     others.mark(pid, views);
 }
 
-fn mark_pipes(pid: i32, views: &mut [FileView]) {
+fn mark_pipes(look: &mut dyn Look, views: &mut [FileView]) {
     let mode = |v: &FileView| v.info.flags & libc::O_ACCMODE as u32;
     let pipes: Vec<(Vec<u8>, bool, bool)> = views
         .iter()
@@ -248,12 +325,11 @@ fn mark_pipes(pid: i32, views: &mut [FileView]) {
     if pipes.is_empty() {
         return;
     }
-    let pidfd = sys::pidfd::PidFd::open(pid).ok();
     for v in views.iter_mut().filter(|v| v.is_pipe()) {
         let has = |read: bool| pipes.iter().any(|p| p.0 == v.link && if read { p.1 } else { p.2 });
         // an end that nobody holds any more is no outside end either: the kernel says so to who polls
-        let alone = || {
-            let fd = pidfd.as_ref()?.get(v.first_fd()).ok()?;
+        let mut alone = || {
+            let fd = look.copy(v.first_fd()).ok()?;
             let mut p = [PollFd::new(fd.as_fd(), PollFlags::empty())];
             poll(&mut p, PollTimeout::ZERO).ok()?;
             p[0].revents().map(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))

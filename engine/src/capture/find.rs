@@ -1,9 +1,9 @@
 //! Phase find: who the target is, and every reason why it could not be captured or restored, at once.
-use super::files::{self, FileView};
+use super::files::{self, FileView, Look, Outside};
 use super::shared::Others;
-use super::threads::Whole;
-use super::{died, explain, Fault, Step};
-use crate::{objects, Error, Externals, Kind, Reason, Result};
+use super::threads::{Shares, Whole};
+use super::{died, door, explain, Fault, Step};
+use crate::{objects, After, Door, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
 use sys::procfs::{self, ns::NsKind, stat::Stat, status::Status};
@@ -76,7 +76,7 @@ impl Survey {
 }
 
 /// Looks at a process without touching it.
-pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Survey> {
+pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, after: After) -> Result<Survey> {
     let refused = |o: &str, w: &str, r: &str| Error::new(Kind::Refused, attempted.clone(), o, w, r);
     let me = std::process::id() as i32;
     if pid <= 0 || !procfs::pid_exists(pid) {
@@ -135,12 +135,15 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
         reported: Vec::new(),
     };
     s.rights();
+    s.agent(door, after);
     // without the right to look there is nothing more to say
     s.refuse()?;
+    let mut look = door::look_before(pid, door).map_err(|f| explain(f, &s.attempted, "find", false))?;
+    let look = look.as_mut();
     let r: std::result::Result<(), Fault> = (|| {
         s.random = random(pid);
-        s.files = files::list(pid, false)?;
-        files::mark_ends(pid, &mut s.files, &mut s.others);
+        s.files = files::list(pid, look, None)?;
+        files::mark_ends(pid, look, &mut s.files, &mut s.others);
         let block = s.block();
         files::decide(&mut s.files, external, block.as_ref());
         s.smaps = procfs::smaps::read(pid)?;
@@ -148,13 +151,13 @@ pub fn survey(pid: i32, attempted: String, external: &Externals) -> Result<Surve
     })();
     r.map_err(|f| explain(f, &s.attempted, "find", false))?;
     s.namespaces();
-    let (threads, odd, raised) = super::threads::facts(&s.status, s.private);
+    let (threads, odd, raised) = super::threads::facts(&s.status, s.private, look.is_blind());
     s.threads = threads;
     s.raised = raised;
     s.reasons.extend(odd);
     s.process();
     s.mappings();
-    s.open_files().map_err(|f| explain(f, &s.attempted, "find", false))?;
+    s.open_files(look).map_err(|f| explain(f, &s.attempted, "find", false))?;
     Ok(s)
 }
 
@@ -188,6 +191,20 @@ impl Survey {
                 format!("the kernel does not let this user look into it ({e})"),
                 "it is not dumpable, or Yama forbids it: run as root, or see `ctl doctor`",
             );
+        }
+    }
+
+    /// On the agent's door: that it is open.
+    fn agent(&mut self, door: Door, after: After) {
+        if door != Door::Agent {
+            return;
+        }
+        if let Err(why) = sys::agent::present(self.pid) {
+            self.reasons.push(door::shut(self.pid, &why));
+        }
+        if after == After::Stop {
+            let why = "only ptrace can leave it stopped without running another instruction";
+            self.reason(format!("PID {}", self.pid), why, "leave out --door agent, or --stop");
         }
     }
 
@@ -296,8 +313,9 @@ impl Survey {
     }
 
     /// The same of its threads, each of which was looked at while it ran, or is younger than that.
-    pub(super) fn still_all(&mut self, tids: &[i32]) -> Step<()> {
-        let whole = Whole { leader: &self.status, private: self.private };
+    /// `shares`: whether a thread shares something with the leader.
+    pub(super) fn still_all(&mut self, tids: &[i32], shares: &Shares<'_>) -> Step<()> {
+        let whole = Whole { leader: &self.status, private: self.private, shares };
         let reasons = super::threads::again(&whole, tids, &mut self.threads)?;
         self.refuse_for(reasons)
     }
@@ -324,11 +342,14 @@ impl Survey {
 
     /// Refusals of open files. The process runs: what was opened, closed and its number given to another while it was looked at
     /// is seen as a mixture. So a refusal counts only if a second look finds the same open file there; the freeze decides.
-    fn open_files(&mut self) -> Step<()> {
+    fn open_files(&mut self, look: &mut dyn Look) -> Step<()> {
+        if look.is_blind() {
+            return Ok(()); // the freeze will tell
+        }
         let mut first = refused(&self.files, self.pid);
         if !first.is_empty() {
-            let mut again = files::list(self.pid, false)?;
-            files::mark_ends(self.pid, &mut again, &mut Others::default());
+            let mut again = files::list(self.pid, look, None)?;
+            files::mark_ends(self.pid, look, &mut again, &mut Others::default());
             files::decide(&mut again, &self.external, self.block().as_ref());
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
@@ -406,10 +427,12 @@ fn refused(all: &[FileView], pid: i32) -> Vec<(Key, Vec<Reason>)> {
 /// and the reason.
 pub fn inherited() -> Result<Vec<(Vec<i32>, Reason)>> {
     let me = std::process::id() as i32;
-    let mut all = files::list(me, false).map_err(|f| explain(f, "look at own descriptors", "find", false))?;
+    let own = |f| explain(f, "look at own descriptors", "find", false);
+    let mut look = Outside::new(me).map_err(|e| own(e.into()))?;
+    let mut all = files::list(me, &mut look, None).map_err(own)?;
     all.iter_mut().for_each(|f| f.fds.retain(|(_, cloexec)| !cloexec));
     all.retain(|f| !f.fds.is_empty());
-    files::mark_ends(me, &mut all, &mut Others::default());
+    files::mark_ends(me, &mut look, &mut all, &mut Others::default());
     let numbers = |f: &FileView| f.fds.iter().map(|(fd, _)| *fd).collect::<Vec<_>>();
     let beyond = all.iter().filter(|f| f.stdio() < 0);
     Ok(beyond.filter_map(|f| Some((numbers(f), objects::inspect(f, &all, me).into_iter().next()?))).collect())

@@ -26,13 +26,16 @@ pub(super) struct Mapped {
 }
 
 impl Mapped {
-    /// Index of the file behind a mapping; None if its name leads elsewhere now.
+    /// Index of the file behind a mapping; None if its name leads elsewhere now, or to the agent: that need not be there at a restore.
     fn index(&mut self, v: &Vma) -> Option<u32> {
         if let Some(i) = self.by_path.get(&v.path) {
             return *i;
         }
         let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&v.path));
-        let meta = std::fs::metadata(path).ok().filter(|m| !v.deleted && m.ino() == v.inode && m.is_file());
+        let meta = std::fs::metadata(path)
+            .ok()
+            .filter(|_| !sys::agent::is_file(&v.path))
+            .filter(|m| !v.deleted && m.ino() == v.inode && m.is_file());
         let i = meta.map(|m| {
             self.files.push(MappedFile {
                 path: v.path.clone().into(),
@@ -113,7 +116,12 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
                     mapped.files[i as usize].writable = true;
                 }
             }
-            None => out.backing = BACKING_FILE_GONE,
+            None => {
+                out.backing = BACKING_FILE_GONE;
+                if sys::agent::is_file(&v.path) {
+                    out.name = sys::agent::NAME.to_vec().into();
+                }
+            }
         },
     }
     if matches!(v.kind(), VmaKind::Vdso | VmaKind::Vvar | VmaKind::VvarVclock) {

@@ -1,11 +1,13 @@
 //! Capture: the recorder, as a list of phases. It knows nothing of how it got in.
 
+mod door;
 mod dropped;
 mod files;
 mod find;
 mod locked;
 mod memory;
 mod observe;
+mod pending;
 mod record;
 mod shared;
 mod swapped;
@@ -17,12 +19,13 @@ pub use find::{inherited, survey, Survey};
 pub(crate) use memory::build_id;
 pub use observe::Observer;
 
-use crate::{After, CaptureOptions, Captured, Error, Externals, Kind, Progress, Result};
+use crate::{After, CaptureOptions, Captured, Door, Error, Externals, Kind, Progress, Result};
+use door::Way;
 use image::store::{NewCheckpoint, Store};
 use image::{PageSink, SessionName};
 use std::time::Instant;
-use sys::channel::{Channel, Listener};
-use sys::tracer::{self, Tracer};
+use sys::channel::Listener;
+use sys::tracer;
 
 /// The phases, with the names that errors, logs and fault tests use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +68,7 @@ impl Phase {
 /// Looks for everything that would make a checkpoint of a process fail, and changes nothing. Gives what would be
 /// reported as not kept.
 pub fn preflight(pid: i32, external: &Externals) -> Result<Vec<String>> {
-    let s = survey(pid, format!("checkpoint PID {pid}"), external)?;
+    let s = survey(pid, format!("checkpoint PID {pid}"), external, Door::Attach, After::Run)?;
     s.refuse_unsure_too()?;
     way_in(&s, &[0; 8]).map(|_| s.reported)
 }
@@ -135,49 +138,40 @@ impl Run<'_> {
 
     fn all(&mut self, store: &Store, name: &SessionName, began: Instant) -> Step<Captured> {
         self.enter(Phase::Find)?;
-        // as long as this process is small: the tracer would copy, in the freeze, each page that it inherits and writes to
-        let mut tracer = Tracer::start()?;
-        let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external)?;
+        let mut way = Way::new(self.o.door, self.pid)?;
+        let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external, self.o.door, self.o.after)?;
         survey.refuse()?;
         let listener = Listener::new()?;
-        let plan = way_in(&survey, listener.addr())?;
+        way.prepare(&survey, &listener)?;
         let incoming = store.begin(name)?;
 
         self.enter(Phase::Freeze)?;
-        let frozen = tracer.freeze(self.pid)?;
-        // of the leader before anything is run in it, and of the others while it is, but before anything is run in them
-        survey.still(&frozen.tids)?;
-        tracer.begin_to_enter(plan)?;
-        survey.still_all(&frozen.tids)?;
-        let entered = tracer.enter()?;
-        let watch = tracer.watch()?;
-        let (sock, _) = listener.accept(self.pid, survey.status.uid.effective, Some(&watch))?;
-        let channel = Channel::watched(sock, self.pid, watch)?;
+        let inside = way.freeze(&mut survey, &listener)?;
 
         self.enter(Phase::Observe)?;
         let sink = sink(&incoming)?;
-        let mut obs = Observer::new(&survey, channel, entered, sink)?;
-        let seen = obs.everything()?;
+        let mut obs = Observer::new(&survey, inside, sink)?;
+        let seen = obs.everything(&listener)?;
 
         if self.o.after != After::Run {
             obs.unseen_by_a_child_of_its_own(&listener, seen.process.subreaper)?;
-            return self.while_frozen(obs, seen, tracer, incoming, began);
+            return self.while_frozen(obs, seen, way, incoming, began);
         }
         self.enter(Phase::Fork)?;
         let Some(child) = obs.fork(&listener, seen.process.subreaper)? else {
             // no child is to be had: copy within the freeze, and say so
             obs.unseen_unknown();
-            return self.while_frozen(obs, seen, tracer, incoming, began);
+            return self.while_frozen(obs, seen, way, incoming, began);
         };
         self.enter(Phase::Thaw)?;
-        let (pause, _) = tracer.release(tracer::After::Run)?;
-        let snapshot = tracer.collect()?;
-        drop(tracer);
+        let (pause, _) = way.release(tracer::After::Run)?;
+        let snapshot = way.collect(child.pid)?;
+        drop(way);
 
         self.enter(Phase::Record)?;
         let mut child = child;
         obs.unseen(&mut child)?;
-        let mut record = record::Recorder::new(obs, seen, &snapshot, pause);
+        let mut record = record::Recorder::new(obs, seen, snapshot, pause);
         record.memory(child.pid, self.o.progress)?;
         drop(child);
         self.enter(Phase::Publish)?;
@@ -189,14 +183,15 @@ impl Run<'_> {
         &mut self,
         obs: Observer<'_>,
         seen: observe::Seen,
-        mut tracer: Tracer,
+        mut way: Way,
         incoming: NewCheckpoint,
         began: Instant,
     ) -> Step<Captured> {
         self.enter(Phase::Record)?;
         let frozen = Instant::now();
-        let snapshot = tracer.collect()?;
-        let mut record = record::Recorder::new(obs, seen, &snapshot, std::time::Duration::ZERO);
+        let snapshot = way.collect(self.pid)?;
+        let before = seen.pending.as_ref().map_or(0, |p| p.bits());
+        let mut record = record::Recorder::new(obs, seen, snapshot, std::time::Duration::ZERO);
         record.memory(self.pid, self.o.progress)?;
         record.note_frozen(frozen.elapsed());
         self.enter(Phase::Publish)?;
@@ -205,7 +200,7 @@ impl Run<'_> {
         let mut done = match record.publish(incoming, self.o, began) {
             Ok(done) => done,
             Err(e) => {
-                drop(tracer);
+                drop(way);
                 return Err(e);
             }
         };
@@ -215,8 +210,9 @@ impl Run<'_> {
             After::Stop => tracer::After::Stop,
         };
         self.enter(Phase::Thaw)?;
-        let (pause, late) = tracer.release(after)?;
+        let (pause, late) = way.release(after)?;
         done.pause = pause;
+        let late = late & !before;
         let late: Vec<String> = (1..=64).filter(|n| late >> (n - 1) & 1 != 0).map(signal_name).collect();
         if !late.is_empty() {
             let what = "came while it was recorded: not in the checkpoint, and lost with the process";

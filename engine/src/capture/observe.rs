@@ -1,15 +1,19 @@
 //! Phase observe: what the snapshot child does not preserve, read while everything stands still.
+use super::door::{FromInside, Inside};
+use super::files::Look;
 use super::files::{self, FileView};
 use super::find::Survey;
 use super::locked::Locked;
+use super::pending::Pending;
 use super::{Fault, Step};
-use crate::{objects, Error, Kind, Reason, Result};
+use crate::{objects, Door, Error, Kind, Reason, Result};
 use image::v1::files::{Content, Fd, Files, OpenFile};
 use image::v1::process::{PosixTimer, Process};
 use image::PageSink;
 use serde_bytes::ByteBuf;
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
+use sys::agent::Copies;
 use sys::channel::{Channel, Listener};
 use sys::mem::RemoteMem;
 use sys::pidfd::PidFd;
@@ -17,6 +21,8 @@ use sys::procfs::{self, maps::Vma, smaps::Smap, status::Status};
 use sys::program::{CallId, Out, Program};
 use sys::tracer::{self, Entered};
 
+/// Threads whose visit is one request.
+const AT_ONCE: usize = 1000;
 const SIGNALS: usize = 64;
 /// sizeof(struct kernel_sigaction) on x86_64: handler, flags, restorer, mask.
 const SIGACTION: usize = 32;
@@ -121,6 +127,8 @@ pub(super) struct Seen {
     pub files: Files,
     pub maps: Vec<Vma>,
     pub monotonic_ns: u64,
+    /// By the agent: pending signals, which the tracer reads on the other door.
+    pub pending: Option<Pending>,
 }
 
 /// The recorder's hands inside a frozen target.
@@ -130,6 +138,10 @@ pub struct Observer<'a> {
     pub(super) channel: Channel,
     pub(super) entered: Entered,
     pub(super) mem: RemoteMem,
+    /// Of the agent: its connection's number; None: the tracer brought the blob in.
+    agent: Option<i32>,
+    /// Of the agent: copies of the target's descriptors.
+    copies: Copies,
     pidfd: PidFd,
     /// Takes pages: of memory, and of files without a name.
     pub(super) sink: PageSink,
@@ -147,7 +159,8 @@ pub struct Observer<'a> {
 }
 
 impl<'a> Observer<'a> {
-    pub(super) fn new(survey: &'a Survey, channel: Channel, entered: Entered, sink: PageSink) -> Step<Observer<'a>> {
+    pub(super) fn new(survey: &'a Survey, inside: Inside, sink: PageSink) -> Step<Observer<'a>> {
+        let Inside { channel, entered, sock } = inside;
         let mem = RemoteMem::open(survey.pid)?;
         let block = sys::api::Block::read(&mem, survey.inner_pid());
         Ok(Observer {
@@ -156,6 +169,8 @@ impl<'a> Observer<'a> {
             entered,
             mem,
             block,
+            agent: sock,
+            copies: Copies::default(),
             pidfd: PidFd::open(survey.pid)?,
             sink,
             early: Vec::new(),
@@ -169,7 +184,19 @@ impl<'a> Observer<'a> {
 
     /// A copy of the target's descriptor `n`: shares its open file.
     pub fn descriptor(&self, n: i32) -> Result<OwnedFd> {
-        self.pidfd.get(n).map_err(|e| self.failed(e))
+        let copy = match self.copies.get(n) {
+            Some(copy) => copy.try_clone_to_owned().map_err(|e| sys::Error::call("dup", self.survey.pid, e)),
+            None => self.pidfd.get(n),
+        };
+        copy.map_err(|e| self.failed(e))
+    }
+
+    /// The way in.
+    pub fn door(&self) -> Door {
+        match self.agent {
+            Some(_) => Door::Agent,
+            None => Door::Attach,
+        }
     }
 
     /// Runs a program inside the target.
@@ -213,22 +240,25 @@ impl<'a> Observer<'a> {
         super::explain(f, &self.survey.attempted, "observe", true)
     }
 
-    pub(super) fn everything(&mut self) -> Step<Seen> {
+    pub(super) fn everything(&mut self, l: &Listener) -> Step<Seen> {
         let monotonic_ns = monotonic();
         self.critical()?;
-        // the visited threads' answers first: the buffer that holds them is the next program's
-        let mut wait = Program::new();
-        wait.for_no_thread();
-        self.channel.run(&wait)?;
-        let visited = self.visited()?;
+        let visited = match self.door() {
+            Door::Attach => self.visited()?,
+            Door::Agent => self.visit()?,
+        };
         let process = self.process()?;
         let told = self.server_told(visited)?;
-        let files = self.open_files()?;
+        let files = self.open_files(l)?;
         let maps = procfs::maps::read(self.survey.pid)?;
+        let pending = match self.door() {
+            Door::Attach => None,
+            Door::Agent => Some(self.pending()?),
+        };
         self.asynchronous(&maps)?;
         self.report_dropped(&maps);
         self.unforkable(&maps)?;
-        Ok(Seen { process, told, files, maps, monotonic_ns })
+        Ok(Seen { process, told, files, maps, monotonic_ns, pending })
     }
 
     /// Refuses a program that has said that this is no moment for a checkpoint.
@@ -240,8 +270,31 @@ impl<'a> Observer<'a> {
         Err(Error::new(Kind::Busy, attempted, object, why, remedy).into())
     }
 
-    /// Answers of the visited threads.
+    /// Lets the threads that the agent has parked make the visit's calls.
+    fn visit(&mut self) -> Step<Vec<Told>> {
+        let visited = self.entered.visited.clone();
+        let mut all = Vec::with_capacity(visited.len());
+        for (at, some) in visited.chunks(AT_ONCE).enumerate() {
+            let mut p = Program::new();
+            let mut asked = Vec::with_capacity(some.len());
+            for (i, tid) in some.iter().enumerate() {
+                let first = p.len();
+                let o = p.out(tracer::VISIT_BUF as usize);
+                asked.push((*tid, o, ask_thread(&mut p, o)));
+                p.for_thread((at * AT_ONCE + i) as u32, first);
+            }
+            let r = self.channel.run(&p)?;
+            all.extend(asked.into_iter().map(|(tid, o, c)| Told::new(tid, r.bytes(o).to_vec(), c.map(|c| r.raw(c)))));
+        }
+        Ok(all)
+    }
+
+    /// Answers of the threads that the tracer has sent in.
     fn visited(&mut self) -> Step<Vec<Told>> {
+        // first of all: the buffer that holds them is the next program's
+        let mut wait = Program::new();
+        wait.for_no_thread();
+        self.channel.run(&wait)?;
         let (l, n) = (self.entered.layout, self.entered.visited.len() as u64);
         let ncalls = visit_program().len() as u64;
         let mut bufs = vec![0; (n * tracer::VISIT_BUF) as usize];
@@ -398,7 +451,7 @@ impl<'a> Observer<'a> {
     }
 
     /// A TID as the target sees it.
-    fn inner_tid(&self, tid: i32) -> i32 {
+    pub(super) fn inner_tid(&self, tid: i32) -> i32 {
         self.survey.threads.get(&tid).map_or(tid, |t| t.inner_tid)
     }
 
@@ -432,12 +485,21 @@ impl<'a> Observer<'a> {
         }
     }
 
-    fn open_files(&mut self) -> Step<Files> {
-        let mut views = files::list(self.survey.pid, true)?;
+    fn open_files(&mut self, l: &Listener) -> Step<Files> {
+        let (pid, inner) = (self.survey.pid, self.survey.inner_pid());
         // the one that the blob talks through is not the target's
         let ours = self.own_descriptor()?;
-        views.retain(|v| v.first_fd() != ours);
-        files::mark_ends(self.survey.pid, &mut views, &mut self.survey.others.clone());
+        let mut others = self.survey.others.clone();
+        let mut views;
+        if self.agent.is_some() {
+            let numbers: Vec<i32> = procfs::fd::numbers(pid)?.into_iter().filter(|fd| *fd != ours).collect();
+            let uid = self.survey.status.uid.effective;
+            self.copies = Copies::fetch(&mut self.channel, l, uid, &numbers)?;
+            let mut look = FromInside { channel: &mut self.channel, copies: &self.copies, pid: inner };
+            views = listed(pid, &mut look, ours, &mut others)?;
+        } else {
+            views = listed(pid, &mut files::Outside::new(pid)?, ours, &mut others)?;
+        }
         files::decide(&mut views, &self.survey.external, self.block.as_ref());
         self.files = views.clone();
         let mut out = Files::default();
@@ -482,6 +544,9 @@ impl<'a> Observer<'a> {
 
     /// The blob's own socket.
     fn own_descriptor(&self) -> Step<i32> {
+        if let Some(sock) = self.agent {
+            return Ok(sock);
+        }
         let mut b = [0; 4];
         self.mem.read(self.entered.layout.params() + 120, &mut b)?;
         Ok(i32::from_le_bytes(b))
@@ -509,6 +574,13 @@ impl<'a> Observer<'a> {
         let (sock, pid) = l.accept(0, self.survey.status.uid.effective, self.channel.watch())?;
         Ok(Some(Child { pid, channel: Channel::beside(sock, pid) }))
     }
+}
+
+/// The target's open files, but for the descriptor `ours`.
+fn listed(pid: i32, look: &mut dyn Look, ours: i32, others: &mut super::shared::Others) -> Step<Vec<FileView>> {
+    let mut views = files::list(pid, look, Some(ours))?;
+    files::mark_ends(pid, look, &mut views, others);
+    Ok(views)
 }
 
 fn path_bytes(p: std::path::PathBuf) -> ByteBuf {

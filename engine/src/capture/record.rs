@@ -3,7 +3,7 @@ use super::dropped;
 use super::memory::{self, Mapped};
 use super::observe::{Observer, Seen};
 use super::{threads, Step};
-use crate::{CaptureOptions, Captured, Progress};
+use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
 use image::v1::process::Thread;
 use image::v1::{self, memory::Memory, meta::Meta};
@@ -69,16 +69,20 @@ pub(super) struct Recorder {
     memory: Memory,
     attempted: String,
     pid: i32,
+    door: Door,
     /// Held open while a frozen target is read: when it closes, the blob lets everyone go.
     pub talk: Option<sys::channel::Channel>,
 }
 
 impl Recorder {
-    pub fn new(obs: Observer<'_>, mut seen: Seen, snapshot: &Snapshot, pause: Duration) -> Recorder {
-        let (threads, pending) = threads::all(&seen, snapshot, &obs.survey.threads);
+    pub fn new(obs: Observer<'_>, mut seen: Seen, mut snapshot: Snapshot, pause: Duration) -> Recorder {
+        if let Some(p) = seen.pending.take() {
+            (snapshot.shared_pending, snapshot.thread_pending) = (p.shared, p.threads);
+        }
+        let (threads, pending) = threads::all(&seen, &snapshot, &obs.survey.threads);
         seen.process.pending = pending;
         seen.process.stopped = snapshot.stopped;
-        let l = obs.entered.layout;
+        let (l, door) = (obs.entered.layout, obs.door());
         let dropped = obs.dropped();
         let mut reported = obs.reported;
         let deadline = threads.iter().filter(|t| t.sched.0 == SCHED_DEADLINE).count();
@@ -91,6 +95,7 @@ impl Recorder {
             early: obs.early,
             sink: obs.sink,
             ours: vec![(l.base, l.base + l.len)],
+            door,
             before: obs.smaps.into_owned(),
             dropped,
             reported,
@@ -205,7 +210,7 @@ impl Recorder {
             kernel: proc_line("/proc/sys/kernel/osrelease"),
             host: proc_line("/proc/sys/kernel/hostname"),
             boot_id: procfs::boot_id().unwrap_or_default(),
-            door: "attach".into(),
+            door: self.door.name().into(),
             pause_ns: self.pause.as_nanos() as u64,
             xfeatures,
             monotonic_ns: self.seen.monotonic_ns,

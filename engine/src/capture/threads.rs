@@ -42,20 +42,31 @@ pub(super) struct Whole<'a> {
     pub leader: &'a Status,
     /// It is in a PID namespace of its own.
     pub private: bool,
+    /// Whether a thread shares something with the leader.
+    pub shares: &'a Shares<'a>,
 }
+
+/// Answers whether a thread shares something with its leader.
+pub(super) type Shares<'a> = dyn Fn(i32, Resource) -> std::io::Result<bool> + 'a;
 
 /// Asks all threads of a process that runs: those that end meanwhile are left out, and the freeze asks again. What keeps the descriptors
 /// for that possible is given too.
-pub(super) fn facts(leader: &Status, private: bool) -> (BTreeMap<i32, Facts>, Vec<Reason>, Option<Raised>) {
+/// `blind`: what only kcmp tells is left to the freeze.
+pub(super) fn facts(
+    leader: &Status,
+    private: bool,
+    blind: bool,
+) -> (BTreeMap<i32, Facts>, Vec<Reason>, Option<Raised>) {
     let tids = procfs::tasks(leader.pid).unwrap_or_default();
     let raised = Raised::for_descriptors(tids.len() as u64 + 2 * OTHER_DESCRIPTORS).ok();
     let limit = raised.as_ref().map_or(0, Raised::limit);
     let mut known = BTreeMap::new();
+    let shares = |tid: i32, what| if blind { Ok(true) } else { sys::kcmp::shares(leader.pid, tid, what) };
     // it may take a while: what does not answer because it has ended is none of the freeze's threads
     let reasons = tids.into_iter().filter_map(|tid| {
         let status = TaskStatus::open(leader.pid, tid).ok()?;
         let said = said(&status, tid).ok()?;
-        let refusal = fact(&Whole { leader, private }, tid, said, &mut known).ok()?;
+        let refusal = fact(&Whole { leader, private, shares: &shares }, tid, said, &mut known).ok()?;
         if status.number() + OTHER_DESCRIPTORS < limit {
             known.entry(tid).and_modify(|f| f.status = Some(status));
         }
@@ -140,7 +151,7 @@ fn odd(leader: &Status, s: &Status) -> Option<(&'static str, &'static str)> {
 /// Whether a thread has descriptors or a directory of its own: why it is refused, and what to do.
 fn apart(w: &Whole<'_>, tid: i32) -> Step<Option<(String, &'static str)>> {
     for what in [Resource::Files, Resource::Fs] {
-        match sys::kcmp::shares(w.leader.pid, tid, what) {
+        match (w.shares)(tid, what) {
             Ok(true) => {}
             // one that is being killed has none at all
             Ok(false) if is_exiting(w.leader.pid, tid)? || is_exiting(w.leader.pid, w.leader.pid)? => {
@@ -170,10 +181,15 @@ pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>
     let told: BTreeMap<i32, &Told> = seen.told.iter().map(|t| (t.tid, t)).collect();
     let mut shared = snapshot.shared_pending.clone();
     let unknown = Facts::default();
+    // one that called a thread in for a recorder that is gone
+    let ours = |i: &ByteBuf| {
+        i.get(8..12).and_then(|b| b.try_into().ok()).is_some_and(|b| wire::agent::is_recorders(i32::from_le_bytes(b)))
+    };
+    let own = |all: Vec<ByteBuf>| all.into_iter().filter(|i| !ours(i)).collect::<Vec<_>>();
     let one = |t: &ThreadState| {
         let told = told.get(&t.tid)?;
         let mut pending =
-            snapshot.thread_pending.iter().find(|p| p.0 == t.tid).map(|p| p.1.clone()).unwrap_or_default();
+            snapshot.thread_pending.iter().find(|p| p.0 == t.tid).map(|p| own(p.1.clone())).unwrap_or_default();
         // What no thread blocks, the kernel gives to the first that it finds, the leader first: that one's call it ends
         // (kernel/signal.c, complete_signal). So it is that one's from here on.
         // The mask of a call (ppoll and kin) blocks it too, though here the handler may run before the call is issued again.

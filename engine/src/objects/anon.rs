@@ -7,7 +7,6 @@ use crate::{Reason, Result};
 use image::v1::anon;
 use image::v1::files::OpenFile;
 use image::v1::objects::Kind;
-use sys::kcmp::{same_epoll_target, EpollSlot};
 use sys::program::{Arg::Imm, Program};
 
 /// eventfd(2).
@@ -82,21 +81,6 @@ impl Object for SignalFd {
     }
 }
 
-/// An open file of the target that an entry of its epoll set is about; `nth` counts the entries of the same number.
-fn live(f: &FileView, tfd: i32, nth: u32, files: &[FileView], pid: i32) -> Option<i32> {
-    let slot = EpollSlot { efd: f.first_fd() as u32, tfd: tfd as u32, offset: nth };
-    let same = |v: &&FileView| same_epoll_target((pid, v.first_fd()), pid, slot).unwrap_or(false);
-    // most likely what is at that number now
-    let here = files.iter().find(|v| v.fds.iter().any(|d| d.0 == tfd));
-    here.filter(same).map(|_| tfd).or_else(|| files.iter().find(same).map(FileView::first_fd))
-}
-
-/// Entries with the order number among those of the same descriptor number.
-fn numbered(f: &FileView) -> Vec<(&sys::procfs::fdinfo::EpollTarget, u32)> {
-    let before = |i: usize, tfd: i32| f.info.epoll[..i].iter().filter(|t| t.tfd == tfd).count() as u32;
-    f.info.epoll.iter().enumerate().map(|(i, t)| (t, before(i, t.tfd))).collect()
-}
-
 impl Object for Epoll {
     fn kind(&self) -> Kind {
         Kind::Epoll
@@ -106,9 +90,9 @@ impl Object for Epoll {
         is(f, b"eventpoll")
     }
 
-    fn inspect(&self, f: &FileView, all: &[FileView], pid: i32) -> Vec<Reason> {
-        let lost = numbered(f).into_iter().filter(|(t, n)| live(f, t.tfd, *n, all, pid).is_none());
-        let say = |(t, _): (&sys::procfs::fdinfo::EpollTarget, u32)| {
+    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
+        let lost = f.info.epoll.iter().zip(&f.watched).filter(|(_, now)| now.is_none());
+        let say = |(t, _): (&sys::procfs::fdinfo::EpollTarget, &Option<i32>)| {
             let why = format!(
                 "it watches an open file, once added as descriptor {}, that only another process still holds",
                 t.tfd
@@ -118,14 +102,14 @@ impl Object for Epoll {
         lost.map(say).collect()
     }
 
-    fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
-        let entry = |(t, n): (&sys::procfs::fdinfo::EpollTarget, u32)| anon::EpollTarget {
+    fn capture(&self, f: &FileView, _o: &mut Observer<'_>) -> Result<Vec<u8>> {
+        let entry = |(t, now): (&sys::procfs::fdinfo::EpollTarget, &Option<i32>)| anon::EpollTarget {
             tfd: t.tfd,
-            fd: live(f, t.tfd, n, o.files(), o.survey.pid).unwrap_or(t.tfd),
+            fd: now.unwrap_or(t.tfd),
             events: t.events,
             data: t.data,
         };
-        Ok(encode(&anon::Epoll { targets: numbered(f).into_iter().map(entry).collect() }))
+        Ok(encode(&anon::Epoll { targets: f.info.epoll.iter().zip(&f.watched).map(entry).collect() }))
     }
 }
 

@@ -72,12 +72,11 @@ pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
         match v.backing {
             BACKING_ANON => map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None),
             BACKING_FILE_GONE => {
-                notes.push(format!(
-                    "mapping {:x}-{:x} ({}) is anonymous now: its file no longer exists",
-                    v.start,
-                    v.end,
-                    of(image, v)
-                ));
+                // the agent is carried in the image, and has a name
+                if v.name.is_empty() {
+                    let what = "is anonymous now: its file no longer exists";
+                    notes.push(format!("mapping {:x}-{:x} ({}) {what}", v.start, v.end, of(image, v)));
+                }
                 map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None);
             }
             BACKING_FILE_PRIVATE => by_file.entry((v.file, How::Private)).or_default().push(v),

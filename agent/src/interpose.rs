@@ -1,0 +1,282 @@
+//! What programs find here before they find it in the C library, so that the agent's signal is not blocked, taken or replaced by accident, and a
+//! seccomp filter is known of. Whatever is a cancellation point stays one: the real function is called, with another mask.
+use crate::libc::{result, Real};
+use crate::page;
+pub use crate::stacks::{pthread_create, sigaltstack};
+use core::mem::MaybeUninit;
+use core::sync::atomic::Ordering::SeqCst;
+use parasite::arch::{copy, syscall6};
+use wire::agent::{AGENT_SECCOMP, AGENT_SIGNAL};
+
+/// sigset_t of the C libraries, of which the kernel uses the first word.
+type Set = [u64; 16];
+const ENOSYS: i64 = -38;
+const SYS_PRCTL: u64 = 157;
+const PR_SET_SECCOMP: u64 = 22;
+const SA_SIGINFO: i32 = 4;
+
+/// Copies a set without the agent's signal into `room`; the copy's address, or 0 if there is no set.
+///
+/// # Safety
+/// `set` is a set, or null.
+unsafe fn without(set: *const Set, room: &mut MaybeUninit<Set>) -> u64 {
+    if set.is_null() {
+        return 0;
+    }
+    let at = room.as_mut_ptr() as u64;
+    // SAFETY: the caller's set; the room is as large.
+    unsafe {
+        copy(at, set as u64, size_of::<Set>() as u64);
+        if page::ready() {
+            *(at as *mut u64) &= !(1 << (AGENT_SIGNAL - 1));
+        }
+    }
+    at
+}
+
+/// Calls the real function, or answers ENOSYS where the C library has none.
+macro_rules! real {
+    ($name:literal, ($($arg:expr),*)) => {{
+        static REAL: Real = Real::new(concat!($name, "\0").as_bytes());
+        match REAL.get() {
+            0 => result(ENOSYS) as i32,
+            // SAFETY: the C library's function of that name takes these, all of which are words, and gives an int.
+            f => unsafe {
+                let f: unsafe extern "C" fn($(real!(@word $arg)),*) -> i32 = core::mem::transmute(f);
+                f($($arg as u64),*)
+            },
+        }
+    }};
+    (@word $arg:expr) => { u64 };
+}
+
+/// sigprocmask(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn sigprocmask(how: i32, set: *const Set, old: *mut Set) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("sigprocmask", (how, set, old))
+}
+
+/// pthread_sigmask(3).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn pthread_sigmask(how: i32, set: *const Set, old: *mut Set) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("pthread_sigmask", (how, set, old))
+}
+
+/// sigsuspend(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn sigsuspend(set: *const Set) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("sigsuspend", (set))
+}
+
+/// sigwait(3).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn sigwait(set: *const Set, signal: u64) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("sigwait", (set, signal))
+}
+
+/// sigwaitinfo(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn sigwaitinfo(set: *const Set, info: u64) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("sigwaitinfo", (set, info))
+}
+
+/// sigtimedwait(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn sigtimedwait(set: *const Set, info: u64, time: u64) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("sigtimedwait", (set, info, time))
+}
+
+/// signalfd(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn signalfd(fd: i32, set: *const Set, flags: i32) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("signalfd", (fd, set, flags))
+}
+
+/// ppoll(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn ppoll(fds: u64, n: u64, time: u64, set: *const Set) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("ppoll", (fds, n, time, set))
+}
+
+/// ppoll(2) as glibc's headers call it in checked builds.
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn __ppoll_chk(fds: u64, n: u64, time: u64, set: *const Set, len: u64) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("__ppoll_chk", (fds, n, time, set, len))
+}
+
+/// pselect(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn pselect(n: i32, r: u64, w: u64, e: u64, time: u64, set: *const Set) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("pselect", (n, r, w, e, time, set))
+}
+
+/// epoll_pwait(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn epoll_pwait(fd: i32, events: u64, n: i32, time: i32, set: *const Set) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("epoll_pwait", (fd, events, n, time, set))
+}
+
+/// epoll_pwait2(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn epoll_pwait2(fd: i32, events: u64, n: i32, time: u64, set: *const Set) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: the caller's set.
+    let set = unsafe { without(set, &mut room) };
+    real!("epoll_pwait2", (fd, events, n, time, set))
+}
+
+/// struct sigaction of the C libraries.
+#[repr(C)]
+pub struct Action {
+    handler: u64,
+    mask: Set,
+    flags: i32,
+    restorer: u64,
+}
+
+/// sigaction(2): what is set for the agent's signal is kept, and answered, but the handler stays ours. It is called for a signal that is not from a recorder.
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn sigaction(signal: i32, new: *const Action, old: *mut Action) -> i32 {
+    if signal != AGENT_SIGNAL || !page::ready() {
+        return real!("sigaction", (signal, new, old));
+    }
+    let [handler, flags, mask] = page::action();
+    // SAFETY: the caller's actions.
+    unsafe {
+        let was = (handler.load(SeqCst), flags.load(SeqCst), mask.load(SeqCst));
+        if !new.is_null() {
+            flags.store((*new).flags as u64, SeqCst);
+            mask.store((*new).mask[0], SeqCst);
+            handler.store((*new).handler, SeqCst);
+        }
+        if !old.is_null() {
+            (&raw mut (*old).handler).write(was.0);
+            (&raw mut (*old).flags).write(was.1 as i32);
+            (&raw mut (*old).mask as *mut u64).write(was.2);
+        }
+    }
+    0
+}
+
+/// signal(2).
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn signal(signal: i32, handler: u64) -> u64 {
+    if signal == AGENT_SIGNAL && page::ready() {
+        let [was, flags, mask] = page::action();
+        flags.store(0, SeqCst);
+        mask.store(0, SeqCst);
+        return was.swap(handler, SeqCst);
+    }
+    static REAL: Real = Real::new(b"signal\0");
+    match REAL.get() {
+        0 => u64::MAX,
+        // SAFETY: libc's own, with the caller's arguments.
+        f => unsafe {
+            let f: unsafe extern "C" fn(i32, u64) -> u64 = core::mem::transmute(f);
+            f(signal, handler)
+        },
+    }
+}
+
+/// A signal that is the agent's but was not sent by a recorder: what the program has set for it happens. True if it is to be killed by it.
+///
+/// # Safety
+/// In the handler, with the kernel's arguments.
+pub unsafe fn foreign(info: u64, context: u64) -> bool {
+    let [handler, flags, _] = page::action();
+    match handler.load(SeqCst) {
+        0 => return true,
+        1 => {}
+        // SAFETY: the program's own handler.
+        f => unsafe {
+            if flags.load(SeqCst) as i32 & SA_SIGINFO != 0 {
+                let f: unsafe extern "C" fn(i32, u64, u64) = core::mem::transmute(f);
+                f(AGENT_SIGNAL, info, context)
+            } else {
+                let f: unsafe extern "C" fn(i32) = core::mem::transmute(f);
+                f(AGENT_SIGNAL)
+            }
+        },
+    }
+    false
+}
+
+/// prctl(2): that a seccomp filter comes is noted before, for from then on the handler may make no call.
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn prctl(option: i32, a: u64, b: u64, c: u64, d: u64) -> i32 {
+    if option as u64 == PR_SET_SECCOMP {
+        filtered();
+    }
+    // SAFETY: the caller's arguments; the kernel checks them.
+    result(unsafe { syscall6(SYS_PRCTL, [option as i64 as u64, a, b, c, d, 0]) }) as i32
+}
+
+/// A seccomp filter is about to come.
+pub extern "C" fn filtered() {
+    if page::ready() {
+        page::flags().fetch_or(AGENT_SECCOMP, SeqCst);
+    }
+}

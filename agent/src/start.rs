@@ -1,0 +1,83 @@
+//! What the agent does when it is loaded: a page that says that it is there, and its signal handler.
+use crate::{arch, handler, page, stacks};
+use parasite::arch::syscall6;
+use wire::agent::{AGENT_MAGIC, AGENT_NAME, AGENT_PAGE, AGENT_SIGNAL, AGENT_STACK};
+
+const SYS_MMAP: u64 = 9;
+const SYS_MUNMAP: u64 = 11;
+const SYS_RT_SIGACTION: u64 = 13;
+const SYS_PRCTL: u64 = 157;
+/// PROT_READ | PROT_WRITE
+pub const READ_WRITE: u64 = 3;
+/// MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
+pub const THERE: u64 = 0x2 | 0x20 | 0x4000 | MAP_FIXED_NOREPLACE;
+const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+const PAGE: u64 = 4096;
+const SA_SIGINFO: u64 = 4;
+const SA_ONSTACK: u64 = 0x0800_0000;
+const SA_RESTART: u64 = 0x1000_0000;
+const SA_RESTORER: u64 = 0x0400_0000;
+
+/// Maps private memory exactly at `at`, with a name; false if something is there.
+///
+/// # Safety
+/// Nobody else has designs on the range.
+pub unsafe fn map(at: u64, len: u64, name: &[u8]) -> bool {
+    // SAFETY: MAP_FIXED_NOREPLACE replaces nothing; a kernel that does not know it may put it elsewhere, and then it goes again.
+    unsafe {
+        let r = syscall6(SYS_MMAP, [at, len, READ_WRITE, THERE, u64::MAX, 0]);
+        if r as u64 != at {
+            if r > 0 {
+                unmap(r as u64, len);
+            }
+            return false;
+        }
+        syscall6(SYS_PRCTL, [PR_SET_VMA, 0, at, len, name.as_ptr() as u64, 0]);
+        true
+    }
+}
+
+/// Maps private memory somewhere.
+pub fn map_anywhere(len: u64) -> Option<u64> {
+    // SAFETY: without MAP_FIXED nothing is replaced.
+    let r = unsafe { syscall6(SYS_MMAP, [0, len, READ_WRITE, THERE & !MAP_FIXED_NOREPLACE, u64::MAX, 0]) };
+    (r > 0).then_some(r as u64)
+}
+
+/// Takes a mapping of ours away.
+///
+/// # Safety
+/// It is ours, and nobody uses it.
+pub unsafe fn unmap(at: u64, len: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        syscall6(SYS_MUNMAP, [at, len, 0, 0, 0, 0]);
+    }
+}
+
+/// Makes the agent ready. Where anything fails it is not there, and the program runs all the same.
+///
+/// # Safety
+/// Called once, while the process has one thread.
+pub unsafe fn start() {
+    // SAFETY: the page is new and ours; the action's struct is the kernel's (handler, flags, restorer, mask) and lives over the call.
+    unsafe {
+        if !map(AGENT_PAGE, PAGE + AGENT_STACK, AGENT_NAME) {
+            return;
+        }
+        let entry = handler::on_signal as *const () as u64;
+        let action = [entry, SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_RESTORER, arch::restorer(), u64::MAX];
+        let done = syscall6(SYS_RT_SIGACTION, [AGENT_SIGNAL as u64, action.as_ptr() as u64, 0, 8, 0, 0]);
+        if done != 0 {
+            return unmap(AGENT_PAGE, PAGE + AGENT_STACK);
+        }
+        stacks::install(stacks::first());
+        let page = page::at();
+        (*page).version = wire::WIRE_VERSION as u32;
+        (*page).signal = AGENT_SIGNAL as u32;
+        (*page).handler = entry;
+        (*page).magic = AGENT_MAGIC;
+        page::set_ready();
+    }
+}

@@ -1,0 +1,224 @@
+//! The doors: how a target is entered, and how it is let go. Behind them the recorder works the same way; what differs is who is
+//! asked: on the attach door the tracer and the kernel (ptrace, pidfd_getfd, kcmp), on the agent's the program's own threads.
+use super::files::{Look, Outside};
+use super::{Step, Survey};
+use crate::{Door, Error, Kind, Reason, Result};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use sys::agent::{Copies, Quiesced};
+use sys::channel::{Channel, Listener};
+use sys::inject::Layout;
+use sys::kcmp::{EpollSlot, Resource};
+use sys::mem::RemoteMem;
+use sys::pidfd::PidFd;
+use sys::procfs;
+use sys::program::Program;
+use sys::tracer::{self, Entered, EntryPlan, Snapshot, Tracer};
+
+/// linux/kcmp.h
+const KCMP_EPOLL_TFD: i32 = 7;
+/// Longest wait for the end of a process that was killed, milliseconds.
+const END: i32 = 10_000;
+
+/// A way into a target, and what has become of it.
+pub(super) enum Way {
+    /// By ptrace.
+    Attach { tracer: Tracer, plan: Option<EntryPlan> },
+    /// By its agent.
+    Agent { pid: i32, inside: Option<Quiesced> },
+}
+
+/// What is inside a target.
+pub(super) struct Inside {
+    /// The conversation.
+    pub channel: Channel,
+    /// Who is where.
+    pub entered: Entered,
+    /// Of the agent: the number of its connection.
+    pub sock: Option<i32>,
+}
+
+impl Way {
+    /// The first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to.
+    pub fn new(door: Door, pid: i32) -> Step<Way> {
+        Ok(match door {
+            Door::Attach => Way::Attach { tracer: Tracer::start()?, plan: None },
+            Door::Agent => Way::Agent { pid, inside: None },
+        })
+    }
+
+    /// Finds the way in; refuses where there is none.
+    pub fn prepare(&mut self, s: &Survey, l: &Listener) -> Result<()> {
+        if let Way::Attach { plan, .. } = self {
+            *plan = Some(super::way_in(s, l.addr())?);
+        }
+        Ok(())
+    }
+
+    /// Stops all threads, sees that they are still what they were, and goes in.
+    pub fn freeze(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
+        match self {
+            Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
+            Way::Agent { inside, .. } => {
+                let uid = s.status.uid.effective;
+                let q = sys::agent::freeze(s.pid, uid, l).map_err(|why| refusal(s, &why))?;
+                call_in(inside.insert(q), s)
+            }
+        }
+    }
+
+    /// Lets the target go; the pause, and the signals that came in it and die with a killed one.
+    pub fn release(&mut self, after: tracer::After) -> Step<(Duration, u64)> {
+        let (pid, q) = match self {
+            Way::Attach { tracer, .. } => return Ok(tracer.release(after)?),
+            Way::Agent { pid, inside } => (*pid, inside),
+        };
+        let Some(q) = q else { return Ok((Duration::ZERO, 0)) };
+        if after != tracer::After::Kill {
+            return Ok((q.release(), 0));
+        }
+        let late = q.tids().into_iter().fold(0, |all, tid| all | pending(pid, tid));
+        let process = PidFd::open(pid)?;
+        process.kill(libc::SIGKILL)?;
+        process.wait_end(END);
+        Ok((q.release(), late))
+    }
+
+    /// The threads' states; memory as it was in the freeze is that of `from`.
+    pub fn collect(&mut self, from: i32) -> Step<Snapshot> {
+        match self {
+            Way::Attach { tracer, .. } => Ok(tracer.collect()?),
+            Way::Agent { inside: Some(q), .. } => Ok(q.collect(&RemoteMem::open(from)?)?),
+            Way::Agent { .. } => Err(sys::Error::Unfit { what: "nothing is frozen".into() }.into()),
+        }
+    }
+}
+
+fn attach(tracer: &mut Tracer, plan: Option<EntryPlan>, s: &mut Survey, l: &Listener) -> Step<Inside> {
+    let plan = plan.ok_or(sys::Error::Unfit { what: "no way in was looked for".into() })?;
+    let frozen = tracer.freeze(s.pid)?;
+    // of the leader before anything is run in it, and of the others while it is, but before anything is run in them
+    s.still(&frozen.tids)?;
+    tracer.begin_to_enter(plan)?;
+    let pid = s.pid;
+    s.still_all(&frozen.tids, &|tid, what| sys::kcmp::shares(pid, tid, what))?;
+    let entered = tracer.enter()?;
+    let watch = tracer.watch()?;
+    let (sock, _) = l.accept(s.pid, s.status.uid.effective, Some(&watch))?;
+    Ok(Inside { channel: Channel::watched(sock, s.pid, watch)?, entered, sock: None })
+}
+
+/// The threads have come in: they are asked what is asked of frozen ones.
+fn call_in(q: &Quiesced, s: &mut Survey) -> Step<Inside> {
+    let mut channel = q.channel()?;
+    let tids = q.tids();
+    s.still(&tids)?;
+    let apart = apart(&mut channel, s, &tids)?;
+    s.still_all(&tids, &|tid, what| match apart.get(&(tid, what as i32)) {
+        Some(e) if *e < 0 => Err(io::Error::from_raw_os_error(-*e as i32)),
+        r => Ok(r.is_none_or(|r| *r == 0)),
+    })?;
+    let (server, visited) = q.inside();
+    let (base, len, sock) = q.region();
+    let layout = Layout::of_agent(base, len, visited.len() as u64);
+    Ok(Inside { channel, entered: Entered { layout, visited, server }, sock: Some(sock) })
+}
+
+/// Asks inside whether each thread shares descriptors and directory with the leader (kcmp).
+fn apart(channel: &mut Channel, s: &Survey, tids: &[i32]) -> Step<BTreeMap<(i32, i32), i64>> {
+    let mut all = BTreeMap::new();
+    let leader = s.inner_pid();
+    for some in tids.chunks(2048) {
+        let mut p = Program::new();
+        let mut asked = Vec::new();
+        for tid in some.iter().filter(|t| **t != s.pid) {
+            let inner = if s.private { procfs::status::read_task(s.pid, *tid)?.ns_pid.last().copied() } else { None };
+            for what in [Resource::Files, Resource::Fs] {
+                let a = [leader.into(), inner.unwrap_or(*tid).into(), (what as i32).into(), 0.into(), 0.into()];
+                asked.push(((*tid, what as i32), p.may(libc::SYS_kcmp, &a)));
+            }
+        }
+        let r = channel.run(&p)?;
+        all.extend(asked.into_iter().map(|(key, c)| (key, r.raw(c))));
+    }
+    Ok(all)
+}
+
+fn pending(pid: i32, tid: i32) -> u64 {
+    const AGENT: u64 = 1 << (wire::agent::AGENT_SIGNAL - 1);
+    procfs::status::read_task(pid, tid).map_or(0, |s| (s.sig_pending | s.sig_shared_pending) & !AGENT)
+}
+
+/// Why the agent's door is shut, as an error.
+pub(super) fn refusal(s: &Survey, why: &sys::agent::Absent) -> Error {
+    let Reason { object, why, remedy } = shut(s.pid, why);
+    Error::new(Kind::Refused, s.attempted.clone(), object, why, remedy)
+}
+
+/// Why the agent's door is shut, as a reason.
+pub(super) fn shut(pid: i32, why: &sys::agent::Absent) -> Reason {
+    Reason::new(format!("PID {pid}"), why.to_string(), "leave out --door agent: it runs on, and ptrace reaches it")
+}
+
+/// How a process that runs is looked at before the freeze. On the agent's door what is not permitted is left to the freeze.
+pub(super) fn look_before(pid: i32, door: Door) -> Step<Box<dyn Look>> {
+    let denied = |e: io::Error| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS));
+    let me = std::process::id() as i32;
+    if door == Door::Agent && sys::kcmp::shares(me, me, Resource::Files).is_err_and(denied) {
+        return Ok(Box::new(Blind));
+    }
+    Ok(Box::new(Outside::new(pid)?))
+}
+
+/// Sees nothing of open files but what /proc says.
+struct Blind;
+
+impl Look for Blind {
+    fn is_blind(&self) -> bool {
+        true
+    }
+
+    fn copy(&mut self, _: i32) -> sys::Result<OwnedFd> {
+        Err(sys::Error::Unfit { what: "descriptors cannot be looked at from outside".into() })
+    }
+
+    fn same_file(&mut self, _: i32, _: i32) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn same_epoll_target(&mut self, _: i32, _: EpollSlot) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
+/// Asks the program itself, through copies of its descriptors.
+pub(super) struct FromInside<'a> {
+    pub channel: &'a mut Channel,
+    pub copies: &'a Copies,
+    /// Its PID as it knows it.
+    pub pid: i32,
+}
+
+impl Look for FromInside<'_> {
+    fn copy(&mut self, fd: i32) -> sys::Result<OwnedFd> {
+        let gone = || io::Error::from_raw_os_error(libc::EBADF);
+        let copy = self.copies.get(fd).ok_or_else(gone).and_then(|f| f.try_clone_to_owned());
+        copy.map_err(|e| sys::Error::call(format!("copy of descriptor {fd}"), self.channel.pid(), e))
+    }
+
+    fn same_file(&mut self, a: i32, b: i32) -> io::Result<bool> {
+        self.copies.same_file(a, b)
+    }
+
+    fn same_epoll_target(&mut self, fd: i32, slot: EpollSlot) -> io::Result<bool> {
+        let mut p = Program::new();
+        // struct kcmp_epoll_slot
+        let slot = p.bytes(&[slot.efd.to_le_bytes(), slot.tfd.to_le_bytes(), slot.offset.to_le_bytes()].concat());
+        let pid = self.pid.into();
+        let c = p.may(libc::SYS_kcmp, &[pid, pid, KCMP_EPOLL_TFD.into(), fd.into(), slot]);
+        let r = self.channel.run(&p).map_err(io::Error::other)?;
+        r.get(c).map(|order| order == 0)
+    }
+}

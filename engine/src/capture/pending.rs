@@ -1,0 +1,90 @@
+//! Pending signals with what they carry, where there is no tracer to peek at them: each thread takes those that wait for it, and queues them again, in
+//! one program of calls, so that nobody's death can lose any. All signals are blocked meanwhile.
+use super::door::refusal;
+use super::observe::Observer;
+use super::Step;
+use serde_bytes::ByteBuf;
+use sys::agent::Absent;
+use sys::procfs;
+use sys::program::{CallId, Out, Program};
+
+/// More of one thread, or of the process, are not looked at.
+const MOST: usize = 64;
+const SIGINFO: usize = 128;
+const AGENT: u64 = 1 << (wire::agent::AGENT_SIGNAL - 1);
+
+/// What is pending.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// For the process: raw siginfo.
+    pub shared: Vec<ByteBuf>,
+    /// For each thread that has any.
+    pub threads: Vec<(i32, Vec<ByteBuf>)>,
+}
+
+impl Pending {
+    /// As signals, bit n-1 for signal n.
+    pub fn bits(&self) -> u64 {
+        let number = |i: &ByteBuf| i.get(..4).and_then(|b| b.try_into().ok()).map_or(1, u32::from_le_bytes);
+        let all = self.shared.iter().chain(self.threads.iter().flat_map(|t| &t.1));
+        all.fold(0, |all, i| all | 1 << number(i).clamp(1, 64).wrapping_sub(1))
+    }
+}
+
+impl Observer<'_> {
+    /// Looks at what is pending for the process and each of its threads.
+    pub(super) fn pending(&mut self) -> Step<Pending> {
+        let (pid, server) = (self.survey.pid, self.entered.server);
+        let mut all = Pending::default();
+        let status = procfs::status::read_task(pid, server)?;
+        let shared = status.sig_shared_pending & !AGENT;
+        let mut threads: Vec<(i32, Option<u32>)> =
+            self.entered.visited.iter().enumerate().map(|(i, t)| (*t, Some(i as u32))).collect();
+        threads.push((server, None));
+        for (tid, slot) in threads {
+            let own = procfs::status::read_task(pid, tid)?.sig_pending & !AGENT;
+            if own & shared != 0 {
+                // whose it takes first could be told, but not where the others begin
+                return Err(refusal(self.survey, &Absent::Pending).into());
+            }
+            if own != 0 {
+                all.threads.push((tid, self.take(own, Some(tid), slot)?));
+            }
+        }
+        if shared != 0 {
+            all.shared = self.take(shared, None, None)?;
+        }
+        Ok(all)
+    }
+
+    /// Lets a thread (by its slot; None: the serving one) take the signals of `set` and queue them again, for the thread `of` or for the process.
+    fn take(&mut self, set: u64, of: Option<i32>, slot: Option<u32>) -> Step<Vec<ByteBuf>> {
+        let inner = self.survey.inner_pid();
+        let mut p = Program::new();
+        let set = p.bytes(&set.to_le_bytes());
+        let now = p.bytes(&[0; 16]);
+        let infos: Vec<Out> = (0..MOST).map(|_| p.out(SIGINFO)).collect();
+        let taken: Vec<CallId> =
+            infos.iter().map(|i| p.may(libc::SYS_rt_sigtimedwait, &[set, i.arg(), now, 8.into()])).collect();
+        // where nothing was taken, its errno is no signal, and the call does nothing
+        for (c, i) in taken.iter().zip(&infos) {
+            match of {
+                Some(tid) => {
+                    let tid = self.inner_tid(tid);
+                    p.may(libc::SYS_rt_tgsigqueueinfo, &[inner.into(), tid.into(), c.arg(), i.arg()])
+                }
+                None => p.may(libc::SYS_rt_sigqueueinfo, &[inner.into(), c.arg(), i.arg()]),
+            };
+        }
+        if let Some(slot) = slot {
+            p.for_thread(slot, 0);
+        }
+        let r = self.channel.run(&p)?;
+        let found = |(c, i): (&CallId, &Out)| (r.raw(*c) > 0).then(|| ByteBuf::from(r.bytes(*i).to_vec()));
+        let all: Vec<ByteBuf> = taken.iter().zip(&infos).map_while(found).collect();
+        if all.len() == MOST {
+            return Err(refusal(self.survey, &Absent::Pending).into());
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,40 @@
+//! The agent's file: carried by this binary, written into the state directory for the loader to find.
+use crate::errors::{failed, storage};
+use crate::state::write_atomically;
+use crate::{Result, StateDir};
+use engine::{Error, Kind};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+const PRELOAD: &str = "LD_PRELOAD";
+
+/// Sets the command up such that it starts with the agent; what its caller preloads comes after it.
+pub(crate) fn preload(state: &StateDir, command: &mut Command, attempted: &str) -> Result<()> {
+    let path = materialise(state)?;
+    // ld.so(8): names are parted by colons and spaces, and nothing can be quoted
+    if path.as_os_str().as_bytes().iter().any(|b| b" :\t\n".contains(b)) {
+        let why = "its name has a colon or white space in it, and LD_PRELOAD knows no way to write that";
+        let remedy = "choose another with --state-dir, or leave out --door agent";
+        return Err(Error::new(Kind::Refused, attempted, path.display().to_string(), why, remedy));
+    }
+    let mut list = OsString::from(&path);
+    if let Some(theirs) = std::env::var_os(PRELOAD).filter(|v| !v.is_empty()) {
+        list.push(":");
+        list.push(theirs);
+    }
+    command.env(PRELOAD, list);
+    Ok(())
+}
+
+/// The agent as a file, named by its content: one that is there is complete, and is this one.
+fn materialise(state: &StateDir) -> Result<PathBuf> {
+    let (bytes, id) = sys::agent::carried();
+    let path = state.path().join(format!("{}{id:016x}.so", sys::agent::FILE));
+    let there = std::fs::metadata(&path).is_ok_and(|m| m.len() == bytes.len() as u64);
+    if !there {
+        write_atomically(&path, bytes).map_err(|e| storage("write the agent", &path, &e))?;
+    }
+    std::fs::canonicalize(&path).map_err(|e| failed("write the agent", &path.display().to_string(), e))
+}

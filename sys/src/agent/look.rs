@@ -1,0 +1,175 @@
+//! Whether a process has an agent that can be talked to, and what each thread is doing before it is called.
+use crate::mem::RemoteMem;
+use crate::procfs::maps::VmaKind;
+use crate::procfs::{self, State};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::mem::offset_of;
+use wire::agent::{AgentPage, AGENT_MAGIC, AGENT_PAGE, AGENT_SECCOMP, AGENT_SIGNAL, AGENT_SMALL_STACK};
+use wire::interrupted::fingerprint;
+
+/// Why the agent's door is shut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// There is none: not launched with one, a static program, one that ignores LD_PRELOAD.
+    None,
+    /// It is of another version of Dormouse.
+    Version(u32),
+    /// Its signal is not caught any more.
+    Uncaught,
+    /// The process is stopped: no signal reaches it.
+    Stopped,
+    /// A filter could kill it for the calls that its handler makes.
+    Seccomp,
+    /// This thread may stand where there is no room for a signal's frame.
+    Stack(i32),
+    /// This thread blocks its signal.
+    Blocks(i32),
+    /// Signals wait for it, which only ptrace can look at.
+    Pending,
+    /// A thread did not come in time.
+    Late(i32),
+    /// Something else, in words.
+    Other(String),
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Absent::None => write!(
+                f,
+                "it has no agent: it was not started by launcher --door agent, or is a program that ignores LD_PRELOAD"
+            ),
+            Absent::Version(v) => write!(f, "its agent speaks version {v}, this build {}", wire::WIRE_VERSION),
+            Absent::Uncaught => write!(f, "its agent's signal ({AGENT_SIGNAL}) has no handler any more"),
+            Absent::Stopped => write!(f, "it is stopped, and its agent is reached by a signal"),
+            Absent::Seccomp => write!(f, "seccomp restricts it, and its agent's calls could kill it"),
+            Absent::Stack(tid) => write!(f, "thread {tid} has no alternate signal stack of its agent's, and may stand where there is no room for a signal"),
+            Absent::Blocks(tid) => write!(f, "thread {tid} blocks its agent's signal ({AGENT_SIGNAL})"),
+            Absent::Pending => write!(f, "more signals of its own are pending than the agent can look at"),
+            Absent::Late(tid) => write!(f, "thread {tid} did not come into the agent in time"),
+            Absent::Other(what) => write!(f, "{what}"),
+        }
+    }
+}
+
+/// Looks whether a process can be called. Changes nothing.
+pub fn present(pid: i32) -> Result<(), Absent> {
+    let page = page(pid).ok_or(Absent::None)?;
+    if page.version != wire::WIRE_VERSION as u32 {
+        return Err(Absent::Version(page.version));
+    }
+    let status = procfs::status::read(pid).map_err(|e| Absent::Other(e.to_string()))?;
+    if status.state == State::Stopped {
+        return Err(Absent::Stopped);
+    }
+    if status.seccomp.unwrap_or(0) != 0 || page.flags & AGENT_SECCOMP != 0 {
+        return Err(Absent::Seccomp);
+    }
+    if status.sig_caught & signal_bit() == 0 {
+        return Err(Absent::Uncaught);
+    }
+    Ok(())
+}
+
+/// What the agent's page says.
+struct Page {
+    version: u32,
+    flags: u32,
+    pid: i32,
+    covered: u32,
+}
+
+/// None: there is no such page.
+fn page(pid: i32) -> Option<Page> {
+    let mut b = [0; size_of::<AgentPage>()];
+    RemoteMem::open(pid).ok()?.read(AGENT_PAGE, &mut b).ok()?;
+    let word = |at: usize| b[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
+    b.starts_with(&AGENT_MAGIC).then(|| Page {
+        version: word(offset_of!(AgentPage, version)),
+        flags: word(offset_of!(AgentPage, flags)),
+        pid: word(offset_of!(AgentPage, pid)) as i32,
+        covered: word(offset_of!(AgentPage, covered)),
+    })
+}
+
+/// Whether each thread has room for the signal's frame: an alternate stack, or a stack that it is seen waiting on.
+pub(super) fn room(pid: i32, seen: &BTreeMap<i32, Doing>) -> Result<(), Absent> {
+    let page = page(pid).ok_or(Absent::None)?;
+    let status = procfs::status::read(pid).map_err(|e| Absent::Other(e.to_string()))?;
+    let counted = seen.len() == 1 || status.ns_tgid.last() == Some(&page.pid);
+    if counted && page.covered as usize + 1 >= seen.len() && page.flags & AGENT_SMALL_STACK == 0 {
+        return Ok(());
+    }
+    let maps = procfs::maps::read(pid).map_err(|e| Absent::Other(e.to_string()))?;
+    let has_room = |sp: u64| {
+        let stack = maps.iter().find(|v| (v.start..v.end).contains(&sp));
+        stack.is_some_and(|v| v.perms.write && (sp - v.start >= ROOM || v.kind() == VmaKind::Stack))
+    };
+    match seen.iter().find(|(_, d)| d.call < 0 || !has_room(d.sp)) {
+        Some((tid, _)) => Err(Absent::Stack(*tid)),
+        None => Ok(()),
+    }
+}
+
+/// Bytes that the signal's frame and the handler have room in.
+const ROOM: u64 = 16 << 10;
+
+/// The agent's signal in a mask.
+pub(super) fn signal_bit() -> u64 {
+    1 << (AGENT_SIGNAL - 1)
+}
+
+/// Whether a thread blocks the agent's signal at the moment; an error if it has ended.
+pub(super) fn blocks(pid: i32, tid: i32) -> procfs::Result<bool> {
+    Ok(procfs::status::read_task(pid, tid)?.sig_blocked & signal_bit() != 0)
+}
+
+/// What a thread is seen doing. All zero but for a call of -1: it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Doing {
+    /// The system call that it is in, or -1.
+    pub call: i32,
+    /// Low half of its instruction pointer.
+    pub pc: u32,
+    /// Of stack pointer and arguments: [`fingerprint`].
+    pub print: u64,
+    /// Stack pointer.
+    pub sp: u64,
+}
+
+impl Doing {
+    /// Nothing that is known.
+    pub const UNKNOWN: Doing = Doing { call: -1, pc: 0, print: 0, sp: 0 };
+}
+
+/// Looks at a thread: /proc/PID/task/TID/syscall (proc(5)).
+pub(super) fn doing(pid: i32, tid: i32) -> Doing {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+    parse(&text).unwrap_or(Doing::UNKNOWN)
+}
+
+fn parse(text: &str) -> Option<Doing> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let [nr, args @ .., sp, pc] = words.as_slice() else { return None };
+    let hex = |w: &str| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok();
+    let args: Vec<u64> = args.iter().filter_map(|w| hex(w)).collect();
+    let args: [u64; 6] = args.try_into().ok()?;
+    let (call, sp, pc): (i32, u64, u64) = (nr.parse().ok()?, hex(sp)?, hex(pc)?);
+    (call >= 0).then(|| Doing { call, pc: pc as u32, print: fingerprint(sp, &args), sp })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_thread_is_doing() {
+        let seen = parse("232 0x4 0x7ffd10 0x1 0xffffffff 0x0 0x8 0x7ffd00 0x7f0112345678\n");
+        let print = fingerprint(0x7ffd00, &[4, 0x7ffd10, 1, 0xffff_ffff, 0, 8]);
+        assert_eq!(seen, Some(Doing { call: 232, pc: 0x1234_5678, print, sp: 0x7ffd00 }));
+        for nothing in ["running\n", "-1 0x7ffd00 0x7f0112345678\n", ""] {
+            assert_eq!(parse(nothing), None, "{nothing}");
+        }
+    }
+}

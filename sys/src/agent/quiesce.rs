@@ -1,0 +1,240 @@
+//! Calling all threads in, and letting them go.
+//!
+//! One thread is called first, and connects. Then those that block the signal at the moment (libc does so for instants, in pthread_create and
+//! kin): one that always does never comes, and nobody else should stand still for it. Then all others, until no newcomer appears.
+//! Whatever fails, the connection is closed, and everyone inside is released; who comes later finds the session over, and goes on.
+use super::look::{self, Absent, Doing};
+use super::state;
+use crate::channel::{Channel, Listener};
+use crate::mem::RemoteMem;
+use crate::tracer::{Snapshot, ThreadState};
+use crate::{fault, procfs, Error, Result};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use wire::agent::{code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_RSEQ_UNKNOWN, OP_ARRIVED};
+
+/// Longest wait for threads that have been called while nobody else stands still.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest wait in the freeze.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How often is looked whether those that are waited for still exist.
+const LOOK: u16 = 20;
+const MAX_ROUNDS: usize = 200;
+/// Room for threads that are younger than the first look.
+const NEWCOMERS: usize = 64;
+
+/// All threads of a process, inside its agent. Dropped, they go on.
+#[derive(Debug)]
+pub struct Quiesced {
+    sock: UnixStream,
+    pid: i32,
+    server: i32,
+    arrived: BTreeMap<i32, Arrived>,
+    since: Instant,
+}
+
+struct Call<'a> {
+    pid: i32,
+    nonce: u64,
+    seen: &'a BTreeMap<i32, Doing>,
+}
+
+impl Call<'_> {
+    /// Sends a thread in; false if it has ended.
+    fn send(&self, tid: i32, code: i32, number: i32) -> Result<bool> {
+        fault::point("agent").map_err(|e| Error::call("rt_tgsigqueueinfo", tid, e))?;
+        let Doing { call, pc, print, .. } = self.seen.get(&tid).copied().unwrap_or(Doing::UNKNOWN);
+        let me = std::process::id() as i32;
+        // SAFETY: takes no argument.
+        let uid = unsafe { libc::getuid() };
+        let info = AgentInfo {
+            signo: AGENT_SIGNAL,
+            number,
+            code,
+            reserved: 0,
+            pid: me,
+            uid,
+            nonce: self.nonce,
+            call,
+            pc,
+            print,
+        };
+        // the kernel takes 128 bytes, of which it wants those behind the first 48 to be zero
+        #[repr(C)]
+        struct Info(AgentInfo, [u8; 80]);
+        let info = Info(info, [0; 80]);
+        let at = &raw const info;
+        // SAFETY: `info` is as large as a siginfo and lives over the call.
+        let r = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, self.pid, tid, AGENT_SIGNAL, at) };
+        if r == 0 {
+            return Ok(true);
+        }
+        match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ESRCH) && procfs::pid_exists(self.pid) => Ok(false),
+            e => Err(Error::call("rt_tgsigqueueinfo", tid, e)),
+        }
+    }
+}
+
+/// Why it did not come to that.
+type Way<T> = std::result::Result<T, Absent>;
+
+fn other(e: impl std::fmt::Display) -> Absent {
+    Absent::Other(e.to_string())
+}
+
+/// Calls all threads of a process in. `uid`: its user, as which it connects.
+pub fn freeze(pid: i32, uid: u32, l: &Listener) -> Way<Quiesced> {
+    fault::target(pid);
+    look::present(pid)?;
+    let tids = procfs::tasks(pid).map_err(other)?;
+    let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
+    for tid in &tids {
+        match look::blocks(pid, *tid) {
+            Ok(true) => drop(blocking.insert(*tid)),
+            Ok(false) => {}
+            Err(e) if e.is_gone() => continue,
+            Err(e) => return Err(other(e)),
+        }
+        seen.insert(*tid, look::doing(pid, *tid));
+    }
+    look::room(pid, &seen)?;
+    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
+    let server = seen.keys().copied().find(|t| !blocking.contains(t) && !ended(*t));
+    let server = server.ok_or(Absent::Blocks(pid))?;
+    let call = Call { pid, nonce: l.key(), seen: &seen };
+    let since = Instant::now();
+    let slots = (tids.len() * 2 + NEWCOMERS) as i32;
+    if !call.send(server, code_serve(), slots).map_err(other)? {
+        return Err(Absent::Late(server));
+    }
+    let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
+    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), since };
+    q.take(&mut BTreeSet::from([server]), PATIENCE)?;
+    q.call_all(&call, &blocking)?;
+    Ok(q)
+}
+
+impl Quiesced {
+    fn call_all(&mut self, call: &Call<'_>, blocking: &BTreeSet<i32>) -> Way<()> {
+        self.call_some(call, blocking.iter().copied(), PATIENCE)?;
+        for _ in 0..MAX_ROUNDS {
+            let tids = procfs::tasks(self.pid).map_err(other)?;
+            let fresh: Vec<i32> = tids.into_iter().filter(|t| !self.arrived.contains_key(t)).collect();
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            if !self.call_some(call, fresh.into_iter(), LIMIT)? {
+                return Ok(());
+            }
+        }
+        Err(other(format!("process {} makes threads faster than they can be called", self.pid)))
+    }
+
+    /// Calls these in and waits for them; false if all have ended.
+    fn call_some(&mut self, call: &Call<'_>, tids: impl Iterator<Item = i32>, limit: Duration) -> Way<bool> {
+        let mut wanted = BTreeSet::new();
+        for tid in tids {
+            if call.send(tid, code_park(), tid).map_err(other)? {
+                wanted.insert(tid);
+            }
+        }
+        let all = wanted.clone();
+        self.take(&mut wanted, limit)?;
+        Ok(all.iter().any(|t| self.arrived.contains_key(t)))
+    }
+
+    /// Takes what threads say as they come in, until all of `wanted` are in or have ended.
+    fn take(&mut self, wanted: &mut BTreeSet<i32>, limit: Duration) -> Way<()> {
+        let end = Instant::now() + limit;
+        while let Some(first) = wanted.first().copied() {
+            if !self.readable()? {
+                wanted.retain(|t| procfs::stat::read_task(self.pid, *t).is_ok_and(|s| !s.state.is_ended()));
+                if procfs::status::read_task(self.pid, first).is_ok_and(|s| s.seccomp.unwrap_or(0) != 0) {
+                    return Err(Absent::Seccomp);
+                }
+                if wanted.contains(&first) && Instant::now() > end {
+                    return Err(match look::blocks(self.pid, first) {
+                        Ok(true) => Absent::Blocks(first),
+                        _ => Absent::Late(first),
+                    });
+                }
+                continue;
+            }
+            fault::point("agent").map_err(other)?;
+            let mut b = [0; ARRIVAL];
+            self.sock.read_exact(&mut b).map_err(other)?;
+            let op = u16::from_le_bytes([b[6], b[7]]);
+            let said =
+                state::decode(&b[16..]).filter(|_| b[..4] == wire::FRAME_MAGIC.to_le_bytes() && op == OP_ARRIVED);
+            let said = said.ok_or_else(|| other("what its agent says is not a frame of ours"))?;
+            let tid = if said.slot < 0 { self.server } else { said.tid };
+            if said.flags & ARRIVED_RSEQ_UNKNOWN != 0 {
+                return Err(other(format!("thread {tid} has a restartable sequence that only ptrace can look at")));
+            }
+            wanted.remove(&tid);
+            self.arrived.insert(tid, said);
+        }
+        Ok(())
+    }
+
+    fn readable(&self) -> Way<bool> {
+        let mut p = [PollFd::new(self.sock.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut p, PollTimeout::from(LOOK)) {
+            Ok(n) => Ok(n > 0),
+            Err(nix::Error::EINTR) => Ok(false),
+            Err(e) => Err(other(e)),
+        }
+    }
+
+    /// The conversation with it.
+    pub fn channel(&self) -> Result<Channel> {
+        let sock = self.sock.try_clone().map_err(|e| Error::call("dup of its agent's socket", self.pid, e))?;
+        Ok(Channel::new(sock, self.pid))
+    }
+
+    /// All threads.
+    pub fn tids(&self) -> Vec<i32> {
+        self.arrived.keys().copied().collect()
+    }
+
+    /// The serving thread, and the others by slot.
+    pub fn inside(&self) -> (i32, Vec<i32>) {
+        let mut others: Vec<(i32, i32)> =
+            self.arrived.iter().filter(|(_, a)| a.slot >= 0).map(|(t, a)| (a.slot, *t)).collect();
+        others.sort_unstable();
+        (self.server, others.into_iter().map(|(_, t)| t).collect())
+    }
+
+    /// The region that it has mapped, start and bytes; and its connection's number.
+    pub fn region(&self) -> (u64, u64, i32) {
+        self.arrived.get(&self.server).map_or((0, 0, -1), |a| (a.base, a.len, a.sock))
+    }
+
+    /// Lets everyone go; the pause.
+    pub fn release(&mut self) -> Duration {
+        let _ = self.sock.shutdown(std::net::Shutdown::Write);
+        // it closes its end before it releases anybody: then there is nothing more to wait for
+        let mut rest = [0; 64];
+        while matches!(self.sock.read(&mut rest), Ok(n) if n > 0) {}
+        self.since.elapsed()
+    }
+
+    /// The threads' states. `mem`: memory in which all is as in the freeze.
+    pub fn collect(&self, mem: &RemoteMem) -> Result<Snapshot> {
+        let threads =
+            self.arrived.iter().map(|(tid, a)| state::of(a, *tid, mem)).collect::<Result<Vec<ThreadState>>>()?;
+        Ok(Snapshot { threads, stopped: false, shared_pending: Vec::new(), thread_pending: Vec::new() })
+    }
+}
+
+impl Drop for Quiesced {
+    fn drop(&mut self) {
+        // not only closed: a channel may hold it too
+        let _ = self.sock.shutdown(std::net::Shutdown::Both);
+    }
+}

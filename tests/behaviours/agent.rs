@@ -1,0 +1,204 @@
+//! The agent beside what the matrix sees: no call ends with EINTR however often it is called, it goes where the program goes, stays out of the
+//! way, and says why it cannot come in.
+use anyhow::{ensure, Context, Result};
+use dormouse_tests::bed::{LIMIT, SOON};
+use dormouse_tests::programs::{self, Variant};
+use dormouse_tests::stage::Stage;
+use dormouse_tests::target::{Door, Start};
+use dormouse_tests::{run, unharmed, Bed, Case, Who};
+use std::fs;
+use std::path::PathBuf;
+
+/// Checkpoints during which a call must not return.
+const OFTEN: usize = 20;
+/// In `make test-full`.
+const VERY_OFTEN: usize = 100;
+
+pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
+    let mut all = Vec::new();
+    for v in programs::variants(stage)?.into_iter().filter(|v| v.program == "blocked") {
+        for who in Who::all() {
+            for (name, times) in [("agent-often", OFTEN), ("agent-very-often", VERY_OFTEN)] {
+                let call = v.clone();
+                let case = Case::new(format!("{}/{name}", v.name), *who, move |bed| often(bed, &call, times));
+                all.push(if times == OFTEN { case } else { case.limit(120).full() });
+            }
+        }
+    }
+    all.extend(Case::each("agent/goes-along", goes_along));
+    all.extend(Case::each("agent/descriptors-closed", descriptors_closed));
+    all.extend(Case::each("agent/signal-blocked", signal_blocked));
+    all.extend(Case::each("agent/signal-of-the-programs-own", own_signal));
+    all.extend(Case::each("agent/none", none));
+    Ok(all)
+}
+
+/// One checkpoint after the other while a thread is blocked in a call.
+fn often(bed: &mut Bed, v: &Variant, times: usize) -> Result<()> {
+    let mut target = v.start(Door::Launched, 60_000).agent().ready(bed)?;
+    if v.refusable && bed.ctl(&["check", "--pid", &target.pid.to_string()])?.code() != 0 {
+        return target.end(bed);
+    }
+    let args = target.checkpoint_args(&[]);
+    for _ in 0..times {
+        bed.ctl(&args)?.expect(0)?;
+        bed.log.clear();
+    }
+    target.by_the_door(bed)?;
+    unharmed::entirely(target.pid)?;
+    match v.timed {
+        // its time is longer than anybody waits here
+        true => target.end(bed),
+        false => target.prove(bed).map(drop),
+    }
+}
+
+/// Starts a Python program with the agent; waits for its file `ready`. Its PID, and its folder.
+fn python(bed: &mut Bed, name: &str, script: &str, preload: Option<&str>) -> Result<(i32, PathBuf)> {
+    let dir = bed.folder()?;
+    let mut c = bed.launcher_command(&["--name", name, "--detach", "--json", "--door", "agent", "--", "python3", "-c"]);
+    c.arg(script).current_dir(&dir);
+    if let Some(theirs) = preload {
+        c.env("LD_PRELOAD", theirs);
+    }
+    let pid = bed.run(&mut c)?.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
+    run::until("python ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    bed.who.assert_is("python", pid)?;
+    Ok((pid, dir))
+}
+
+const WAIT: &str = "
+import os, time
+def wait():
+    open('ready.tmp', 'w').write(said)
+    os.rename('ready.tmp', 'ready')
+    while not os.path.exists('gate'): time.sleep(0.001)
+";
+
+fn end(bed: &mut Bed, name: &str) -> Result<()> {
+    bed.ctl(&["kill", name])?.expect(0).map(drop)
+}
+
+/// Through exec and fork, with what the user preloads behind it; not into an empty environment.
+fn goes_along(bed: &mut Bed) -> Result<()> {
+    let script = WAIT.to_owned()
+        + "
+import subprocess, sys
+inside = lambda: 'agent.dormouse' in open('/proc/self/maps').read()
+code = \"print('agent.dormouse' in open('/proc/self/maps').read())\"
+child = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip()
+bare = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={}).stdout.strip()
+read, write = os.pipe()
+if os.fork() == 0: os.write(write, str(inside()).encode()); os._exit(0)
+os.wait()
+forked = os.read(read, 9).decode()
+os.close(read); os.close(write)
+said = f'{inside()} {child} {bare} {forked} {os.environ[\"LD_PRELOAD\"]}'
+wait()
+";
+    let (pid, dir) = python(bed, "along", &script, Some("libm.so.6"))?;
+    let said = fs::read_to_string(dir.join("ready"))?;
+    let state = bed.state().canonicalize()?.display().to_string();
+    let as_meant = said.starts_with(&format!("True True False True {state}/dormouse-agent-"));
+    ensure!(as_meant && said.ends_with(".so:libm.so.6"), "inside, child, bare, forked, LD_PRELOAD: {said}");
+    bed.ctl(&["checkpoint", "along", "--door", "agent"])?.expect(0)?;
+    unharmed::entirely(pid)?;
+    end(bed, "along")
+}
+
+/// A daemon closes all that it does not know: the agent has nothing open.
+fn descriptors_closed(bed: &mut Bed) -> Result<()> {
+    let script = WAIT.to_owned() + "os.closerange(3, 4096)\nsaid = ''\nwait()\n";
+    let (pid, _) = python(bed, "closed", &script, None)?;
+    for option in
+        [&["checkpoint", "closed", "--door", "agent"][..], &["checkpoint", "closed", "--door", "agent", "--kill"]]
+    {
+        bed.ctl(option)?.expect(0)?;
+    }
+    bed.ctl(&["restore", "closed", "--detach"])?.expect(0)?;
+    bed.ctl(&["checkpoint", "closed", "--door", "agent"])?.expect(0)?;
+    let _ = pid;
+    end(bed, "closed")
+}
+
+/// What the C library is asked to block, wait for or handle is not the agent's signal; what a raw call blocks is blocked, and said.
+fn signal_blocked(bed: &mut Bed) -> Result<()> {
+    let script = WAIT.to_owned()
+        + "
+import ctypes, signal, threading
+every = set(range(1, 65)) - {9, 19, 32, 33}
+signal.pthread_sigmask(signal.SIG_BLOCK, every)
+threading.Thread(target=lambda: signal.sigwait(every), daemon=True).start()
+said = ''
+wait()
+os.unlink('ready')
+os.unlink('gate')
+full = (ctypes.c_uint64 * 1)(2**64 - 1)
+threads = []
+def block():
+    # rt_sigprocmask by an instruction of our own: mov eax, 14; mov r10d, 8; xor edx, edx; mov rsi, rdi; mov edi, 2; syscall; ret
+    import mmap
+    code = mmap.mmap(-1, 4096, prot=7)
+    code.write(bytes.fromhex('b80e000000 41ba08000000 31d2 4889fe bf02000000 0f05 c3'.replace(' ', '')))
+    at = ctypes.addressof(ctypes.c_char.from_buffer(code))
+    ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(at)(ctypes.addressof(full))
+    threads.append(code)
+    while not os.path.exists('gate'): time.sleep(0.001)
+t = threading.Thread(target=block)
+t.start()
+while not threads: time.sleep(0.001)
+wait()
+";
+    let (pid, dir) = python(bed, "blocks", &script, None)?;
+    bed.ctl(&["checkpoint", "blocks", "--door", "agent"])?.expect(0)?;
+    fs::write(dir.join("gate"), "")?;
+    run::until("the second part", SOON, || Ok(dir.join("ready").exists() && !dir.join("gate").exists()))?;
+    let args = ["checkpoint", "blocks", "--door", "agent"];
+    bed.ctl(&args)?
+        .refused(3, &["cannot checkpoint blocks", "blocks its agent's signal (63)", "leave out --door agent"])?;
+    unharmed::entirely(pid)?;
+    bed.ctl(&["checkpoint", "blocks"])?.expect(0)?;
+    let door = bed.ctl_json(&["inspect", "blocks"])?["summary"]["door"].clone();
+    ensure!(door == "attach", "the door should be attach: {door}");
+    end(bed, "blocks")
+}
+
+/// The program may use the signal too.
+fn own_signal(bed: &mut Bed) -> Result<()> {
+    let script = WAIT.to_owned()
+        + "
+import signal
+got = []
+signal.signal(63, lambda *_: got.append(1))
+assert signal.getsignal(63) is not signal.SIG_DFL
+said = ''
+wait()
+for _ in range(3): os.kill(os.getpid(), 63)
+open('result.tmp', 'w').write(str(len(got)))
+os.rename('result.tmp', 'result')
+";
+    let (pid, dir) = python(bed, "own", &script, None)?;
+    bed.ctl(&["checkpoint", "own", "--door", "agent"])?.expect(0)?;
+    unharmed::entirely(pid)?;
+    fs::write(dir.join("gate"), "")?;
+    run::until("a result", SOON, || Ok(dir.join("result").exists()))?;
+    let got = fs::read_to_string(dir.join("result"))?;
+    ensure!(got == "3", "its handler should have run 3 times, it ran {got} times");
+    Ok(())
+}
+
+/// Without an agent that door is shut, and says so; nothing is touched.
+fn none(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("mem_anon").door(Door::Launched).ready(bed)?;
+    let (session, pid) = (target.session.clone(), target.pid.to_string());
+    for target in [&[session.as_str()][..], &["--pid", &pid, "--name", "other"]] {
+        let args = [&["checkpoint"], target, &["--door", "agent"]].concat();
+        bed.ctl(&args)?.refused(3, &["cannot checkpoint", "it has no agent", "leave out --door agent"])?;
+    }
+    let mut target_static = Start::program("static_mem").door(Door::Launched).agent().ready(bed)?;
+    let args = ["checkpoint", &target_static.session.clone(), "--door", "agent"];
+    bed.ctl(&args)?.refused(3, &["it has no agent"])?;
+    unharmed::entirely(target.pid)?;
+    target_static.prove(bed)?;
+    target.prove(bed).map(drop)
+}
