@@ -167,6 +167,12 @@ impl Api {
         bed.who.assert_is("the restored api", self.pid)
     }
 
+    /// Its descriptors, but for the files by which it is told what to do and answers: it may be about to close one.
+    fn descriptors(&self) -> Vec<(i32, String)> {
+        let dir = self.dir.to_string_lossy();
+        proc::descriptors(self.pid).into_iter().filter(|d| !d.1.starts_with(&*dir)).collect()
+    }
+
     fn door(&self, bed: &mut Bed) -> Result<()> {
         let session = self.session.clone();
         let door = bed.ctl_json(&["inspect", &session])?["summary"]["door"].to_string();
@@ -300,11 +306,11 @@ fn continued_restored(bed: &mut Bed) -> Result<()> {
     api.says(bed, "name", &name)?;
     api.says(bed, "threads", "1")?;
     api.door(bed)?;
-    let before = proc::descriptors(api.pid);
+    let before = api.descriptors();
     for n in 2..5 {
         api.says(bed, "checkpoint", &format!("continued (checkpoint {n} is complete), generation 0"))?;
     }
-    ensure!(proc::descriptors(api.pid) == before, "a descriptor is left: {:?}", proc::descriptors(api.pid));
+    ensure!(api.descriptors() == before, "a descriptor is left: {:?}", api.descriptors());
     for generation in 1..=2 {
         api.kill(bed)?;
         api.restore(bed, &[])?;
@@ -319,7 +325,7 @@ fn continued_restored(bed: &mut Bed) -> Result<()> {
             api.says(bed, "checkpoint", "continued (checkpoint 5 is complete), generation 1")?;
         }
     }
-    ensure!(proc::descriptors(api.pid).len() == before.len(), "it has {:?}", proc::descriptors(api.pid));
+    ensure!(api.descriptors().len() == before.len(), "it has {:?}", api.descriptors());
     api.end(bed)
 }
 
@@ -561,12 +567,12 @@ fn embedded(bed: &mut Bed) -> Result<()> {
     ensure_has(&api.tell(bed, "checkpoint")?, "alone")?;
     api.says(bed, &format!("session {name}"), "0")?;
     api.says(bed, "name", &name)?;
-    let before = proc::descriptors(api.pid);
+    let before = api.descriptors();
     for n in 1..4 {
         api.says(bed, "checkpoint", &format!("continued (checkpoint {n} is complete), generation 0"))?;
         ensure!(proc::children(api.pid).is_empty(), "it has children: {:?}", proc::children(api.pid));
     }
-    ensure!(proc::descriptors(api.pid) == before, "a descriptor is left: {:?}", proc::descriptors(api.pid));
+    ensure!(api.descriptors() == before, "a descriptor is left: {:?}", api.descriptors());
     api.says(bed, "hooks", "1 2")?;
     api.says(bed, "veto 1", "")?;
     ensure_has(&api.tell(bed, "checkpoint")?, "its hook a vetoed the checkpoint: a transaction is open; try again")?;
