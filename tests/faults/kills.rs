@@ -55,10 +55,10 @@ const BY_THE_AGENT: [Kill; 4] = [
 type Agent = (&'static str, &'static [&'static str], &'static [&'static str], u32);
 const AGENTS: [Agent; 5] = [
     ("blocked", &["--call", "epoll_wait"], &[], 1),
-    ("cpu_regs", &[], &[], 2),
-    ("thr_sync", &[], &[], 1),
+    ("cpu_regs", &[], &[], 3),
+    ("thr_sync", &[], &[], 7),
     ("sig_pending", &[], &[], 1),
-    ("thr_join", &[], &["--kill"], 1),
+    ("thr_join", &[], &["--kill"], 3),
 ];
 
 /// More points than any checkpoint of these passes.
