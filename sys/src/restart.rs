@@ -10,6 +10,12 @@ const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 const IO_PGETEVENTS: i64 = 333;
+/// Calls that the kernel goes on with by restart_syscall(2), the time left being known to it alone.
+const BY_BLOCK: [i64; 4] = [libc::SYS_futex, libc::SYS_clock_nanosleep, libc::SYS_poll, libc::SYS_nanosleep];
+/// `mov eax, imm32`, before the `syscall` instruction.
+const MOV_EAX: u8 = 0xb8;
+/// Bytes of that and of `syscall`.
+pub const CALL_CODE: usize = 7;
 /// Length of the `syscall` instruction.
 const SYSCALL_LEN: u64 = 2;
 
@@ -49,6 +55,39 @@ pub fn is_our_eintr(r: &Regs) -> bool {
 
 fn again(r: &Regs) -> Regs {
     Regs { rax: r.orig_rax, rip: r.rip.wrapping_sub(SYSCALL_LEN), orig_rax: u64::MAX, ..*r }
+}
+
+/// Whether a thread was stopped as it went on with a call that had been interrupted before, by a checkpoint, a SIGCONT or a debugger: then the
+/// registers have restart_syscall(2) in place of that call's number.
+pub fn goes_on(r: &Regs) -> bool {
+    r.orig_rax as i64 == libc::SYS_restart_syscall && r.rax as i64 == ERESTART_RESTARTBLOCK
+}
+
+/// Which call that is; its arguments are still in the registers. `code`: the bytes before the thread's rip, of which the instruction before
+/// `syscall` mostly gives the number; where it does not, what the arguments can be decides, if only one call takes them. `word` reads memory.
+pub fn gone_on_with(r: &Regs, code: &[u8], word: impl Fn(u64) -> Option<u64>) -> Option<i64> {
+    if let [MOV_EAX, a, b, c, d, 0x0f, 0x05] = code {
+        let nr = i64::from(i32::from_le_bytes([*a, *b, *c, *d]));
+        if BY_BLOCK.contains(&nr) {
+            return Some(nr);
+        }
+    }
+    let timespec =
+        |at: u64| word(at).is_some_and(|s| s >> 63 == 0) && word(at + 8).is_some_and(|ns| ns < 1_000_000_000);
+    let waits = matches!(r.rsi & 0x7f, 0 | 9) && r.rsi < 0x200; // FUTEX_WAIT, FUTEX_WAIT_BITSET and their flags
+    let can_be = [
+        waits && word(r.rdi).is_some() && timespec(r.r10),
+        r.rdi < 16 && r.rsi == 0 && timespec(r.rdx),
+        r.rsi < 1 << 20 && r.rdx as i32 > 0 && (r.rsi == 0 || word(r.rdi).is_some()),
+        timespec(r.rdi) && (r.rsi == 0 || word(r.rsi).is_some()),
+    ];
+    let mut all = BY_BLOCK.iter().zip(can_be).filter(|(_, can)| *can).map(|(nr, _)| *nr);
+    all.next().filter(|_| all.next().is_none())
+}
+
+/// The registers with that call's number.
+pub fn with_call(r: &Regs, call: Option<i64>) -> Regs {
+    call.map_or(*r, |nr| Regs { orig_rax: nr as u64, ..*r })
 }
 
 /// Where a call that waits under a signal mask of its own has that mask: an address, and whether the mask's address is what is there.
@@ -147,6 +186,23 @@ mod tests {
         }
         let running = Regs { orig_rax: u64::MAX, rax: -512i64 as u64, rip: 0x1002, ..Regs::default() };
         assert_eq!(for_new(&running, Pending::None), running);
+    }
+
+    #[test]
+    fn what_is_gone_on_with_is_told_by_code_or_arguments() {
+        let (at, moved) = (at(libc::SYS_restart_syscall, -516), |nr: u8| [0xb8, nr, 0, 0, 0, 0x0f, 0x05]);
+        assert!(goes_on(&at) && !goes_on(&Regs { rax: 0, ..at }));
+        assert_eq!(gone_on_with(&at, &moved(230), |_| None), Some(230));
+        // memory: one second and a half at 0x5000, nothing else
+        let word = |a: u64| [(0x5000, 1), (0x5008, 500_000_000)].iter().find(|w| w.0 == a).map(|w| w.1);
+        let told = |rdi, rsi, rdx, r10| gone_on_with(&Regs { rdi, rsi, rdx, r10, ..at }, &moved(219), word);
+        assert_eq!(told(0x5000, 0, 0, 0), Some(libc::SYS_nanosleep));
+        assert_eq!(told(1, 0, 0x5000, 0x5000), Some(libc::SYS_clock_nanosleep));
+        assert_eq!(told(0x5008, 0x80, 7, 0x5000), None); // a futex's, or a poll's
+        assert_eq!(told(0x5008, 0x189, 0, 0x5000), Some(libc::SYS_futex));
+        assert_eq!(told(0x5008, 1, 900, 0), Some(libc::SYS_poll));
+        assert_eq!(told(0, 0, 0, 0), None);
+        assert_eq!(with_call(&at, Some(7)).orig_rax, 7);
     }
 
     #[test]

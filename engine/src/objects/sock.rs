@@ -150,6 +150,23 @@ fn peek_all(fd: &OwnedFd, stream: bool) -> std::io::Result<Option<Vec<Message>>>
     }
 }
 
+/// How many empty messages wait in a queue beside those that were seen in it, by what all take of the sender's buffer (`taken`). An empty one that was
+/// peeked at once is passed over by every later look with an offset (__skb_try_recv_from_queue in net/core/datagram.c). None if that cannot
+/// be told.
+pub(super) fn unseen(kind: i32, seen: &[Message], taken: i32) -> Option<usize> {
+    use nix::sys::socket::{send, socketpair, AddressFamily, MsgFlags, SockFlag, SockType};
+    // tried out on pairs of our own, since only the kernel knows
+    let cost = |data: &[u8]| -> Option<i32> {
+        let kind = if kind == libc::SOCK_SEQPACKET { SockType::SeqPacket } else { SockType::Datagram };
+        let (a, _b) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).ok()?;
+        send(std::os::fd::AsRawFd::as_raw_fd(&a), data, MsgFlags::MSG_DONTWAIT).ok()?;
+        sys::fdstate::unsent(&a).ok()
+    };
+    let known = seen.iter().map(|m| cost(&m.data)).sum::<Option<i32>>()?;
+    let (more, each) = (taken - known, cost(&[])?);
+    (more >= 0 && each > 0 && more % each == 0).then_some((more / each) as usize)
+}
+
 /// How many bytes of a stream to send at once, so that `total` bytes take as much of the sender's buffer as they did
 /// (`taken`): a full socket has to be full again. Tried out on a pair of our own, since only the kernel knows.
 pub(super) fn chunk(total: usize, taken: i32) -> usize {

@@ -36,7 +36,7 @@ impl Object for Udp {
         if sys::fdstate::is_readable(&fd).map_err(failed)? {
             s.queue = sock::queue(&fd, false).map_err(failed)?.unwrap_or_default();
             let n = s.queue.len();
-            o.reported.push(format!("{}: {n} datagrams that wait to be read: a restore from this checkpoint starts without those whose sender cannot be stood in for", f.describe()));
+            o.reported.push(format!("{}: {n} datagrams that wait to be read: a restore from this checkpoint starts without those whose sender cannot be stood in for, and without empty ones that an earlier checkpoint has looked at", f.describe()));
         }
         Ok(encode(&s))
     }

@@ -117,6 +117,22 @@ impl Object for UnixPair {
             let size = sock::chunk(all.len(), taken);
             s.queue = all.chunks(size).map(|c| Message { data: c.to_vec().into(), ..Message::default() }).collect();
         }
+        if let (libc::SOCK_DGRAM | libc::SOCK_SEQPACKET, Some(peer)) = (s.kind, peer) {
+            let taken = sys::fdstate::unsent(&o.descriptor(peer.first_fd())?).map_err(failed)?;
+            match sock::unseen(s.kind, &s.queue, taken) {
+                Some(0) | None => {}
+                Some(n) if s.queue.is_empty() => s.queue = vec![Message::default(); n],
+                Some(n) => {
+                    let why = format!("{n} empty messages wait in it among others, and where cannot be seen after an earlier checkpoint has looked");
+                    let reasons = vec![Reason::new(f.describe(), why, "checkpoint when the program has read them")];
+                    return Err(crate::Error {
+                        kind: crate::Kind::Refused,
+                        attempted: o.survey.attempted.clone(),
+                        reasons,
+                    });
+                }
+            }
+        }
         Ok(encode(&s))
     }
 }

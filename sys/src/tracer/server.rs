@@ -304,7 +304,8 @@ pub(super) fn snapshot(tasks: &Tasks) -> Snapshot {
         if !t.pending.is_empty() {
             s.thread_pending.push((*tid, bufs(&t.pending)));
         }
-        let (regs, sigmask, call_mask, rseq, signal) = (t.regs, t.sigmask, t.call_mask, t.rseq, t.signal);
+        let regs = crate::restart::with_call(&t.regs, t.call);
+        let (sigmask, call_mask, rseq, signal) = (t.sigmask, t.call_mask, t.rseq, t.signal);
         s.threads.push(ThreadState { tid: *tid, regs, sigmask, call_mask, xstate: t.xstate.clone(), rseq, signal });
     }
     s

@@ -27,6 +27,8 @@ pub struct Task {
     pub sigmask: u64,
     /// Signals that the interrupted call's own mask blocks (ppoll and kin): they do not end it.
     pub call_mask: u64,
+    /// The call that it goes on with, where the registers have only restart_syscall(2) for it.
+    pub call: Option<i64>,
     /// Extended state at the first stop.
     pub xstate: Vec<u8>,
     /// rseq registration.
@@ -173,6 +175,7 @@ impl Tasks {
             t.sigmask = raw::sigmask(*tid)?;
             fit(*tid, &t.regs)?;
             t.call_mask = call_mask(&mem, &t.regs);
+            t.call = gone_on_with(&mem, *tid, &t.regs)?;
             t.xstate = raw::xstate(*tid)?;
             t.rseq = raw::rseq(*tid)?;
             t.pending = raw::pending(*tid, false)?;
@@ -343,7 +346,9 @@ impl Tasks {
         t.regs = raw::regs(tid)?;
         t.sigmask = raw::sigmask(tid)?;
         t.xstate = raw::xstate(tid)?;
-        t.call_mask = call_mask(&crate::mem::RemoteMem::open(pid)?, &t.regs);
+        let mem = crate::mem::RemoteMem::open(pid)?;
+        t.call_mask = call_mask(&mem, &t.regs);
+        t.call = gone_on_with(&mem, tid, &t.regs).unwrap_or_default();
         let mask = t.sigmask | t.call_mask;
         t.signal = restart::is_our_eintr(&t.regs) && unblocked_signals(pid, tid, mask)? != 0;
         t.entered = false;
@@ -413,7 +418,8 @@ impl Tasks {
             None if t.signal => restart::Pending::Restarts,
             None => restart::Pending::None,
         };
-        sigframe::build(at, restorer, &restart::for_new(&t.regs, signal), t.sigmask, &t.xstate)
+        let regs = restart::for_new(&restart::with_call(&t.regs, t.call), signal);
+        sigframe::build(at, restorer, &regs, t.sigmask, &t.xstate)
     }
 
     /// The signal whose handler the thread will run first under this mask, of those that were pending at the freeze.
@@ -461,6 +467,21 @@ fn onward(pid: i32, tid: i32, t: &Task) -> Result<Regs> {
     })
 }
 
+/// The call that a thread goes on with by restart_syscall(2), if it does: in a new process, or after an emergency exit, it is issued again.
+fn gone_on_with(mem: &crate::mem::RemoteMem, tid: i32, regs: &Regs) -> Result<Option<i64>> {
+    if !restart::goes_on(regs) {
+        return Ok(None);
+    }
+    let mut code = [0; restart::CALL_CODE];
+    // what cannot be read tells nothing
+    let _ = mem.read(regs.rip.wrapping_sub(code.len() as u64), &mut code);
+    let call = restart::gone_on_with(regs, &code, |at| word(mem, at));
+    let what = || {
+        format!("thread {tid} goes on with a call that was interrupted before, and which one cannot be told: try again when it has returned")
+    };
+    call.map(Some).ok_or_else(|| Error::Unfit { what: what() })
+}
+
 /// The mask under which an interrupted call waits, if it brings one: signals as bits, 0 if there is none.
 fn call_mask(mem: &crate::mem::RemoteMem, regs: &Regs) -> u64 {
     let Some((at, indirect)) = restart::mask_of_call(regs) else { return 0 };
@@ -496,6 +517,7 @@ impl Task {
             regs: Regs::default(),
             sigmask: 0,
             call_mask: 0,
+            call: None,
             xstate: Vec::new(),
             rseq: raw::Rseq::default(),
             signal: false,
