@@ -3,6 +3,7 @@
 //! At a stop the kernel has put one of its restart codes, or EINTR, into rax, and rip is just behind the `syscall`
 //! instruction. The one table for thaw, emergency exit and restore is here.
 use crate::sigframe::Regs;
+use wire::interrupted::{number_in, BEFORE};
 
 const EINTR: i64 = -4;
 const ERESTARTSYS: i64 = -512;
@@ -12,10 +13,8 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 const IO_PGETEVENTS: i64 = 333;
 /// Calls that the kernel goes on with by restart_syscall(2), the time left being known to it alone.
 const BY_BLOCK: [i64; 4] = [libc::SYS_futex, libc::SYS_clock_nanosleep, libc::SYS_poll, libc::SYS_nanosleep];
-/// `mov eax, imm32`, before the `syscall` instruction.
-const MOV_EAX: u8 = 0xb8;
-/// Bytes of that and of `syscall`.
-pub const CALL_CODE: usize = 7;
+/// Bytes of code that tell a call's number: those that are looked at, and `syscall`.
+pub const CALL_CODE: usize = BEFORE + 2;
 /// Length of the `syscall` instruction.
 const SYSCALL_LEN: u64 = 2;
 
@@ -65,11 +64,11 @@ pub fn goes_on(r: &Regs) -> bool {
 
 /// Which call that is; its arguments are still in the registers. `code`: the bytes before the thread's rip, of which the instruction before
 /// `syscall` mostly gives the number; where it does not, what the arguments can be decides, if only one call takes them. `word` reads memory.
-pub fn gone_on_with(r: &Regs, code: &[u8], word: impl Fn(u64) -> Option<u64>) -> Option<i64> {
-    if let [MOV_EAX, a, b, c, d, 0x0f, 0x05] = code {
-        let nr = i64::from(i32::from_le_bytes([*a, *b, *c, *d]));
-        if BY_BLOCK.contains(&nr) {
-            return Some(nr);
+pub fn gone_on_with(r: &Regs, code: &[u8; CALL_CODE], word: impl Fn(u64) -> Option<u64>) -> Option<i64> {
+    if let Some((before, [0x0f, 0x05])) = code.split_first_chunk::<BEFORE>() {
+        let told = number_in(before).filter(|nr| BY_BLOCK.contains(nr));
+        if told.is_some() {
+            return told;
         }
     }
     let timespec =
@@ -190,9 +189,12 @@ mod tests {
 
     #[test]
     fn what_is_gone_on_with_is_told_by_code_or_arguments() {
-        let (at, moved) = (at(libc::SYS_restart_syscall, -516), |nr: u8| [0xb8, nr, 0, 0, 0, 0x0f, 0x05]);
+        let (at, moved) = (at(libc::SYS_restart_syscall, -516), |nr: u8| [0, 0, 0, 0, 0xb8, nr, 0, 0, 0, 0x0f, 0x05]);
         assert!(goes_on(&at) && !goes_on(&Regs { rax: 0, ..at }));
         assert_eq!(gone_on_with(&at, &moved(230), |_| None), Some(230));
+        // pthread_cond_timedwait: the private bit is put in between
+        let futex = [0xb8, 202, 0, 0, 0, 0x40, 0x80, 0xf6, 0x80, 0x0f, 0x05];
+        assert_eq!(gone_on_with(&at, &futex, |_| None), Some(libc::SYS_futex));
         // memory: one second and a half at 0x5000, nothing else
         let word = |a: u64| [(0x5000, 1), (0x5008, 500_000_000)].iter().find(|w| w.0 == a).map(|w| w.1);
         let told = |rdi, rsi, rdx, r10| gone_on_with(&Regs { rdi, rsi, rdx, r10, ..at }, &moved(219), word);
