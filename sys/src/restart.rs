@@ -77,7 +77,8 @@ pub fn gone_on_with(r: &Regs, code: &[u8; CALL_CODE], word: impl Fn(u64) -> Opti
     let can_be = [
         waits && word(r.rdi).is_some() && timespec(r.r10),
         r.rdi < 16 && r.rsi == 0 && timespec(r.rdx),
-        r.rsi < 1 << 20 && r.rdx as i32 > 0 && (r.rsi == 0 || word(r.rdi).is_some()),
+        // milliseconds, not an address
+        r.rsi < 1 << 20 && (1..1 << 31).contains(&r.rdx) && (r.rsi == 0 || word(r.rdi).is_some()),
         timespec(r.rdi) && (r.rsi == 0 || word(r.rsi).is_some()),
     ];
     let mut all = BY_BLOCK.iter().zip(can_be).filter(|(_, can)| *can).map(|(nr, _)| *nr);
@@ -195,14 +196,15 @@ mod tests {
         // pthread_cond_timedwait: the private bit is put in between
         let futex = [0xb8, 202, 0, 0, 0, 0x40, 0x80, 0xf6, 0x80, 0x0f, 0x05];
         assert_eq!(gone_on_with(&at, &futex, |_| None), Some(libc::SYS_futex));
-        // memory: one second and a half at 0x5000, nothing else
-        let word = |a: u64| [(0x5000, 1), (0x5008, 500_000_000)].iter().find(|w| w.0 == a).map(|w| w.1);
+        // memory: one second and a half, nothing else
+        const T: u64 = 0x7f00_0000_5000;
+        let word = |a: u64| [(T, 1), (T + 8, 500_000_000)].iter().find(|w| w.0 == a).map(|w| w.1);
         let told = |rdi, rsi, rdx, r10| gone_on_with(&Regs { rdi, rsi, rdx, r10, ..at }, &moved(219), word);
-        assert_eq!(told(0x5000, 0, 0, 0), Some(libc::SYS_nanosleep));
-        assert_eq!(told(1, 0, 0x5000, 0x5000), Some(libc::SYS_clock_nanosleep));
-        assert_eq!(told(0x5008, 0x80, 7, 0x5000), None); // a futex's, or a poll's
-        assert_eq!(told(0x5008, 0x189, 0, 0x5000), Some(libc::SYS_futex));
-        assert_eq!(told(0x5008, 1, 900, 0), Some(libc::SYS_poll));
+        assert_eq!(told(T, 0, 0, 0), Some(libc::SYS_nanosleep));
+        assert_eq!(told(1, 0, T, T), Some(libc::SYS_clock_nanosleep));
+        assert_eq!(told(T + 8, 0x80, 7, T), None); // a futex's, or a poll's
+        assert_eq!(told(T + 8, 0x189, 0, T), Some(libc::SYS_futex));
+        assert_eq!(told(T + 8, 1, 900, 0), Some(libc::SYS_poll));
         assert_eq!(told(0, 0, 0, 0), None);
         assert_eq!(with_call(&at, Some(7)).orig_rax, 7);
     }
