@@ -73,12 +73,13 @@ pub fn gone_on_with(r: &Regs, code: &[u8; CALL_CODE], word: impl Fn(u64) -> Opti
     }
     let timespec =
         |at: u64| word(at).is_some_and(|s| s >> 63 == 0) && word(at + 8).is_some_and(|ns| ns < 1_000_000_000);
+    let is_time = |ms: u64| ms != 0 && (ms < 1 << 32 || ms == u64::MAX);
     let waits = matches!(r.rsi & 0x7f, 0 | 9) && r.rsi < 0x200; // FUTEX_WAIT, FUTEX_WAIT_BITSET and their flags
     let can_be = [
         waits && word(r.rdi).is_some() && timespec(r.r10),
         r.rdi < 16 && r.rsi == 0 && timespec(r.rdx),
         // milliseconds, not an address
-        r.rsi < 1 << 20 && (1..1 << 31).contains(&r.rdx) && (r.rsi == 0 || word(r.rdi).is_some()),
+        r.rsi < 1 << 20 && is_time(r.rdx) && (r.rsi == 0 || word(r.rdi).is_some()),
         timespec(r.rdi) && (r.rsi == 0 || word(r.rsi).is_some()),
     ];
     let mut all = BY_BLOCK.iter().zip(can_be).filter(|(_, can)| *can).map(|(nr, _)| *nr);
@@ -205,6 +206,7 @@ mod tests {
         assert_eq!(told(T + 8, 0x80, 7, T), None); // a futex's, or a poll's
         assert_eq!(told(T + 8, 0x189, 0, T), Some(libc::SYS_futex));
         assert_eq!(told(T + 8, 1, 900, 0), Some(libc::SYS_poll));
+        assert_eq!(told(T + 8, 1, u64::from(u32::MAX), 0), Some(libc::SYS_poll));
         assert_eq!(told(0, 0, 0, 0), None);
         assert_eq!(with_call(&at, Some(7)).orig_rax, 7);
     }
