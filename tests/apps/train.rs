@@ -5,7 +5,9 @@ use dormouse_tests::bed::LIMIT;
 use dormouse_tests::job::{Line, Mode, MODES};
 use dormouse_tests::{proc, run, store, Bed, Case};
 use nix::sys::signal::Signal;
+use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub fn cases() -> Vec<Case> {
@@ -16,27 +18,41 @@ pub fn cases() -> Vec<Case> {
     all.into_iter().map(|c| c.limit(240)).collect()
 }
 
-const EPOCHS: &str = "200";
+/// How long the work is to take: long beside a checkpoint, or it is over before it was cut off often enough.
+const ALONE: Duration = Duration::from_secs(8);
+/// Epochs by whose time the number for that is found, and the least and most.
+const PROBE: u32 = 50;
+const LEAST: u32 = 200;
+const MOST: u32 = 4000;
 /// Longest that the work may take, on a machine that has much else to do.
 const WORK: Duration = Duration::from_secs(90);
+
+/// How long it takes without us.
+fn alone(bed: &mut Bed, dir: &Path, words: &[OsString]) -> Result<Duration> {
+    let mut c = bed.command("python3");
+    c.args(&words[1..]).current_dir(dir);
+    let began = Instant::now();
+    let (mut child, _, _) = bed.spawn(&mut c)?;
+    let status = run::end(&mut child, "train.py without interruption", WORK)?;
+    bed.let_go(&child);
+    ensure!(status.success(), "train.py ended with {status}");
+    Ok(began.elapsed())
+}
 
 fn killed_and_resumed(bed: &mut Bed, mode: Mode) -> Result<()> {
     let dir = bed.folder()?;
     let train = bed.stage.example("train.py");
-    let words = |out: &str| {
-        ["python3".into(), train.clone().into(), "--epochs".into(), EPOCHS.into(), "--out".into(), out.into()].to_vec()
+    let words = |epochs: u32, out: &str| {
+        let epochs = epochs.to_string().into();
+        ["python3".into(), train.clone().into(), "--epochs".into(), epochs, "--out".into(), out.into()].to_vec()
     };
-    let mut c = bed.command("python3");
-    c.args(&words("uninterrupted")[1..]).current_dir(&dir);
-    let began = Instant::now();
-    let (mut reference, _, _) = bed.spawn(&mut c)?;
-    let status = run::end(&mut reference, "train.py without interruption", WORK)?;
-    bed.let_go(&reference);
-    ensure!(status.success(), "train.py ended with {status}");
-    let whole = began.elapsed();
+    let probe = alone(bed, &dir, &words(PROBE, "probe"))?;
+    let epochs = (ALONE.as_secs_f64() / probe.as_secs_f64() * f64::from(PROBE)) as u32;
+    let epochs = epochs.clamp(LEAST, MOST);
+    let whole = alone(bed, &dir, &words(epochs, "uninterrupted"))?;
     let expected = fs::read_to_string(dir.join("uninterrupted"))?;
     let options = ["--resume", "--every", "20ms", "--keep", "2", "--on-term", "checkpoint"];
-    let line = Line::of(mode, &options, dir.clone(), words("interrupted"));
+    let line = Line::of(mode, &options, dir.clone(), words(epochs, "interrupted"));
     let mut seed = Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id()) << 20;
     let mut resumed = 0;
     let mut cut = 0;
