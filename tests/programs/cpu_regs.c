@@ -66,7 +66,9 @@ static volatile int stop;
 static pthread_t handles[6];
 static int threads;
 
+static atomic_int begun;
 static void *thread(void *arg) {
+    begun++;
     static const struct timespec nap = {0, 3000000};
     struct holder *h = arg;
     h->interrupted = levels[h->level].hold(&h->in, &h->out, &stop, h->sleeps ? &nap : NULL);
@@ -88,7 +90,7 @@ static void setup(void) {
             MUST0(pthread_create(&handles[threads++], NULL, thread, h));
         }
     }
-    sleep_ms(20);
+    while (begun < threads) sched_yield();
 }
 static void spoil(void) { stop = 2; }
 static void prove(void) {
