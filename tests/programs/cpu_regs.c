@@ -1,4 +1,5 @@
 #include "common.h"
+#include <stdatomic.h>
 #include <stddef.h>
 
 static const char *about = "registers held in a tight loop and around a sleeping call: general, x87, SSE, AVX, AVX-512, MXCSR and control word";
