@@ -35,18 +35,21 @@ pub fn flags() -> &'static AtomicU32 {
     unsafe { &*(&raw const (*at()).flags as *const AtomicU32) }
 }
 
-/// How many threads beside the first have an alternate stack from us, in this process: a forked one counts anew.
+/// How many threads beside the first have an alternate stack from us.
 pub fn covered() -> &'static AtomicU32 {
+    // SAFETY: as `state`.
+    unsafe { &*(&raw const (*at()).covered as *const AtomicU32) }
+}
+
+/// Counts anew in a process for which was not counted yet: before its first thread is made, so that nobody else counts meanwhile.
+pub fn count_for_this_process() {
     // SAFETY: as `state`; the call takes no argument.
-    let (counted_for, me, covered) = unsafe {
-        let counted_for = &*(&raw const (*at()).pid as *const AtomicI32);
-        (counted_for, sys3(SYS_GETPID, 0, 0, 0) as i32, &*(&raw const (*at()).covered as *const AtomicU32))
-    };
+    let (counted_for, me) =
+        unsafe { (&*(&raw const (*at()).pid as *const AtomicI32), sys3(SYS_GETPID, 0, 0, 0) as i32) };
     if counted_for.load(SeqCst) != me {
-        covered.store(0, SeqCst);
+        covered().store(0, SeqCst);
         counted_for.store(me, SeqCst);
     }
-    covered
 }
 
 /// What the program has set for the agent's signal: handler, flags, mask.

@@ -139,6 +139,7 @@ pub unsafe extern "C" fn pthread_create(thread: u64, attr: u64, start: u64, arg:
         let real: Create = core::mem::transmute(real);
         let block = if page::ready() && make_key() { map_anywhere(AGENT_STACK) } else { None };
         let Some(block) = block else { return real(thread, attr, start, arg) };
+        page::count_for_this_process();
         let tail = (block + SIZE) as *mut Tail;
         (*tail).start = start;
         (*tail).arg = arg;
@@ -181,7 +182,8 @@ pub struct Begin {
 
 /// The thread ends: pthread_key_create's destructor.
 unsafe extern "C" fn end(block: u64) {
-    page::covered().fetch_sub(1, SeqCst);
+    // a thread that has forked is its child's first, which is not counted
+    let _ = page::covered().fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
     // SAFETY: nobody else uses the block.
     unsafe { give_back(block) }
 }
