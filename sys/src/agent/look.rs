@@ -19,6 +19,8 @@ pub enum Absent {
     Uncaught,
     /// The process is stopped: no signal reaches it.
     Stopped,
+    /// What an earlier recorder worked in is still there: a thread is leaving it, or attach left it.
+    Leaving,
     /// A filter could kill it for the calls that its handler makes.
     Seccomp,
     /// This thread may stand where there is no room for a signal's frame.
@@ -43,6 +45,7 @@ impl fmt::Display for Absent {
             Absent::Version(v) => write!(f, "its agent speaks version {v}, this build {}", wire::WIRE_VERSION),
             Absent::Uncaught => write!(f, "its agent's signal ({AGENT_SIGNAL}) has no handler any more"),
             Absent::Stopped => write!(f, "it is stopped, and its agent is reached by a signal"),
+            Absent::Leaving => write!(f, "a thread is just leaving an earlier checkpoint that was broken off, or its mapping was left: try again in a moment"),
             Absent::Seccomp => write!(f, "seccomp restricts it, and its agent's calls could kill it"),
             Absent::Stack(tid) => write!(f, "thread {tid} has no alternate signal stack of its agent's, and may stand where there is no room for a signal"),
             Absent::Blocks(tid) => write!(f, "thread {tid} blocks its agent's signal ({AGENT_SIGNAL})"),
@@ -69,7 +72,16 @@ pub fn present(pid: i32) -> Result<(), Absent> {
     if status.sig_caught & signal_bit() == 0 {
         return Err(Absent::Uncaught);
     }
+    // where the handler is to map its region: it would find no room, and leave without a word
+    if has_region(pid) {
+        return Err(Absent::Leaving);
+    }
     Ok(())
+}
+
+/// Whether something is mapped where a serving thread maps its region. False if the process has gone.
+pub(super) fn has_region(pid: i32) -> bool {
+    procfs::maps::read(pid).is_ok_and(|maps| maps.iter().any(|v| (v.start..v.end).contains(&wire::HOME)))
 }
 
 /// What the agent's page says.

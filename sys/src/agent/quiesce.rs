@@ -215,12 +215,17 @@ impl Quiesced {
         self.arrived.get(&self.server).map_or((0, 0, -1), |a| (a.base, a.len, a.sock))
     }
 
-    /// Lets everyone go; the pause.
+    /// Lets everyone go; the pause, until all have gone.
     pub fn release(&mut self) -> Duration {
         let _ = self.sock.shutdown(std::net::Shutdown::Write);
-        // it closes its end before it releases anybody: then there is nothing more to wait for
+        // it closes its end before it releases anybody, so that the program never runs with that descriptor
         let mut rest = [0; 64];
         while matches!(self.sock.read(&mut rest), Ok(n) if n > 0) {}
+        // when the last has left it unmaps its region, and nothing tells of that: it is looked at. A process that is stopped keeps it.
+        let until = Instant::now() + LIMIT;
+        while look::has_region(self.pid) && Instant::now() < until {
+            let _ = poll(&mut [], PollTimeout::from(1u8));
+        }
         self.since.elapsed()
     }
 
