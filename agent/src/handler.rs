@@ -196,7 +196,7 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
         (*p).buf_len = BUFFER;
         (*p).slots = slots_at;
         (*p).nslots = slots;
-        let name = name_of(info.nonce);
+        let name = recorder_name(info.nonce);
         (*p).addr[0] = 1;
         copy(&raw mut (*p).addr as u64 + 3, name.as_ptr() as u64, name.len() as u64);
         (*p).addr_len = 3 + name.len() as u32;

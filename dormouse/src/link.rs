@@ -12,7 +12,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use wire::api::ADDRESS_PREFIX;
 
 /// Longest frame that is taken in.
 const MAX_FRAME: usize = 64 << 10;
@@ -55,8 +54,7 @@ impl Link {
     pub(crate) fn recorder(block: &'static Block, key: u64) -> io::Result<Link> {
         let link = Link::new(block, os::socket()?)?;
         let mut name = vec![0];
-        name.extend_from_slice(ADDRESS_PREFIX);
-        name.extend((0..16).map(|i| b'a' + (key >> (4 * i) & 15) as u8));
+        name.extend_from_slice(&wire::recorder_name(key));
         link.connect(&name)?;
         Ok(link)
     }

@@ -82,7 +82,7 @@ impl Listener {
             .and_then(|mut f| f.read_exact(&mut random))
             .map_err(|source| Error::File { path: "/dev/urandom".into(), source })?;
         let key = u64::from_le_bytes(random);
-        let name = wire::agent::name_of(key);
+        let name = wire::recorder_name(key);
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
             .map_err(|e| err("socket", e))?;
         let a = UnixAddr::new_abstract(&name).map_err(|e| err("socket address", e))?;
@@ -99,7 +99,7 @@ impl Listener {
         &self.addr
     }
 
-    /// What its name was made from ([`wire::agent::name_of`]): random, and so known to those only who were told.
+    /// What its name was made from ([`wire::recorder_name`]): random, and so known to those only who were told.
     pub fn key(&self) -> u64 {
         self.key
     }

@@ -134,14 +134,3 @@ pub const ARRIVED_RSEQ_UNKNOWN: u32 = 1;
 
 /// Bytes of an [`OP_ARRIVED`] frame.
 pub const ARRIVAL: usize = size_of::<FrameHeader>() + size_of::<Arrived>();
-
-/// The recorder's abstract name for a nonce, behind the family and the NUL: "dormouse-" and sixteen letters.
-pub const fn name_of(nonce: u64) -> [u8; 25] {
-    let mut name = *b"dormouse-................";
-    let mut i = 0;
-    while i < 16 && 9 + i < name.len() {
-        name[9 + i] = b'a' + (nonce >> (i * 4) & 15) as u8;
-        i += 1;
-    }
-    name
-}

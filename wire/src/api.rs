@@ -18,14 +18,11 @@ pub const BLOCK_LEN: u64 = 8192;
 pub const BLOCK_MAGIC: u64 = 0x0069_7041_6d72_6f44;
 
 /// The signal that wakes a program's hook thread. It comes by rt_tgsigqueueinfo(2) to that thread alone, which has it blocked and waits for it;
-/// its value is the key of the recorder's address ([`ADDRESS_PREFIX`]).
+/// its value is the key of the recorder's address ([`crate::recorder_name`]).
 pub const WAKE_SIGNAL: i32 = 62;
 
 /// Name of the hook thread, by which it is known for one.
 pub const HELPER_NAME: &str = "dormouse-hooks";
-
-/// A recorder's abstract address begins with this; 16 letters follow, 'a' to 'p', of the key's 16 half bytes, the lowest first.
-pub const ADDRESS_PREFIX: &[u8; 9] = b"dormouse-";
 
 /// Connections of ours that a program has open at once, at most.
 pub const CONNECTIONS: usize = 8;

@@ -23,6 +23,18 @@ pub mod interrupted;
 /// Version of everything in this file. A peer of another version is not talked to.
 pub const WIRE_VERSION: u16 = 4;
 
+/// A recorder's abstract name for a key, behind the family and the NUL: "dormouse-" and sixteen letters, 'a' to 'p', of the key's half bytes, the
+/// lowest first.
+pub const fn recorder_name(key: u64) -> [u8; 25] {
+    let mut name = *b"dormouse-................";
+    let mut i = 0;
+    while i < 16 && 9 + i < name.len() {
+        name[9 + i] = b'a' + (key >> (i * 4) & 15) as u8;
+        i += 1;
+    }
+    name
+}
+
 /// First field of every frame: "DMse" in memory.
 pub const FRAME_MAGIC: u32 = 0x6573_4d44;
 
