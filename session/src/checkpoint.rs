@@ -43,13 +43,16 @@ pub fn checkpoint(state: &StateDir, target: &Target, request: &CheckpointRequest
     }
 }
 
-/// The same by a session's own recorder, whose supervisor knows of it.
-pub(crate) fn record(state: &StateDir, name: &SessionName, order: &Order) -> Result<Made> {
+/// The same by a session's own recorder, whose supervisor knows of it. None: another is under way, and it was not to be waited for.
+pub(crate) fn record(state: &StateDir, name: &SessionName, order: &Order) -> Result<Option<Made>> {
     let attempted = format!("checkpoint {name}");
     let _lock = match order.wait {
-        true => Lock::take_when_free(state, name, &attempted),
-        false => Lock::take_when_started(state, name, &attempted),
-    }?;
+        true => Lock::take_when_free(state, name, &attempted)?,
+        false => match Lock::take_when_started(state, name, &attempted) {
+            Err(e) if e.kind == Kind::Busy => return Ok(None),
+            lock => lock?,
+        },
+    };
     let live = find_live(state, name, &attempted)?;
     let (after, external) = (order.after, order.external.clone());
     let request = CheckpointRequest { after, door: engine::Door::Attach, external, progress: None };
@@ -62,7 +65,7 @@ pub(crate) fn record(state: &StateDir, name: &SessionName, order: &Order) -> Res
     }
     let micros = |d: std::time::Duration| d.as_micros() as u64;
     let (pause_us, took_us) = (micros(captured.pause), micros(captured.took));
-    Ok(Made { n: captured.n, pause_us, took_us, reported: captured.reported, notes })
+    Ok(Some(Made { n: captured.n, pause_us, took_us, reported: captured.reported, notes }))
 }
 
 /// The process; or why that PID cannot be one to checkpoint, as far as it can be told without touching it.

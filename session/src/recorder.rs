@@ -25,7 +25,7 @@ pub(crate) struct Order {
     pub(crate) after: After,
     /// What a restore does with external ends.
     pub(crate) external: Externals,
-    /// Wait for another checkpoint of the session that is under way; else that is [`Kind::Busy`].
+    /// Wait for another checkpoint of the session that is under way; else none is made.
     pub(crate) wait: bool,
     /// Prune to so many when it is complete.
     pub(crate) keep: Option<usize>,
@@ -47,6 +47,8 @@ pub(crate) struct Made {
 #[derive(Debug, Serialize, Deserialize)]
 enum Said {
     Made(Made),
+    /// Another checkpoint is under way, and was not to be waited for.
+    Needless,
     Failed(WireError),
 }
 
@@ -95,9 +97,10 @@ impl Recorder {
     }
 
     /// How it went; None if it was killed before it could say so.
-    pub(crate) fn result(self) -> Option<Result<Made, Error>> {
+    pub(crate) fn result(self) -> Option<Result<Option<Made>, Error>> {
         Some(match self.said? {
-            Said::Made(made) => Ok(made),
+            Said::Made(made) => Ok(Some(made)),
+            Said::Needless => Ok(None),
             Said::Failed(e) => Err(LaunchError::from(e).error),
         })
     }
@@ -126,7 +129,8 @@ fn work(stream: UnixStream, state: &StateDir, name: &SessionName, order: &Order)
         Err(Error::new(Kind::Bug, attempted, "recorder", "it panicked", "this is a bug: please report it"))
     });
     let said = match result {
-        Ok(made) => Said::Made(made),
+        Ok(Some(made)) => Said::Made(made),
+        Ok(None) => Said::Needless,
         Err(e) => Said::Failed(LaunchError::from(e).into()),
     };
     // A supervisor that is gone needs no news.

@@ -1,5 +1,9 @@
 //! From the program: libdormouse in C, Rust and Python; what each call gives alone, launched, restored; hooks, critical sections, memory not worth
 //! keeping; other threads in the middle of anything.
+mod hooks;
+
+use hooks::order;
+
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::{LIMIT, SOON};
 use dormouse_tests::{proc, run, store, unharmed, Bed, Case};
@@ -18,12 +22,13 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("api/restored-under-another-name", another_name));
     all.extend(Case::each("api/found-by-ctl-alone", by_pid));
     all.extend(Case::each("api/child-is-not-the-program", child));
-    all.extend(Case::each("api/hooks", hooks));
-    all.extend(Case::each("api/veto", veto));
-    all.extend(Case::each("api/hook-time-out", hook_time_out));
-    all.extend(Case::each("api/hooks-of-a-stopped-program", hooks_stopped));
+    all.extend(Case::each("api/hooks", hooks::hooks));
+    all.extend(Case::each("api/veto", hooks::veto));
+    all.extend(Case::each("api/hook-time-out", hooks::hook_time_out));
+    all.extend(Case::each("api/hooks-of-a-stopped-program", hooks::hooks_stopped));
     all.extend(Case::each("api/critical-nested", critical_nested));
     all.extend(Case::each("api/critical-too-long", critical_too_long));
+    all.extend(Case::each("api/critical-at-a-tick", critical_tick));
     all.extend(Case::each("api/dropped-memory", dropped));
     all.extend(Case::each("api/two-at-once", two_at_once));
     all.extend(Case::each("api/session-of-its-own", embedded));
@@ -62,9 +67,13 @@ impl Api {
 
     /// `launcher --detach -- api DIR`.
     fn launched(bed: &mut Bed, fault: Option<&str>) -> Result<Api> {
+        Api::launched_with(bed, &[], fault)
+    }
+
+    fn launched_with(bed: &mut Bed, options: &[&str], fault: Option<&str>) -> Result<Api> {
         let api = Api::new(bed)?;
-        let mut c = bed.launcher_command(&["--name", &api.session, "--detach", "--"]);
-        c.arg(bed.stage.program("api")).arg(&api.dir);
+        let mut c = bed.launcher_command(&["--name", &api.session, "--detach"]);
+        c.args(options).arg("--").arg(bed.stage.program("api")).arg(&api.dir);
         if let Some(fault) = fault {
             c.env("DORMOUSE_FAULT", fault);
         }
@@ -363,98 +372,6 @@ fn child(bed: &mut Bed) -> Result<()> {
     ensure_has(&ran.out, "alone: no checkpoint was made: this process is not the program of session sh: PID ")
 }
 
-/// Their order, in the helper thread; for ctl's checkpoints as for its own; after a restore; and after a failure.
-fn hooks(bed: &mut Bed) -> Result<()> {
-    let mut api = Api::launched(bed, None)?;
-    let name = api.session.clone();
-    api.says(bed, "hooks", "1 2")?;
-    api.says(bed, "threads", "2")?;
-    bed.ctl(&["checkpoint", &name])?.expect(0)?;
-    order(&api, &["before b", "before a", "after a: made 1", "after b: made 1"])?;
-    api.says(bed, "checkpoint", "continued (checkpoint 2 is complete), generation 0")?;
-    order(&api, &["before b", "before a", "after a: made 2", "after b: made 2"])?;
-    api.kill(bed)?;
-    api.restore(bed, &[])?;
-    ensure_has(&api.answer("3")?, "restored (restored from checkpoint 2, generation 1)")?;
-    order(&api, &["restored a: 1", "restored b: 1"])?;
-    api.says(bed, "threads", "2")?;
-    bed.ctl(&["checkpoint", &name, "--kill"])?.expect(0)?;
-    order(&api, &["before b", "before a"])?;
-    api.gone(bed)?;
-    api.restore(bed, &[])?;
-    api.line("restored b: 2")?;
-    order(&api, &["restored a: 2", "restored b: 2"])?;
-    api.says(bed, "unhook 2", "0")?;
-    bed.ctl_fault("publish:1:fail", &["checkpoint", &name])?.expect(9)?;
-    let last = api.log();
-    ensure!(last.lines().last().is_some_and(|l| l.starts_with("after a: cannot checkpoint")), "the log ends\n{last}");
-    api.end(bed)
-}
-
-/// The last lines of hooks in its log.
-fn order(api: &Api, expected: &[&str]) -> Result<()> {
-    let hook = |l: &&str| ["before", "after", "restored"].iter().any(|w| l.starts_with(w));
-    let log = api.log();
-    let lines: Vec<&str> = log.lines().filter(hook).collect();
-    ensure!(lines.ends_with(expected), "the hooks should end with {expected:?}:\n{log}");
-    Ok(())
-}
-
-/// A veto is a refusal that names the hook and the reason; those that ran get their `after`.
-fn veto(bed: &mut Bed) -> Result<()> {
-    let mut api = Api::launched(bed, None)?;
-    let name = api.session.clone();
-    api.says(bed, "hooks", "1 2")?;
-    api.says(bed, "veto 1", "")?;
-    bed.ctl(&["checkpoint", &name])?.refused(3, &["its hook a vetoed the checkpoint: a transaction is open"])?;
-    api.line("after b: hook a vetoed the checkpoint: a transaction is open")?;
-    ensure!(!api.log().contains("after a"), "the hook that vetoed has nothing to undo:\n{}", api.log());
-    let said = api.tell(bed, "checkpoint")?;
-    ensure_has(&said, "error -3 (cannot checkpoint")?;
-    ensure_has(&said, "its hook a vetoed the checkpoint: a transaction is open; try again")?;
-    store::holds(bed, &name, &[])?;
-    api.says(bed, "veto 0", "")?;
-    api.says(bed, "checkpoint", "continued (checkpoint 1 is complete), generation 0")?;
-    api.end(bed)
-}
-
-/// A hook that takes too long: refused, naming it; afterwards everything works.
-fn hook_time_out(bed: &mut Bed) -> Result<()> {
-    let mut api = Api::launched(bed, None)?;
-    let name = api.session.clone();
-    api.says(bed, "hooks", "1 2")?;
-    api.says(bed, "timeout 200", "")?;
-    api.says(bed, "slow 1", "")?;
-    bed.ctl(&["checkpoint", &name])?
-        .refused(3, &["its hook a has not returned within 0.2 s", "dormouse_hook_timeout"])?;
-    bed.ctl(&["checkpoint", &name])?
-        .refused(3, &["did not answer within 0.2 s: a hook of an earlier checkpoint may still run"])?;
-    api.says(bed, "slow 0", "")?;
-    api.line("after b: the recorder")?;
-    api.says(bed, "timeout 10000", "")?;
-    api.says(bed, "checkpoint", "continued (checkpoint 1 is complete), generation 0")?;
-    api.end(bed)
-}
-
-/// Its hooks cannot run: refused at once, and it stays stopped.
-fn hooks_stopped(bed: &mut Bed) -> Result<()> {
-    let mut api = Api::launched(bed, None)?;
-    let name = api.session.clone();
-    api.says(bed, "hooks", "1 2")?;
-    let pid = nix::unistd::Pid::from_raw(api.pid);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
-    let stopped = || Ok(proc::status(api.pid).is_some_and(|s| s.state == 'T'));
-    run::until("it is stopped", SOON, stopped)?;
-    bed.ctl(&["checkpoint", &name])?.refused(3, &["it is stopped, so its hooks cannot run", "kill -CONT"])?;
-    ensure!(stopped()?, "it should still be stopped");
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
-    bed.ctl(&["checkpoint", &name, "--stop"])?.expect(0)?;
-    run::until("it is stopped", SOON, stopped)?;
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
-    api.line("after b: made 1")?;
-    api.end(bed)
-}
-
 /// Two threads are each twice in a critical section: a checkpoint waits until the last has left it.
 fn critical_nested(bed: &mut Bed) -> Result<()> {
     let mut api = Api::launched(bed, None)?;
@@ -498,6 +415,23 @@ fn critical_too_long(bed: &mut Bed) -> Result<()> {
     api.says(bed, "enable", "0")?;
     api.says(bed, "enable", "-2")?;
     api.says(bed, "checkpoint", "continued (checkpoint 1 is complete), generation 0")?;
+    api.end(bed)
+}
+
+/// A checkpoint by the clock that a critical section keeps from being made is said, and the next one is made.
+fn critical_tick(bed: &mut Bed) -> Result<()> {
+    let mut api = Api::launched_with(bed, &["--every", "300ms"], None)?;
+    let name = api.session.clone();
+    api.says(bed, "disable", "")?;
+    let log = bed.state().join("sessions").join(&name).join("log");
+    let said = || {
+        Ok(fs::read_to_string(&log)
+            .is_ok_and(|l| l.contains("it is in a critical section (dormouse_disable, 1 deep), for 10 s")))
+    };
+    run::until("the refusal in the session's log", LIMIT, said)?;
+    let before = store::numbers(bed, &name).len();
+    api.says(bed, "enable", "0")?;
+    run::until("the next checkpoint", LIMIT, || Ok(store::numbers(bed, &name).len() > before))?;
     api.end(bed)
 }
 

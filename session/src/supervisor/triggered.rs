@@ -147,7 +147,8 @@ impl Supervisor {
         }
         let Some(Current { recorder, wish, before, given_up }) = self.triggered.current.take() else { return };
         match recorder.result() {
-            Some(Ok(made)) => self.made(wish, made),
+            Some(Ok(Some(made))) => self.made(wish, made),
+            Some(Ok(None)) => {} // a tick's: nobody waits for it
             Some(Err(e)) => self.not_made(wish, e),
             None => {
                 // What it had done is not known yet if the program has ended with it.
@@ -189,9 +190,7 @@ impl Supervisor {
 
     fn not_made(&mut self, wish: Wish, e: Error) {
         let over = self.ended.is_some() || self.left.is_some();
-        // One by the clock that finds another under way.
-        let needless = wish.tick && e.kind == Kind::Busy;
-        if !over && !needless {
+        if !over {
             self.say(&e);
         }
         let term = wish.term;
