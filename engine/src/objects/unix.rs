@@ -121,6 +121,8 @@ impl Object for UnixPair {
             let taken = sys::fdstate::unsent(&o.descriptor(peer.first_fd())?).map_err(failed)?;
             match sock::unseen(s.kind, &s.queue, taken) {
                 Some(0) | None => {}
+                // the peer may have sent to others too
+                Some(_) if s.queue.is_empty() && !sys::fdstate::is_readable(&fd).map_err(failed)? => {}
                 Some(n) if s.queue.is_empty() => s.queue = vec![Message::default(); n],
                 Some(n) => {
                     let why = format!("{n} empty messages wait in it among others, and where cannot be seen after an earlier checkpoint has looked");
