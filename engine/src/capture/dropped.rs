@@ -1,5 +1,7 @@
-//! Memory that the program said is not worth keeping (libdormouse's `drop`): left out, so that it comes back as zero pages.
-use super::Observer;
+//! What the program has said by libdormouse: that this is no moment for a checkpoint (`disable`), and which memory is not worth keeping
+//! (`drop`), which is left out, so that it comes back as zero pages.
+use super::{Observer, Step};
+use crate::{Error, Kind};
 use std::ops::Range;
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::pagemap::Region;
@@ -39,6 +41,15 @@ pub(super) fn without(all: Vec<Region>, dropped: &[Range<u64>]) -> Vec<Region> {
 }
 
 impl Observer<'_> {
+    /// Refuses a program that has said that this is no moment for a checkpoint.
+    pub(super) fn critical(&self) -> Step<()> {
+        let Some(n) = self.block.as_ref().map(sys::api::Block::disabled).filter(|n| *n > 0) else { return Ok(()) };
+        let why = format!("it is in a critical section (dormouse_disable, {n} deep)");
+        let remedy = "try again when it has left it (dormouse_enable)";
+        let (attempted, object) = (self.survey.attempted.clone(), format!("PID {}", self.survey.pid));
+        Err(Error::new(Kind::Busy, attempted, object, why, remedy).into())
+    }
+
     /// Memory not worth keeping, as the program said.
     pub(super) fn dropped(&self) -> Vec<(u64, u64)> {
         self.block.as_ref().map(|b| b.regions()).unwrap_or_default()

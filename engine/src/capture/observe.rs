@@ -261,15 +261,6 @@ impl<'a> Observer<'a> {
         Ok(Seen { process, told, files, maps, monotonic_ns, pending })
     }
 
-    /// Refuses a program that has said that this is no moment for a checkpoint.
-    fn critical(&self) -> Step<()> {
-        let Some(n) = self.block.as_ref().map(sys::api::Block::disabled).filter(|n| *n > 0) else { return Ok(()) };
-        let why = format!("it is in a critical section (dormouse_disable, {n} deep)");
-        let remedy = "try again when it has left it (dormouse_enable)";
-        let (attempted, object) = (self.survey.attempted.clone(), format!("PID {}", self.survey.pid));
-        Err(Error::new(Kind::Busy, attempted, object, why, remedy).into())
-    }
-
     /// Lets the threads that the agent has parked make the visit's calls.
     fn visit(&mut self) -> Step<Vec<Told>> {
         let visited = self.entered.visited.clone();
