@@ -1,6 +1,8 @@
 // The bare limits, measured by the least that any program would have to do.
 //   bare fork MIB [thp]   for each line on stdin: fork and _exit of a process with so much memory, ms
 //   bare seize PID N      N times: seize, interrupt, wait, registers and detach of all threads of a process, ms each
+//   bare park THREADS     for each line on stdin: the threads, asleep, are signalled one by one, wait in the handler until a fork has been made, and are
+//                         woken; ms that the thread was in it that was in it longest, and ms from the first signal to the last thread's leaving
 //   bare publish DIR PACK MANIFEST N   N times: the files and folders of one checkpoint written, fsync'ed and renamed, ms each
 //   bare write FILE MIB   so much incompressible memory written and fsync'ed, ms
 #define _GNU_SOURCE
@@ -8,6 +10,9 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,6 +81,57 @@ static int bare_seize(int pid, int n) {
     }
     return 0;
 }
+static struct { double in, out; } *parks; // of each thread
+static pid_t *parkers;
+static int parked, released, left;
+static long futex(int *at, int op, int value) { return syscall(SYS_futex, at, op | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0); }
+static _Thread_local int own;
+static void park(int signal) {
+    (void)signal;
+    double in = ms();
+    int round = __atomic_load_n(&released, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&parked, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&released, __ATOMIC_SEQ_CST) == round) futex(&released, FUTEX_WAIT, round);
+    parks[own].in = in, parks[own].out = ms();
+    __atomic_add_fetch(&left, 1, __ATOMIC_SEQ_CST);
+}
+static void *sleeps(void *arg) {
+    own = (int)(intptr_t)arg;
+    __atomic_store_n(&parkers[own], (pid_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
+    for (;;) pause();
+    return NULL;
+}
+static int bare_park(int n) {
+    parks = calloc(n, sizeof *parks), parkers = calloc(n, sizeof *parkers);
+    struct sigaction a = {.sa_handler = park, .sa_flags = SA_RESTART};
+    MUST(sigaction(SIGUSR1, &a, NULL));
+    pthread_attr_t attr;
+    pthread_attr_init(&attr), pthread_attr_setstacksize(&attr, 64 << 10);
+    for (int i = 0; i < n; i++) {
+        pthread_t t;
+        if (pthread_create(&t, &attr, sleeps, (void *)(intptr_t)i)) return fputs("bare: no thread\n", stderr), 1;
+    }
+    for (int i = 0; i < n; i++)
+        while (!__atomic_load_n(&parkers[i], __ATOMIC_SEQ_CST)) sched_yield();
+    puts("ready"), fflush(stdout);
+    while (getchar() != EOF) {
+        parked = left = 0;
+        double began = ms(), worst = 0;
+        for (int i = 0; i < n; i++) MUST(syscall(SYS_tgkill, getpid(), parkers[i], SIGUSR1));
+        while (__atomic_load_n(&parked, __ATOMIC_SEQ_CST) < n) sched_yield();
+        pid_t c = MUST(fork());
+        if (!c) _exit(0);
+        __atomic_add_fetch(&released, 1, __ATOMIC_SEQ_CST);
+        futex(&released, FUTEX_WAKE, n);
+        while (__atomic_load_n(&left, __ATOMIC_SEQ_CST) < n) sched_yield();
+        double all = ms() - began;
+        for (int i = 0; i < n; i++)
+            if (parks[i].out - parks[i].in > worst) worst = parks[i].out - parks[i].in;
+        printf("%.3f %.3f\n", worst, all), fflush(stdout);
+        MUST(waitpid(c, NULL, 0));
+    }
+    return 0;
+}
 static void write_synced(const char *path, const char *from, size_t len) {
     int fd = MUST(open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     for (ssize_t n; len; from += n, len -= n) n = MUST(write(fd, from, len < 1 << 20 ? len : 1 << 20));
@@ -122,8 +178,9 @@ static int bare_write(const char *path, size_t mib) {
 int main(int argc, char **argv) {
     if (argc >= 3 && !strcmp(argv[1], "fork")) return bare_fork(atoi(argv[2]), argc > 3);
     if (argc == 4 && !strcmp(argv[1], "seize")) return bare_seize(atoi(argv[2]), atoi(argv[3]));
+    if (argc == 3 && !strcmp(argv[1], "park")) return bare_park(atoi(argv[2]));
     if (argc == 6 && !strcmp(argv[1], "publish")) return bare_publish(argv[2], atol(argv[3]), atol(argv[4]), atoi(argv[5]));
     if (argc == 4 && !strcmp(argv[1], "write")) return bare_write(argv[2], atoi(argv[3]));
-    fputs("usage: bare fork|seize|publish|write ... (bare.c)\n", stderr);
+    fputs("usage: bare fork|seize|park|publish|write ... (bare.c)\n", stderr);
     return 2;
 }
