@@ -7,7 +7,7 @@ use crate::start::{map, unmap};
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use parasite::arch::{copy, syscall6};
-use parasite::serve::{connect, converse, disconnect, release_all, send_all, slot, sys3, work};
+use parasite::serve::{connect, converse, disconnect, release_all, send_all, slot, sys3, visit, work};
 use wire::agent::*;
 use wire::interrupted::{Onward, RESTART_SYSCALL};
 use wire::*;
@@ -203,7 +203,7 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
         if connect(p) >= 0 {
             if is_ours((*p).sock) {
                 state().store(session(info.nonce), SeqCst);
-                if arrive(p, 0, -1, len, c, call) {
+                if arrive(p, (0, -1, 0), len, c, call) {
                     (*p).left = converse(p);
                 }
                 state().fetch_and(LOW, SeqCst);
@@ -269,7 +269,8 @@ unsafe fn park(info: &AgentInfo, c: &Context, call: Option<i64>) {
             let slot = slot(p, n as u64);
             (*slot).params = p as u64;
             (*slot).tid = info.number;
-            arrive(p, info.number, n as i32, 0, c, call);
+            let flags = if visit(p, n as u64) { ARRIVED_VISITED } else { 0 };
+            arrive(p, (info.number, n as i32, flags), 0, c, call);
             work(slot);
         }
         if s.fetch_sub(1, SeqCst) - 1 == 0 {
@@ -285,12 +286,13 @@ struct Arrival {
     body: Arrived,
 }
 
-/// Tells the recorder that this thread is in.
+/// Tells the recorder that this thread is in. `who`: TID, slot and `ARRIVED_` bits.
 ///
 /// # Safety
 /// The connection is open.
 #[inline(never)]
-unsafe fn arrive(p: *mut Params, tid: i32, slot: i32, len: u64, c: &Context, call: Option<i64>) -> bool {
+unsafe fn arrive(p: *mut Params, who: (i32, i32, u32), len: u64, c: &Context, call: Option<i64>) -> bool {
+    let (tid, slot, flags) = who;
     let (mut fs_base, mut gs_base) = (0u64, 0u64);
     // SAFETY: each call writes one word.
     unsafe {
@@ -315,7 +317,7 @@ unsafe fn arrive(p: *mut Params, tid: i32, slot: i32, len: u64, c: &Context, cal
         (&raw mut (*a).tid).write(tid);
         (&raw mut (*a).slot).write(slot);
         (&raw mut (*a).sock).write(if slot < 0 { (*p).sock } else { -1 });
-        (&raw mut (*a).flags).write(if known { 0 } else { ARRIVED_RSEQ_UNKNOWN });
+        (&raw mut (*a).flags).write(flags | if known { 0 } else { ARRIVED_RSEQ_UNKNOWN });
         (&raw mut (*a).fs_base).write(fs_base);
         (&raw mut (*a).gs_base).write(gs_base);
         (&raw mut (*a).segments).write(arch::segments());

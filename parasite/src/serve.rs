@@ -2,6 +2,7 @@
 use crate::arch::{copy, fill, leave, syscall6};
 use core::mem::size_of;
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
+use wire::agent::{VisitAnswer, VisitHeader, OP_VISIT};
 use wire::*;
 
 const SYS_CLOSE: u64 = 3;
@@ -224,6 +225,7 @@ pub unsafe fn converse(p: *mut Params) -> i32 {
             match h.op {
                 OP_BATCH => batch(p, &h, false),
                 OP_THREADS => batch(p, &h, true),
+                OP_VISIT => keep_visit(p, &h),
                 OP_FORK => crate::snapshot::fork(p, &h),
                 OP_START => crate::place::start(p, &h),
                 OP_SPAWN => crate::place::spawn(p, &h),
@@ -298,7 +300,7 @@ unsafe fn batch(p: *mut Params, h: &FrameHeader, threads: bool) -> bool {
                 return answer_error(p, h, EINVAL);
             }
         } else {
-            done = run(p, calls, results, b.ncalls as u64, b.buf_len as u64) as u32;
+            done = run(buf, calls, results, b.ncalls as u64, b.buf_len as u64) as u32;
         }
         let reply = BatchReply { done, ret_len: b.ret_len };
         let total = size_of::<BatchReply>() as u32 + done * 8 + b.ret_len;
@@ -311,12 +313,53 @@ unsafe fn batch(p: *mut Params, h: &FrameHeader, threads: bool) -> bool {
     }
 }
 
-/// Runs `n` calls; how many were run. Parked threads run it too, so it is written such that no vector register is needed: field
-/// by field, no array filled in memory (payload/build.rs looks at what became of it).
+/// Keeps the calls that threads of the agent's make as they come in.
 ///
 /// # Safety
 /// As [`converse`].
-unsafe fn run(p: *mut Params, calls: u64, results: u64, n: u64, buf_len: u64) -> u64 {
+unsafe fn keep_visit(p: *mut Params, h: &FrameHeader) -> bool {
+    // SAFETY: the payload is as long as is said; that all slots' results and parts of the buffer have room is checked.
+    unsafe {
+        let req = (*p).request;
+        if (h.len as usize) < size_of::<VisitHeader>() {
+            return answer_error(p, h, EINVAL);
+        }
+        let v = core::ptr::read_unaligned(req as *const VisitHeader);
+        let at = req + size_of::<VisitHeader>() as u64;
+        let results = at + v.ncalls as u64 * size_of::<Call>() as u64;
+        if results != req + h.len as u64
+            || results + (*p).nslots * v.ncalls as u64 * 8 > req + (*p).request_len
+            || (*p).nslots * v.buf as u64 > (*p).buf_len
+        {
+            return answer_error(p, h, E2BIG);
+        }
+        (*p).visit = at;
+        (*p).visit_buf = v.buf;
+        (*p).visit_calls = v.ncalls;
+        let a = VisitAnswer { results, buf: (*p).buf };
+        answer(p, h, OP_VISIT, &raw const a as u64, size_of::<VisitAnswer>() as u32)
+    }
+}
+
+/// Makes the visit's calls for slot `i`, if there are any; whether there are.
+///
+/// # Safety
+/// `i < nslots`, and the slot is this thread's. The recorder makes no other request meanwhile.
+pub unsafe fn visit(p: *mut Params, i: u64) -> bool {
+    // SAFETY: `keep_visit` has seen that there is room for this slot.
+    unsafe {
+        let (calls, n, len) = ((*p).visit, (*p).visit_calls as u64, (*p).visit_buf as u64);
+        let results = calls + n * size_of::<Call>() as u64 + i * n * 8;
+        n != 0 && run((*p).buf + i * len, calls, results, n, len) == n
+    }
+}
+
+/// Runs `n` calls; how many were run. Parked threads run it too, so it is written such that no vector register is needed: field
+/// by field, no array filled in memory (payload/build.rs looks at what became of it). `buf` is where their buffer is.
+///
+/// # Safety
+/// As [`converse`].
+unsafe fn run(buf: u64, calls: u64, results: u64, n: u64, buf_len: u64) -> u64 {
     let mut i = 0;
     while i < n {
         // SAFETY: `calls` and `results` hold `n` entries (checked by the caller); what the calls themselves do is
@@ -328,7 +371,7 @@ unsafe fn run(p: *mut Params, calls: u64, results: u64, n: u64, buf_len: u64) ->
                 let v = core::ptr::read_unaligned((&raw const (*c).args).cast::<u64>().add(k));
                 match *(&raw const (*c).kinds).cast::<u8>().add(k) {
                     ARG_IMM => v,
-                    ARG_BUF if v <= buf_len => (*p).buf + v,
+                    ARG_BUF if v <= buf_len => buf + v,
                     ARG_RET if v < i => core::ptr::read((results + v * 8) as *const u64),
                     _ => {
                         bad = true;
@@ -342,7 +385,7 @@ unsafe fn run(p: *mut Params, calls: u64, results: u64, n: u64, buf_len: u64) ->
             core::ptr::write((results + i * 8) as *mut i64, r);
             let store = core::ptr::read_unaligned(&raw const (*c).store);
             if store != NO_STORE && store as u64 + 4 <= buf_len {
-                core::ptr::write_unaligned(((*p).buf + store as u64) as *mut u32, r as u32);
+                core::ptr::write_unaligned((buf + store as u64) as *mut u32, r as u32);
             }
             i += 1;
             if (*c).on_error == CALL_MUST && (-4095..0).contains(&r) {
@@ -417,7 +460,7 @@ pub unsafe fn work(s: *mut Slot) {
         loop {
             match futex.load(SeqCst) {
                 SLOT_RUN => {
-                    run(p, (*s).calls, (*s).results, (*s).ncalls as u64, (*p).buf_len);
+                    run((*p).buf, (*s).calls, (*s).results, (*s).ncalls as u64, (*p).buf_len);
                     // a release may have come meanwhile: only RUN becomes IDLE
                     let _ = futex.compare_exchange(SLOT_RUN, SLOT_IDLE, SeqCst, SeqCst);
                     let pending = &*(&raw const (*p).pending as *const AtomicU32);

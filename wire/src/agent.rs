@@ -18,6 +18,30 @@ pub const AGENT_NAME: &[u8] = b"agent.dormouse\0";
 /// A thread has come in. Payload: [`Arrived`]. Sent by the agent, not an answer.
 pub const OP_ARRIVED: u16 = 8;
 
+/// The calls that each thread is to make as it comes in, before it says so: to be sent before the others are called. Payload: a [`VisitHeader`],
+/// then the calls, whose places in the buffer are in the thread's own part of it. Answer: a [`VisitAnswer`].
+pub const OP_VISIT: u16 = 9;
+
+/// Before the calls of an [`OP_VISIT`] frame.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VisitHeader {
+    /// Number of calls.
+    pub ncalls: u32,
+    /// Bytes of buffer for each thread.
+    pub buf: u32,
+}
+
+/// Where the answers will be, until the next request.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VisitAnswer {
+    /// Address of slot 0's results, an i64 a call; the other slots' follow.
+    pub results: u64,
+    /// Address of slot 0's part of the buffer; the other slots' follow.
+    pub buf: u64,
+}
+
 /// siginfo code that calls a thread to serve.
 pub const fn code_serve() -> i32 {
     -(0x4400 + crate::WIRE_VERSION as i32)
@@ -131,6 +155,9 @@ pub struct Arrived {
 
 /// [`Arrived::flags`]: an rseq area is registered, and it is none that is known.
 pub const ARRIVED_RSEQ_UNKNOWN: u32 = 1;
+
+/// [`Arrived::flags`]: it has made the calls of [`OP_VISIT`].
+pub const ARRIVED_VISITED: u32 = 2;
 
 /// Bytes of an [`OP_ARRIVED`] frame.
 pub const ARRIVAL: usize = size_of::<FrameHeader>() + size_of::<Arrived>();

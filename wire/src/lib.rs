@@ -21,7 +21,7 @@ pub mod api;
 pub mod interrupted;
 
 /// Version of everything in this file. A peer of another version is not talked to.
-pub const WIRE_VERSION: u16 = 4;
+pub const WIRE_VERSION: u16 = 5;
 
 /// A recorder's abstract name for a key, behind the family and the NUL: "dormouse-" and sixteen letters, 'a' to 'p', of the key's half bytes, the
 /// lowest first.
@@ -304,6 +304,12 @@ pub struct Params {
     pub forking: u32,
     /// Of the agent: slots taken.
     pub taken: u32,
+    /// Of the agent: address of the calls that a thread makes as it comes in; the results of slot `i` are behind them ([`agent::OP_VISIT`]).
+    pub visit: u64,
+    /// Their number; 0: none.
+    pub visit_calls: u32,
+    /// Bytes of `buf` that each slot's have, from `i * visit_buf`.
+    pub visit_buf: u32,
 }
 
 impl Params {
@@ -325,6 +331,9 @@ impl Params {
         release: 0,
         forking: 0,
         taken: 0,
+        visit: 0,
+        visit_calls: 0,
+        visit_buf: 0,
     };
 }
 

@@ -1,13 +1,14 @@
 //! The doors: how a target is entered, and how it is let go. Behind them the recorder works the same way; what differs is who is
 //! asked: on the attach door the tracer and the kernel (ptrace, pidfd_getfd, kcmp), on the agent's the program's own threads.
 use super::files::{Look, Outside};
+use super::threads::Heard;
 use super::{Step, Survey};
 use crate::{Door, Error, Kind, Reason, Result};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
-use sys::agent::{Copies, Quiesced};
+use sys::agent::{Copies, Quiesced, Visited};
 use sys::channel::{Channel, Listener};
 use sys::inject::Layout;
 use sys::kcmp::{EpollSlot, Resource};
@@ -38,6 +39,8 @@ pub(super) struct Inside {
     pub entered: Entered,
     /// Of the agent: the number of its connection.
     pub sock: Option<i32>,
+    /// Of the agent: what threads said as they came in.
+    pub visited: Visited,
 }
 
 impl Way {
@@ -63,8 +66,11 @@ impl Way {
             Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
             Way::Agent { inside, .. } => {
                 let uid = s.status.uid.effective;
-                let q = sys::agent::freeze(s.pid, uid, l).map_err(|why| refusal(s, &why))?;
-                call_in(inside.insert(q), s)
+                let mut heard = Heard::default();
+                let mut heed = |tid| heard.ask(&s.threads, tid);
+                let q = sys::agent::freeze(s.pid, uid, l, &super::observe::visit_program(), &mut heed);
+                let q = q.map_err(|why| refusal(s, &why))?;
+                call_in(inside.insert(q), s, heard)
             }
         }
     }
@@ -103,27 +109,29 @@ fn attach(tracer: &mut Tracer, plan: Option<EntryPlan>, s: &mut Survey, l: &List
     s.still(&frozen.tids)?;
     tracer.begin_to_enter(plan)?;
     let pid = s.pid;
-    s.still_all(&frozen.tids, &|tid, what| sys::kcmp::shares(pid, tid, what))?;
+    s.still_all(&frozen.tids, Heard::default(), &|tid, what| sys::kcmp::shares(pid, tid, what))?;
     let entered = tracer.enter()?;
     let watch = tracer.watch()?;
     let (sock, _) = l.accept(s.pid, s.status.uid.effective, Some(&watch))?;
-    Ok(Inside { channel: Channel::watched(sock, s.pid, watch)?, entered, sock: None })
+    let channel = Channel::watched(sock, s.pid, watch)?;
+    Ok(Inside { channel, entered, sock: None, visited: Visited::new() })
 }
 
 /// The threads have come in: they are asked what is asked of frozen ones.
-fn call_in(q: &Quiesced, s: &mut Survey) -> Step<Inside> {
+fn call_in(q: &Quiesced, s: &mut Survey, heard: Heard) -> Step<Inside> {
+    let told = q.visited()?;
     let mut channel = q.channel()?;
     let tids = q.tids();
     s.still(&tids)?;
     let apart = apart(&mut channel, s, &tids)?;
-    s.still_all(&tids, &|tid, what| match apart.get(&(tid, what as i32)) {
+    s.still_all(&tids, heard, &|tid, what| match apart.get(&(tid, what as i32)) {
         Some(e) if *e < 0 => Err(io::Error::from_raw_os_error(-*e as i32)),
         r => Ok(r.is_none_or(|r| *r == 0)),
     })?;
     let (server, visited) = q.inside();
     let (base, len, sock) = q.region();
     let layout = Layout::of_agent(base, len, visited.len() as u64);
-    Ok(Inside { channel, entered: Entered { layout, visited, server }, sock: Some(sock) })
+    Ok(Inside { channel, entered: Entered { layout, visited, server }, sock: Some(sock), visited: told })
 }
 
 /// Asks inside whether each thread shares descriptors and directory with the leader (kcmp).

@@ -1,7 +1,7 @@
 //! Phase find: who the target is, and every reason why it could not be captured or restored, at once.
 use super::files::{self, FileView, Look, Outside};
 use super::shared::Others;
-use super::threads::{Shares, Whole};
+use super::threads::{Heard, Shares, Whole};
 use super::{died, door, explain, Fault, Step};
 use crate::{objects, After, Door, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
@@ -314,9 +314,9 @@ impl Survey {
 
     /// The same of its threads, each of which was looked at while it ran, or is younger than that.
     /// `shares`: whether a thread shares something with the leader.
-    pub(super) fn still_all(&mut self, tids: &[i32], shares: &Shares<'_>) -> Step<()> {
+    pub(super) fn still_all(&mut self, tids: &[i32], heard: Heard, shares: &Shares<'_>) -> Step<()> {
         let whole = Whole { leader: &self.status, private: self.private, shares };
-        let reasons = super::threads::again(&whole, tids, &mut self.threads)?;
+        let reasons = super::threads::again(&whole, tids, heard, &mut self.threads)?;
         self.refuse_for(reasons)
     }
 

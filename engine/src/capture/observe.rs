@@ -13,7 +13,7 @@ use image::PageSink;
 use serde_bytes::ByteBuf;
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
-use sys::agent::Copies;
+use sys::agent::{Copies, Visited};
 use sys::channel::{Channel, Listener};
 use sys::mem::RemoteMem;
 use sys::pidfd::PidFd;
@@ -31,7 +31,7 @@ const SIGACTION: usize = 32;
 const MEMBARRIER_GET_REGISTRATIONS: i32 = 1 << 9;
 
 /// Runs in every thread but the serving one: what only the thread itself can be asked. Buffer: alternate stack at 0
-/// (24 bytes, with PR_GET_TSC in its padding at 12), clear_child_tid at 24, robust list's head and length at 32, pdeathsig at 48, NUMA policy at 52, its nodes at 56.
+/// (24 bytes, with PR_GET_TSC in its padding at 12), clear_child_tid at 24, robust list's head and length at 32, pdeathsig at 48, NUMA policy at 52, its nodes at 56, pending signals that are blocked at 64.
 pub(super) fn visit_program() -> Program {
     let mut p = Program::new();
     let o = p.out(tracer::VISIT_BUF as usize);
@@ -52,6 +52,7 @@ fn ask_thread(p: &mut Program, o: Out) -> [CallId; ANSWERS as usize] {
     // first without the nodes, which the kernel refuses to tell if there are more than 64
     p.may(libc::SYS_get_mempolicy, &[o.at(52), 0.into(), 0.into(), 0.into(), 0.into()]);
     p.may(libc::SYS_get_mempolicy, &[o.at(52), o.at(56), 64.into(), 0.into(), 0.into()]);
+    p.may(libc::SYS_rt_sigpending, &[o.at(64), 8.into()]);
     let slack = p.may(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK.into()]);
     let ioprio = p.may(libc::SYS_ioprio_get, &[1.into(), 0.into()]);
     let keyring = p.may(libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID.into(), KEY_THREAD.into(), 0.into()]);
@@ -112,6 +113,11 @@ impl Told {
         self.buf[TSC..TSC + 4].try_into().map_or(0, i32::from_le_bytes) == libc::PR_TSC_SIGSEGV
     }
 
+    /// Signals that were pending for it or the process, of those that it blocked.
+    pub fn pending(&self) -> u64 {
+        self.buf[64..72].try_into().map_or(0, u64::from_le_bytes)
+    }
+
     /// NUMA policy and nodes.
     pub fn mempolicy(&self) -> (u32, u64) {
         let mode = self.buf[52..56].try_into().map_or(0, u32::from_le_bytes);
@@ -142,6 +148,8 @@ pub struct Observer<'a> {
     agent: Option<i32>,
     /// Of the agent: copies of the target's descriptors.
     copies: Copies,
+    /// Of the agent: what threads said as they came in.
+    visited: Visited,
     pidfd: PidFd,
     /// Takes pages: of memory, and of files without a name.
     pub(super) sink: PageSink,
@@ -160,7 +168,7 @@ pub struct Observer<'a> {
 
 impl<'a> Observer<'a> {
     pub(super) fn new(survey: &'a Survey, inside: Inside, sink: PageSink) -> Step<Observer<'a>> {
-        let Inside { channel, entered, sock } = inside;
+        let Inside { channel, entered, sock, visited } = inside;
         let mem = RemoteMem::open(survey.pid)?;
         let block = sys::api::Block::read(&mem, survey.inner_pid());
         Ok(Observer {
@@ -171,6 +179,7 @@ impl<'a> Observer<'a> {
             block,
             agent: sock,
             copies: Copies::default(),
+            visited,
             pidfd: PidFd::open(survey.pid)?,
             sink,
             early: Vec::new(),
@@ -253,7 +262,7 @@ impl<'a> Observer<'a> {
         let maps = procfs::maps::read(self.survey.pid)?;
         let pending = match self.door() {
             Door::Attach => None,
-            Door::Agent => Some(self.pending()?),
+            Door::Agent => Some(self.pending(&told)?),
         };
         self.asynchronous(&maps)?;
         self.report_dropped(&maps);
@@ -261,18 +270,21 @@ impl<'a> Observer<'a> {
         Ok(Seen { process, told, files, maps, monotonic_ns, pending })
     }
 
-    /// Lets the threads that the agent has parked make the visit's calls.
+    /// What the threads that the agent has parked said as they came in; those that did not make the visit's calls then, make them now.
     fn visit(&mut self) -> Step<Vec<Told>> {
-        let visited = self.entered.visited.clone();
-        let mut all = Vec::with_capacity(visited.len());
-        for (at, some) in visited.chunks(AT_ONCE).enumerate() {
+        let answers = |results: &[i64]| results.last_chunk().copied().unwrap_or([0; ANSWERS as usize]);
+        let said = std::mem::take(&mut self.visited);
+        let slots: Vec<(usize, i32)> = self.entered.visited.iter().copied().enumerate().collect();
+        let silent: Vec<(usize, i32)> = slots.into_iter().filter(|(_, tid)| !said.contains_key(tid)).collect();
+        let mut all: Vec<Told> = said.into_iter().map(|(tid, (r, buf))| Told::new(tid, buf, answers(&r))).collect();
+        for some in silent.chunks(AT_ONCE) {
             let mut p = Program::new();
             let mut asked = Vec::with_capacity(some.len());
-            for (i, tid) in some.iter().enumerate() {
+            for (slot, tid) in some {
                 let first = p.len();
                 let o = p.out(tracer::VISIT_BUF as usize);
                 asked.push((*tid, o, ask_thread(&mut p, o)));
-                p.for_thread((at * AT_ONCE + i) as u32, first);
+                p.for_thread(*slot as u32, first);
             }
             let r = self.channel.run(&p)?;
             all.extend(asked.into_iter().map(|(tid, o, c)| Told::new(tid, r.bytes(o).to_vec(), c.map(|c| r.raw(c)))));

@@ -76,9 +76,39 @@ pub(super) fn facts(
     (known, reasons, raised)
 }
 
-/// Asks all stopped threads again. Those of which the kernel says what it said before are what they were; `known` is
+/// What the kernel said of threads as each came to a stand, to be used where nothing can have changed it since.
+#[derive(Debug, Default)]
+pub(super) struct Heard(BTreeMap<i32, (Vec<u8>, [Vec<u8>; 2])>);
+
+impl Heard {
+    /// Asks a thread that stands still.
+    pub fn ask(&mut self, known: &BTreeMap<i32, Facts>, tid: i32) {
+        let changeable = Heard::changeable(tid);
+        // one that cannot be asked here is asked again
+        if let Some(said) = known.get(&tid).and_then(|f| said(f.status.as_ref()?, tid).ok()) {
+            self.0.insert(tid, (said, changeable));
+        }
+    }
+
+    /// What it said, unless another thread may have changed that since.
+    fn take(&mut self, tid: i32) -> Option<Vec<u8>> {
+        self.0.remove(&tid).filter(|(_, then)| *then == Heard::changeable(tid)).map(|(said, _)| said)
+    }
+
+    /// What others can change of a thread, but for seccomp, of which the other has the more itself.
+    fn changeable(tid: i32) -> [Vec<u8>; 2] {
+        [sys::sched::affinity(tid), sys::sched::attributes(tid)]
+    }
+}
+
+/// Asks all stopped threads again, but for those that were heard as they stopped. Those of which the kernel says what it said before are what they were; `known` is
 /// brought up to date. Gives the refusals. One that does not answer has been killed, and that ends the process.
-pub(super) fn again(w: &Whole<'_>, tids: &[i32], known: &mut BTreeMap<i32, Facts>) -> Step<Vec<Reason>> {
+pub(super) fn again(
+    w: &Whole<'_>,
+    tids: &[i32],
+    mut heard: Heard,
+    known: &mut BTreeMap<i32, Facts>,
+) -> Step<Vec<Reason>> {
     let mut reasons = Vec::new();
     // what it has otherwise than the leader is anew to be seen if the leader has changed
     let ask = |known: &BTreeMap<i32, Facts>, tid| match known.get(&tid).and_then(|f| f.status.as_ref()) {
@@ -87,8 +117,17 @@ pub(super) fn again(w: &Whole<'_>, tids: &[i32], known: &mut BTreeMap<i32, Facts
     };
     let leader = ask(known, w.leader.pid)?;
     let led = known.get(&w.leader.pid).is_some_and(|f| f.said == leader);
+    let mut all = Vec::with_capacity(tids.len());
     for tid in tids {
-        let now = ask(known, *tid)?;
+        all.push(match heard.take(*tid) {
+            Some(said) => said,
+            None => ask(known, *tid)?,
+        });
+    }
+    // one that has changed may have changed the others (a filter of seccomp's for all threads)
+    let changed = tids.iter().zip(&all).any(|(tid, now)| known.get(tid).is_none_or(|f| f.said != *now));
+    for (tid, heard) in tids.iter().zip(all) {
+        let now = if changed { ask(known, *tid)? } else { heard };
         reasons.extend(match known.get(tid).filter(|f| led && f.said == now) {
             Some(f) => apart(w, *tid)?.map(|(why, remedy)| reason(*tid, &f.comm, why, remedy)),
             None => fact(w, *tid, now, known)?,

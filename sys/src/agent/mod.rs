@@ -4,6 +4,7 @@ mod copies;
 mod look;
 mod quiesce;
 mod state;
+mod visit;
 
 /// How the names of the agent's files begin; then its identity in hex, and ".so".
 pub const FILE: &str = "dormouse-agent-";
@@ -25,3 +26,4 @@ pub fn is_file(path: &[u8]) -> bool {
 pub use copies::Copies;
 pub use look::{present, Absent};
 pub use quiesce::{freeze, Quiesced};
+pub use visit::Visited;

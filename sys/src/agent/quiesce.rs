@@ -5,8 +5,10 @@
 //! Whatever fails, the connection is closed, and everyone inside is released; who comes later finds the session over, and goes on.
 use super::look::{self, Absent, Doing};
 use super::state;
+use super::visit::Visit;
 use crate::channel::{Channel, Listener};
 use crate::mem::RemoteMem;
+use crate::program::Program;
 use crate::tracer::{Snapshot, ThreadState};
 use crate::{fault, procfs, Error, Result};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -31,9 +33,10 @@ const NEWCOMERS: usize = 64;
 #[derive(Debug)]
 pub struct Quiesced {
     sock: UnixStream,
-    pid: i32,
+    pub(super) pid: i32,
     server: i32,
-    arrived: BTreeMap<i32, Arrived>,
+    pub(super) arrived: BTreeMap<i32, Arrived>,
+    pub(super) visit: Option<Visit>,
     since: Instant,
 }
 
@@ -87,8 +90,11 @@ fn other(e: impl std::fmt::Display) -> Absent {
     Absent::Other(e.to_string())
 }
 
-/// Calls all threads of a process in. `uid`: its user, as which it connects.
-pub fn freeze(pid: i32, uid: u32, l: &Listener) -> Way<Quiesced> {
+/// Is told of each thread as it has come in: from then on it does nothing but what it is told to.
+pub type Heed<'a> = dyn FnMut(i32) + 'a;
+
+/// Calls all threads of a process in. `uid`: its user, as which it connects. `visit`: what each is to call as it comes in.
+pub fn freeze(pid: i32, uid: u32, l: &Listener, visit: &Program, heed: &mut Heed<'_>) -> Way<Quiesced> {
     fault::target(pid);
     look::present(pid)?;
     let tids = procfs::tasks(pid).map_err(other)?;
@@ -113,22 +119,23 @@ pub fn freeze(pid: i32, uid: u32, l: &Listener) -> Way<Quiesced> {
         return Err(Absent::Late(server));
     }
     let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
-    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), since };
-    q.take(&mut BTreeSet::from([server]), PATIENCE)?;
-    q.call_all(&call, &blocking)?;
+    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), visit: None, since };
+    q.take(&mut BTreeSet::from([server]), PATIENCE, heed)?;
+    q.visit = Visit::prepare(&mut q.channel().map_err(other)?, visit);
+    q.call_all(&call, &blocking, heed)?;
     Ok(q)
 }
 
 impl Quiesced {
-    fn call_all(&mut self, call: &Call<'_>, blocking: &BTreeSet<i32>) -> Way<()> {
-        self.call_some(call, blocking.iter().copied(), PATIENCE)?;
+    fn call_all(&mut self, call: &Call<'_>, blocking: &BTreeSet<i32>, heed: &mut Heed<'_>) -> Way<()> {
+        self.call_some(call, blocking.iter().copied(), PATIENCE, heed)?;
         for _ in 0..MAX_ROUNDS {
             let tids = procfs::tasks(self.pid).map_err(other)?;
             let fresh: Vec<i32> = tids.into_iter().filter(|t| !self.arrived.contains_key(t)).collect();
             if fresh.is_empty() {
                 return Ok(());
             }
-            if !self.call_some(call, fresh.into_iter(), LIMIT)? {
+            if !self.call_some(call, fresh.into_iter(), LIMIT, heed)? {
                 return Ok(());
             }
         }
@@ -136,7 +143,13 @@ impl Quiesced {
     }
 
     /// Calls these in and waits for them; false if all have ended.
-    fn call_some(&mut self, call: &Call<'_>, tids: impl Iterator<Item = i32>, limit: Duration) -> Way<bool> {
+    fn call_some(
+        &mut self,
+        call: &Call<'_>,
+        tids: impl Iterator<Item = i32>,
+        limit: Duration,
+        heed: &mut Heed<'_>,
+    ) -> Way<bool> {
         let mut wanted = BTreeSet::new();
         for tid in tids {
             if call.send(tid, code_park(), tid).map_err(other)? {
@@ -144,12 +157,12 @@ impl Quiesced {
             }
         }
         let all = wanted.clone();
-        self.take(&mut wanted, limit)?;
+        self.take(&mut wanted, limit, heed)?;
         Ok(all.iter().any(|t| self.arrived.contains_key(t)))
     }
 
     /// Takes what threads say as they come in, until all of `wanted` are in or have ended.
-    fn take(&mut self, wanted: &mut BTreeSet<i32>, limit: Duration) -> Way<()> {
+    fn take(&mut self, wanted: &mut BTreeSet<i32>, limit: Duration, heed: &mut Heed<'_>) -> Way<()> {
         let end = Instant::now() + limit;
         while let Some(first) = wanted.first().copied() {
             if !self.readable()? {
@@ -176,6 +189,7 @@ impl Quiesced {
             if said.flags & ARRIVED_RSEQ_UNKNOWN != 0 {
                 return Err(other(format!("thread {tid} has a restartable sequence that only ptrace can look at")));
             }
+            heed(tid);
             wanted.remove(&tid);
             self.arrived.insert(tid, said);
         }
@@ -222,8 +236,9 @@ impl Quiesced {
         let mut rest = [0; 64];
         while matches!(self.sock.read(&mut rest), Ok(n) if n > 0) {}
         // when the last has left it unmaps its region, and nothing tells of that: it is looked at. A process that is stopped keeps it.
-        let until = Instant::now() + LIMIT;
-        while look::has_region(self.pid) && Instant::now() < until {
+        let (until, mem) = (Instant::now() + LIMIT, RemoteMem::open(self.pid));
+        let there = || mem.as_ref().is_ok_and(|m| m.read(wire::HOME, &mut [0]).is_ok());
+        while there() && Instant::now() < until {
             let _ = poll(&mut [], PollTimeout::from(1u8));
         }
         self.since.elapsed()

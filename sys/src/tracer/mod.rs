@@ -18,7 +18,7 @@ pub use raw::Rseq;
 use crate::inject::Layout;
 
 /// Bytes of buffer that each visited thread's program may use.
-pub const VISIT_BUF: u64 = 64;
+pub const VISIT_BUF: u64 = 72;
 /// Where the visits' calls begin in the request buffer: behind what the serving thread's first requests take.
 const VISIT_CALLS: u64 = 64 << 10;
 
