@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use engine::{Door, External, Externals, Pids};
+use engine::{Door, DoorChoice, External, Externals, Pids};
 
 /// Checkpoints and restores running programs.
 #[derive(Debug, Parser)]
@@ -83,8 +83,8 @@ pub struct Checkpoint {
     /// Leave the program stopped once the checkpoint is complete (SIGCONT lets it go on)
     #[arg(long)]
     pub stop: bool,
-    /// The way in: by ptrace, or by the agent of a program that was started with `launcher --door agent`
-    #[arg(long, value_enum, default_value_t = DoorArg::Attach)]
+    /// The way in
+    #[arg(long, value_enum, default_value_t = DoorArg::Auto)]
     pub door: DoorArg,
     /// Give up what has its other end outside and is not descriptor 0, 1 or 2 (connections, pipes): `close` closes all of it
     /// at restore, FD=PATH opens PATH in place of one, FD=close closes one (repeatable)
@@ -120,17 +120,20 @@ pub struct Restore {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum DoorArg {
+    /// The agent where it can be called, else ptrace
+    Auto,
     /// ptrace: any process
     Attach,
-    /// The agent, without ptrace
+    /// The agent that launcher has preloaded, without ptrace
     Agent,
 }
 
-impl From<DoorArg> for Door {
-    fn from(d: DoorArg) -> Door {
+impl From<DoorArg> for DoorChoice {
+    fn from(d: DoorArg) -> DoorChoice {
         match d {
-            DoorArg::Attach => Door::Attach,
-            DoorArg::Agent => Door::Agent,
+            DoorArg::Auto => DoorChoice::Auto,
+            DoorArg::Attach => DoorChoice::Only(Door::Attach),
+            DoorArg::Agent => DoorChoice::Only(Door::Agent),
         }
     }
 }

@@ -16,11 +16,10 @@ pub enum After {
     Stop,
 }
 
-/// The way into a target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A way into a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
     /// ptrace.
-    #[default]
     Attach,
     /// The agent that was preloaded when it was launched.
     Agent,
@@ -34,6 +33,16 @@ impl Door {
             Door::Agent => "agent",
         }
     }
+}
+
+/// Which way into a target is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DoorChoice {
+    /// The agent where it can be called, else ptrace: decided before the freeze, and again should the call come to nothing.
+    #[default]
+    Auto,
+    /// This one, or none.
+    Only(Door),
 }
 
 /// How far an operation is; for a progress bar.
@@ -62,7 +71,7 @@ pub struct CaptureOptions<'a> {
     /// What becomes of the target.
     pub after: After,
     /// The way in.
-    pub door: Door,
+    pub door: DoorChoice,
     /// What a restore does with external ends, unless it is told otherwise; those of which nothing is said are refused.
     pub external: Externals,
     /// What the session crate wants to find again at restore (opaque to the engine): command line, options.
@@ -76,7 +85,9 @@ pub struct CaptureOptions<'a> {
 pub struct Captured {
     /// Its number in the session.
     pub n: u64,
-    /// Time from the first thread's stop to the last one's release, by our clock.
+    /// The way in that was taken.
+    pub door: Door,
+    /// Time from the first thread's stop to the last one's release, by our clock; the longest, if the agent was called first and did not answer.
     pub pause: Duration,
     /// Time of the whole operation.
     pub took: Duration,
@@ -86,6 +97,8 @@ pub struct Captured {
     pub threads: usize,
     /// What is not kept, each with what is lost.
     pub reported: Vec<String>,
+    /// What else is to be said, a line each: why it was not made by the agent that is there.
+    pub notes: Vec<String>,
 }
 
 /// Which PIDs a restored program gets.

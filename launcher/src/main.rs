@@ -62,9 +62,8 @@ struct Args {
     /// Run in the background, with output to the session's log; return as soon as it runs.
     #[arg(long)]
     detach: bool,
-    /// How its checkpoints get in: `agent` preloads the agent (LD_PRELOAD), through which `ctl checkpoint --door agent` works without
-    /// ptrace; `attach` leaves the program as it is.
-    #[arg(long, value_name = "DOOR", value_enum, default_value_t = DoorArg::Attach)]
+    /// How its checkpoints get in: by the agent, a small library that is preloaded (LD_PRELOAD) and needs no ptrace, or by ptrace.
+    #[arg(long, value_name = "DOOR", value_enum, default_value_t = DoorArg::Auto)]
     door: DoorArg,
     /// Where sessions are kept.
     #[arg(long, value_name = "DIR")]
@@ -84,9 +83,11 @@ struct Args {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum DoorArg {
-    /// By ptrace.
+    /// With the agent, if its file can be preloaded; where it cannot be called later, ptrace does it.
+    Auto,
+    /// Without the agent: the program is left as it is.
     Attach,
-    /// By the agent.
+    /// With the agent, or not at all.
     Agent,
 }
 
@@ -210,8 +211,9 @@ fn run(args: &Args) -> Result<Outcome, LaunchError> {
     })?;
     let state = StateDir::resolve(args.state_dir.as_deref())?;
     let door = match args.door {
-        DoorArg::Attach => engine::Door::Attach,
-        DoorArg::Agent => engine::Door::Agent,
+        DoorArg::Auto => engine::DoorChoice::Auto,
+        DoorArg::Attach => engine::DoorChoice::Only(engine::Door::Attach),
+        DoorArg::Agent => engine::DoorChoice::Only(engine::Door::Agent),
     };
     let request = LaunchRequest { name, argv: args.command.clone(), detach: args.detach, triggers, door };
     let on_event = |event| tell(args, &event);

@@ -1,8 +1,10 @@
 //! The agent's file: carried by this binary, written into the state directory for the loader to find.
+//!
+//! Unless it is asked for, the agent is an offer: where its file cannot be written or named, the program is started without it, and that is said.
 use crate::errors::{failed, storage};
 use crate::state::write_atomically;
 use crate::{Result, StateDir};
-use engine::{Error, Kind};
+use engine::{Door, DoorChoice, Error, Kind};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -10,8 +12,29 @@ use std::process::Command;
 
 const PRELOAD: &str = "LD_PRELOAD";
 
-/// Sets the command up such that it starts with the agent; what its caller preloads comes after it.
-pub(crate) fn preload(state: &StateDir, command: &mut Command, attempted: &str) -> Result<()> {
+/// Sets the command up such that it starts with the agent, if that is wanted. Gives the door that this is for, and what is to be said.
+pub(crate) fn offer(
+    state: &StateDir,
+    wanted: DoorChoice,
+    command: &mut Command,
+    attempted: &str,
+) -> Result<(Door, Option<String>)> {
+    if wanted == DoorChoice::Only(Door::Attach) {
+        return Ok((Door::Attach, None));
+    }
+    match (wanted, preload(state, command, attempted)) {
+        (_, Ok(())) => Ok((Door::Agent, None)),
+        (DoorChoice::Only(_), Err(e)) => Err(e),
+        (DoorChoice::Auto, Err(e)) => {
+            let why: Vec<String> = e.reasons.iter().map(|r| format!("{}: {}", r.object, r.why)).collect();
+            let note = format!("started without the agent, so its checkpoints need ptrace: {}", why.join("; "));
+            Ok((Door::Attach, Some(note)))
+        }
+    }
+}
+
+/// Preloads it; what the caller preloads comes after it.
+fn preload(state: &StateDir, command: &mut Command, attempted: &str) -> Result<()> {
     let path = materialise(state)?;
     // ld.so(8): names are parted by colons and spaces, and nothing can be quoted
     if path.as_os_str().as_bytes().iter().any(|b| b" :\t\n".contains(b)) {

@@ -1,5 +1,5 @@
 //! What launcher and ctl say to this library and what they get back.
-use engine::{After, Door, External, Externals, Pids, Progress};
+use engine::{After, DoorChoice, External, Externals, Pids, Progress};
 use image::SessionName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -73,8 +73,8 @@ pub struct LaunchRequest {
     pub detach: bool,
     /// What makes checkpoints of it by itself.
     pub triggers: Triggers,
-    /// The way in for its checkpoints: with [`Door::Agent`] the agent is preloaded.
-    pub door: Door,
+    /// The way in for its checkpoints: but for `Only(Door::Attach)` the agent is preloaded; by [`DoorChoice::Auto`] only if that can be done.
+    pub door: DoorChoice,
 }
 
 /// What to restore, and how.
@@ -137,7 +137,7 @@ pub struct CheckpointRequest<'a> {
     /// What becomes of the target.
     pub after: After,
     /// The way in.
-    pub door: Door,
+    pub door: DoorChoice,
     /// What a restore does with external ends.
     pub external: Externals,
     /// Told how far it is.

@@ -55,7 +55,7 @@ pub(crate) fn record(state: &StateDir, name: &SessionName, order: &Order) -> Res
     };
     let live = find_live(state, name, &attempted)?;
     let (after, external) = (order.after, order.external.clone());
-    let request = CheckpointRequest { after, door: engine::Door::Attach, external, progress: None };
+    let request = CheckpointRequest { after, external, ..Default::default() };
     let Checkpointed { captured, mut notes, .. } = take(state, name, &live, &request, &attempted, false)?;
     // Only now that a newer one is complete.
     if let Some(keep) = order.keep {
@@ -210,7 +210,10 @@ fn take(
         progress: request.progress,
     };
     let captured = match with_hooks(&store, name, pid, &options, &mut notes, attempted) {
-        Ok(captured) => captured,
+        Ok(mut captured) => {
+            notes.append(&mut captured.notes);
+            captured
+        }
         Err(e) => {
             // If it cannot be told, the closed connection says the same.
             let _ = supervisor.as_mut().map(|s| s.ask(&Request::Stays));

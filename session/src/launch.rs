@@ -7,7 +7,7 @@ use crate::state::ENV_STATE_DIR;
 use crate::supervisor::Running;
 use crate::{control, name, Event, LaunchError, LaunchRequest, Live, Mode, Outcome, ProcId, Started, StateDir};
 use crate::{EXIT_CANNOT_EXECUTE, EXIT_NOT_FOUND};
-use engine::{Door, Error, Kind};
+use engine::{Error, Kind};
 use image::SessionName;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -67,9 +67,7 @@ fn start(
         let log = open_log(&state.log(name))?;
         command.stdin(Stdio::null()).stdout(copy(&log, attempted)?).stderr(log);
     }
-    if request.door == Door::Agent {
-        crate::agent::preload(state, &mut command, attempted)?;
-    }
+    let (door, note) = crate::agent::offer(state, request.door, &mut command, attempted)?;
     // Meant for us: one that goes to the whole group, or to the program by mistake, must not end or stop it.
     let inherited = starting.inherited.clone().ignoring(request.triggers.signals());
     let prepared = sys::spawn::prepare(&mut command, inherited, request.detach)
@@ -84,7 +82,7 @@ fn start(
         program,
         init: None,
         supervisor: ProcId::me(),
-        door: request.door.name().into(),
+        door: door.name().into(),
         command: request.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" "),
         from: None,
         created: now(),
@@ -107,7 +105,7 @@ fn start(
         pid,
         supervisor: std::process::id() as i32,
         pids: None,
-        notes: Vec::new(),
+        notes: note.into_iter().collect(),
         log: request.detach.then(|| state.log(name)),
         redraw: false,
     };

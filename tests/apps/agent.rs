@@ -70,6 +70,9 @@ fn threads(bed: &mut Bed, program: &str) -> Result<()> {
     bites(bed, &name)?;
     checkpoint(bed, &name, &[])?;
     unharmed::entirely(target.pid)?;
+    // that ptrace is denied does not matter where it is not wanted
+    let ran = denied(bed, &["checkpoint", &name, "--json"])?.expect(0)?;
+    ensure!(ran.json()?["door"] == "agent", "the door should be the agent's: {}", ran.said());
     checkpoint(bed, &name, &["--kill"])?;
     target.gone(bed)?;
     target.restore(bed)?;

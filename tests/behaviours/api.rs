@@ -185,7 +185,10 @@ impl Api {
     fn door(&self, bed: &mut Bed) -> Result<()> {
         let session = self.session.clone();
         let door = bed.ctl_json(&["inspect", &session])?["summary"]["door"].to_string();
-        ensure!(door.contains("attach"), "inspect should name the door, it says {door}");
+        ensure!(
+            door.contains(if self.child.is_some() { "attach" } else { "agent" }),
+            "inspect should name the door, it says {door}"
+        );
         Ok(())
     }
 

@@ -41,7 +41,7 @@ pub fn run(out: &Out, state: &StateDir, args: &Checkpoint) -> Result<Done, Error
     }
     let result = json!({
         "name": made.name.as_str(), "n": c.n, "pid": made.pid, "after": after_text,
-        "pause_ms": ms(c.pause), "took_ms": ms(c.took), "bytes": c.bytes, "threads": c.threads,
+        "door": c.door.name(), "pause_ms": ms(c.pause), "took_ms": ms(c.took), "bytes": c.bytes, "threads": c.threads,
         "reported": c.reported, "notes": made.notes,
     });
     out.done(result, || {

@@ -3,12 +3,12 @@
 use super::files::{Look, Outside};
 use super::threads::Heard;
 use super::{Step, Survey};
-use crate::{Door, Error, Kind, Reason, Result};
+use crate::{After, Captured, Door, DoorChoice, Error, Kind, Reason, Result};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
-use sys::agent::{Copies, Quiesced, Visited};
+use sys::agent::{Absent, Copies, Quiesced, Shut, Visited};
 use sys::channel::{Channel, Listener};
 use sys::inject::Layout;
 use sys::kcmp::{EpollSlot, Resource};
@@ -23,12 +23,106 @@ const KCMP_EPOLL_TFD: i32 = 7;
 /// Longest wait for the end of a process that was killed, milliseconds.
 const END: i32 = 10_000;
 
+/// Longest look at a thread that blocks the agent's signal, before anybody is called: where only the agent may be taken, and where there is
+/// another way.
+const PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(100)];
+
+/// The doors of a target: which is taken, and which after it.
+pub(super) struct Doors {
+    pid: i32,
+    choice: DoorChoice,
+    /// The one that is taken next.
+    door: Door,
+    /// Started in any case, unless only the agent may be taken. That it cannot be started is said when it is wanted.
+    tracer: Option<sys::Result<Tracer>>,
+    /// What stands against the only one that may be taken.
+    reasons: Vec<Reason>,
+    /// Why the agent that is there is not called, or did not answer.
+    shut: Option<Absent>,
+    /// How long threads stood still for that.
+    pause: Duration,
+}
+
+impl Doors {
+    /// Starts a tracer, if one may be wanted, and looks whether there is an agent.
+    pub fn new(choice: DoorChoice, after: After, pid: i32) -> Doors {
+        let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
+        let (shut, pause) = (None, Duration::ZERO);
+        let mut doors = Doors { pid, choice, door: Door::Attach, tracer, reasons: Vec::new(), shut, pause };
+        match (choice, sys::agent::present(pid)) {
+            (DoorChoice::Only(Door::Attach), _) => {}
+            (DoorChoice::Only(Door::Agent), there) => {
+                doors.door = Door::Agent;
+                doors.reasons.extend(there.err().map(|why| shut_reason(pid, &why)));
+                doors.reasons.extend((after == After::Stop).then(|| cannot_stop(pid)));
+            }
+            (DoorChoice::Auto, _) if after == After::Stop => {}
+            (DoorChoice::Auto, Ok(())) => doors.door = Door::Agent,
+            (DoorChoice::Auto, Err(Absent::None)) => {}
+            (DoorChoice::Auto, Err(why)) => doors.shut = Some(why),
+        }
+        doors
+    }
+
+    /// The way to take.
+    pub fn next(&mut self) -> Step<Way> {
+        if self.door == Door::Agent {
+            let patience = PATIENCE[usize::from(self.is_another())];
+            return Ok(Way::Agent { pid: self.pid, patience, inside: None });
+        }
+        let none = || Err(sys::Error::Unfit { what: "its tracer was used already".into() });
+        Ok(Way::Attach { tracer: self.tracer.take().unwrap_or_else(none)?, plan: None })
+    }
+
+    /// What is known to stand against it.
+    pub fn reasons(&mut self) -> Vec<Reason> {
+        std::mem::take(&mut self.reasons)
+    }
+
+    /// Whether ptrace may be tried after the agent.
+    pub fn is_another(&self) -> bool {
+        self.door == Door::Agent && self.choice == DoorChoice::Auto
+    }
+
+    /// The agent was called, and could not be talked to: the other door.
+    pub fn shut_behind(&mut self, s: Shut) {
+        self.door = Door::Attach;
+        self.pause = self.pause.max(s.pause);
+        self.shut = Some(s.why);
+    }
+
+    /// The target runs again: no other door is needed.
+    pub fn settle(&mut self) {
+        self.tracer = None;
+    }
+
+    /// Adds to a result what became of the agent.
+    pub fn tell(self, made: Result<Captured>) -> Result<Captured> {
+        let Some(why) = self.shut else { return made };
+        match made {
+            Ok(mut c) => {
+                c.pause = c.pause.max(self.pause);
+                c.notes.push(format!("made by attach (ptrace), not by its agent: {why}"));
+                Ok(c)
+            }
+            Err(mut e) => {
+                if matches!(e.kind, Kind::Refused | Kind::PutBack) {
+                    let why = format!("its agent, which would need no ptrace, cannot be called either: {why}");
+                    let remedy = "remove either obstacle; the program runs on as before";
+                    e.reasons.push(Reason::new(format!("PID {}", self.pid), why, remedy));
+                }
+                Err(e)
+            }
+        }
+    }
+}
+
 /// A way into a target, and what has become of it.
 pub(super) enum Way {
     /// By ptrace.
     Attach { tracer: Tracer, plan: Option<EntryPlan> },
     /// By its agent.
-    Agent { pid: i32, inside: Option<Quiesced> },
+    Agent { pid: i32, patience: Duration, inside: Option<Quiesced> },
 }
 
 /// What is inside a target.
@@ -44,12 +138,12 @@ pub(super) struct Inside {
 }
 
 impl Way {
-    /// The first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to.
-    pub fn new(door: Door, pid: i32) -> Step<Way> {
-        Ok(match door {
-            Door::Attach => Way::Attach { tracer: Tracer::start()?, plan: None },
-            Door::Agent => Way::Agent { pid, inside: None },
-        })
+    /// Which door it is.
+    pub fn door(&self) -> Door {
+        match self {
+            Way::Attach { .. } => Door::Attach,
+            Way::Agent { .. } => Door::Agent,
+        }
     }
 
     /// Finds the way in; refuses where there is none.
@@ -64,12 +158,11 @@ impl Way {
     pub fn freeze(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
         match self {
             Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
-            Way::Agent { inside, .. } => {
+            Way::Agent { inside, patience, .. } => {
                 let uid = s.status.uid.effective;
                 let mut heard = Heard::default();
                 let mut heed = |tid| heard.ask(&s.threads, tid);
-                let q = sys::agent::freeze(s.pid, uid, l, &super::observe::visit_program(), &mut heed);
-                let q = q.map_err(|why| refusal(s, &why))?;
+                let q = sys::agent::freeze(s.pid, uid, l, *patience, &super::observe::visit_program(), &mut heed)?;
                 call_in(inside.insert(q), s, heard)
             }
         }
@@ -79,7 +172,7 @@ impl Way {
     pub fn release(&mut self, after: tracer::After) -> Step<(Duration, u64)> {
         let (pid, q) = match self {
             Way::Attach { tracer, .. } => return Ok(tracer.release(after)?),
-            Way::Agent { pid, inside } => (*pid, inside),
+            Way::Agent { pid, inside, .. } => (*pid, inside),
         };
         let Some(q) = q else { return Ok((Duration::ZERO, 0)) };
         if after != tracer::After::Kill {
@@ -160,14 +253,18 @@ fn pending(pid: i32, tid: i32) -> u64 {
 }
 
 /// Why the agent's door is shut, as an error.
-pub(super) fn refusal(s: &Survey, why: &sys::agent::Absent) -> Error {
-    let Reason { object, why, remedy } = shut(s.pid, why);
-    Error::new(Kind::Refused, s.attempted.clone(), object, why, remedy)
+pub(super) fn refusal(pid: i32, attempted: &str, why: &Absent) -> Error {
+    Error { kind: Kind::Refused, attempted: attempted.into(), reasons: vec![shut_reason(pid, why)] }
 }
 
 /// Why the agent's door is shut, as a reason.
-pub(super) fn shut(pid: i32, why: &sys::agent::Absent) -> Reason {
+fn shut_reason(pid: i32, why: &Absent) -> Reason {
     Reason::new(format!("PID {pid}"), why.to_string(), "leave out --door agent: it runs on, and ptrace reaches it")
+}
+
+fn cannot_stop(pid: i32) -> Reason {
+    let why = "only ptrace can leave it stopped without running another instruction";
+    Reason::new(format!("PID {pid}"), why, "leave out --door agent, or --stop")
 }
 
 /// How a process that runs is looked at before the freeze. On the agent's door what is not permitted is left to the freeze.

@@ -3,7 +3,7 @@ use super::files::{self, FileView, Look, Outside};
 use super::shared::Others;
 use super::threads::{Heard, Shares, Whole};
 use super::{died, door, explain, Fault, Step};
-use crate::{objects, After, Door, Error, Externals, Kind, Reason, Result};
+use crate::{objects, Door, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
 use sys::procfs::{self, ns::NsKind, stat::Stat, status::Status};
@@ -75,8 +75,8 @@ impl Survey {
     }
 }
 
-/// Looks at a process without touching it.
-pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, after: After) -> Result<Survey> {
+/// Looks at a process without touching it. `door`: by which it is to be entered; `shut`: what stands against that.
+pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shut: Vec<Reason>) -> Result<Survey> {
     let refused = |o: &str, w: &str, r: &str| Error::new(Kind::Refused, attempted.clone(), o, w, r);
     let me = std::process::id() as i32;
     if pid <= 0 || !procfs::pid_exists(pid) {
@@ -135,7 +135,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, aft
         reported: Vec::new(),
     };
     s.rights();
-    s.agent(door, after);
+    s.reasons.extend(shut);
     // without the right to look there is nothing more to say
     s.refuse()?;
     let mut look = door::look_before(pid, door).map_err(|f| explain(f, &s.attempted, "find", false))?;
@@ -191,20 +191,6 @@ impl Survey {
                 format!("the kernel does not let this user look into it ({e})"),
                 "it is not dumpable, or Yama forbids it: run as root, or see `ctl doctor`",
             );
-        }
-    }
-
-    /// On the agent's door: that it is open.
-    fn agent(&mut self, door: Door, after: After) {
-        if door != Door::Agent {
-            return;
-        }
-        if let Err(why) = sys::agent::present(self.pid) {
-            self.reasons.push(door::shut(self.pid, &why));
-        }
-        if after == After::Stop {
-            let why = "only ptrace can leave it stopped without running another instruction";
-            self.reason(format!("PID {}", self.pid), why, "leave out --door agent, or --stop");
         }
     }
 

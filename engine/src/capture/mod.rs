@@ -20,10 +20,10 @@ pub(crate) use memory::build_id;
 pub use observe::Observer;
 
 use crate::{After, CaptureOptions, Captured, Door, Error, Externals, Kind, Progress, Result};
-use door::Way;
+use door::{Doors, Way};
 use image::store::{NewCheckpoint, Store};
 use image::{PageSink, SessionName};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use sys::channel::Listener;
 use sys::tracer;
 
@@ -68,9 +68,13 @@ impl Phase {
 /// Looks for everything that would make a checkpoint of a process fail, and changes nothing. Gives what would be
 /// reported as not kept.
 pub fn preflight(pid: i32, external: &Externals) -> Result<Vec<String>> {
-    let s = survey(pid, format!("checkpoint PID {pid}"), external, Door::Attach, After::Run)?;
+    let door = if sys::agent::present(pid).is_ok() { Door::Agent } else { Door::Attach };
+    let s = survey(pid, format!("checkpoint PID {pid}"), external, door, Vec::new())?;
     s.refuse_unsure_too()?;
-    way_in(&s, &[0; 8]).map(|_| s.reported)
+    if door == Door::Attach {
+        way_in(&s, &[0; 8])?;
+    }
+    Ok(s.reported)
 }
 
 /// Makes a checkpoint of a process. The calling process must be single-threaded.
@@ -78,9 +82,17 @@ pub fn preflight(pid: i32, external: &Externals) -> Result<Vec<String>> {
 /// Whatever fails, the target runs on as before and the store holds what it held.
 pub fn checkpoint(store: &Store, name: &SessionName, pid: i32, o: &CaptureOptions<'_>) -> Result<Captured> {
     let began = Instant::now();
+    // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
+    let mut doors = Doors::new(o.door, o.after, pid);
     let mut run = Run { phase: Phase::Find, attempted: format!("checkpoint {name} (PID {pid})"), pid, o };
-    let r = run.all(store, name, began);
-    r.map_err(|e| run.explain(e))
+    let r = loop {
+        let r = doors.next().and_then(|way| run.all(way, &mut doors, store, name, began));
+        match r {
+            Err(Fault::Shut(shut)) if doors.is_another() => doors.shut_behind(shut),
+            r => break r,
+        }
+    };
+    doors.tell(r.map_err(|e| run.explain(e)))
 }
 
 /// An error of any room on its way to becoming the engine's.
@@ -93,6 +105,19 @@ pub(crate) enum Fault {
     Image(image::ImageError),
     /// Of a file of /proc.
     Proc(sys::procfs::ReadError),
+    /// The agent's door is shut.
+    Shut(sys::agent::Shut),
+}
+
+impl From<sys::agent::Absent> for Fault {
+    fn from(why: sys::agent::Absent) -> Fault {
+        Fault::Shut(sys::agent::Shut { why, pause: Duration::ZERO })
+    }
+}
+impl From<sys::agent::Shut> for Fault {
+    fn from(s: sys::agent::Shut) -> Fault {
+        Fault::Shut(s)
+    }
 }
 
 impl From<Error> for Fault {
@@ -136,10 +161,17 @@ impl Run<'_> {
         })
     }
 
-    fn all(&mut self, store: &Store, name: &SessionName, began: Instant) -> Step<Captured> {
+    fn all(
+        &mut self,
+        mut way: Way,
+        doors: &mut Doors,
+        store: &Store,
+        name: &SessionName,
+        began: Instant,
+    ) -> Step<Captured> {
         self.enter(Phase::Find)?;
-        let mut way = Way::new(self.o.door, self.pid)?;
-        let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external, self.o.door, self.o.after)?;
+        let shut = doors.reasons();
+        let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
         survey.refuse()?;
         let listener = Listener::new()?;
         way.prepare(&survey, &listener)?;
@@ -151,7 +183,14 @@ impl Run<'_> {
         self.enter(Phase::Observe)?;
         let sink = sink(&incoming)?;
         let mut obs = Observer::new(&survey, inside, sink)?;
-        let seen = obs.everything(&listener)?;
+        let seen = match obs.everything(&listener) {
+            Err(Fault::Shut(s)) => {
+                drop(obs);
+                let (pause, _) = way.release(tracer::After::Run)?;
+                return Err(Fault::Shut(sys::agent::Shut { pause, ..s }));
+            }
+            seen => seen?,
+        };
 
         if self.o.after != After::Run {
             obs.unseen_by_a_child_of_its_own(&listener, seen.process.subreaper)?;
@@ -167,6 +206,7 @@ impl Run<'_> {
         let (pause, _) = way.release(tracer::After::Run)?;
         let snapshot = way.collect(child.pid)?;
         drop(way);
+        doors.settle();
 
         self.enter(Phase::Record)?;
         let mut child = child;
@@ -225,6 +265,10 @@ impl Run<'_> {
     /// Whatever went wrong with a target that has ended, went wrong because of that.
     fn explain(&self, f: Fault) -> Error {
         let phase = self.phase.name();
+        let f = match f {
+            Fault::Shut(s) => Fault::Ours(door::refusal(self.pid, &self.attempted, &s.why)),
+            f => f,
+        };
         let ours = matches!(f, Fault::Image(_)) || self.phase == Phase::Thaw && self.o.after == After::Kill;
         if self.phase != Phase::Find && !ours && sys::procfs::is_ending(self.pid) {
             return died(&self.attempted, phase);
@@ -238,6 +282,13 @@ pub(crate) fn explain(f: Fault, attempted: &str, phase: &str, begun: bool) -> Er
     let late = if begun { Kind::PutBack } else { Kind::Refused };
     match f {
         Fault::Ours(e) => e,
+        Fault::Shut(s) => Error::new(
+            Kind::Refused,
+            attempted,
+            format!("phase {phase}"),
+            s.why.to_string(),
+            "the target runs on as before; try again when it has left that state",
+        ),
         Fault::Image(e) => {
             let kind = if e.is_storage() {
                 Kind::Storage
@@ -291,6 +342,11 @@ fn died(attempted: &str, phase: &str) -> Error {
 }
 
 fn way_in(s: &Survey, addr: &[u8]) -> Result<tracer::EntryPlan> {
+    if sys::agent::is_leaving(s.pid) {
+        let why = sys::agent::Absent::Leaving.to_string();
+        let remedy = "nothing was touched; it runs on";
+        return Err(Error::new(Kind::Refused, s.attempted.clone(), format!("PID {}", s.pid), why, remedy));
+    }
     let visit = observe::visit_program();
     tracer::prepare(s.pid, addr, tracer::Visit::All, visit.encode_calls()).map_err(|e| match e {
         sys::Error::Unfit { what } => {

@@ -1,8 +1,7 @@
 //! Pending signals with what they carry, where there is no tracer to peek at them: each thread takes those that wait for it, and queues them again, in
 //! one program of calls, so that nobody's death can lose any. All signals are blocked meanwhile.
-use super::door::refusal;
 use super::observe::{Observer, Told};
-use super::Step;
+use super::{Fault, Step};
 use serde_bytes::ByteBuf;
 use sys::agent::Absent;
 use sys::procfs;
@@ -49,7 +48,7 @@ impl Observer<'_> {
             let own = procfs::status::read_task(pid, tid)?.sig_pending & !AGENT;
             if own & shared != 0 {
                 // whose it takes first could be told, but not where the others begin
-                return Err(refusal(self.survey, &Absent::Pending).into());
+                return Err(Fault::from(Absent::Pending));
             }
             if own != 0 {
                 all.threads.push((tid, self.take(own, Some(tid), slot)?));
@@ -87,7 +86,7 @@ impl Observer<'_> {
         let found = |(c, i): (&CallId, &Out)| (r.raw(*c) > 0).then(|| ByteBuf::from(r.bytes(*i).to_vec()));
         let all: Vec<ByteBuf> = taken.iter().zip(&infos).map_while(found).collect();
         if all.len() == MOST {
-            return Err(refusal(self.survey, &Absent::Pending).into());
+            return Err(Fault::from(Absent::Pending));
         }
         Ok(all)
     }

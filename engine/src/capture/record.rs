@@ -229,11 +229,13 @@ impl Recorder {
         let n = incoming.publish()?;
         Ok(Captured {
             n,
+            door: self.door,
             pause: self.pause,
             took: began.elapsed(),
             bytes: pack.stored_bytes + bytes.len() as u64,
             threads: self.threads.len(),
             reported: self.reported,
+            notes: Vec::new(),
         })
     }
 }

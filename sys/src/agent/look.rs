@@ -40,7 +40,7 @@ impl fmt::Display for Absent {
         match self {
             Absent::None => write!(
                 f,
-                "it has no agent: it was not started by launcher --door agent, or is a program that ignores LD_PRELOAD"
+                "it has no agent: it was not started by launcher (or with --door attach), or is a program that ignores LD_PRELOAD"
             ),
             Absent::Version(v) => write!(f, "its agent speaks version {v}, this build {}", wire::WIRE_VERSION),
             Absent::Uncaught => write!(f, "its agent's signal ({AGENT_SIGNAL}) has no handler any more"),
@@ -77,6 +77,11 @@ pub fn present(pid: i32) -> Result<(), Absent> {
         return Err(Absent::Leaving);
     }
     Ok(())
+}
+
+/// Whether a serving thread's region is there: a thread is inside, or about to leave. (What attach leaves at the same place begins with code.)
+pub fn is_leaving(pid: i32) -> bool {
+    procfs::maps::read(pid).is_ok_and(|maps| maps.iter().any(|v| v.start == wire::HOME && !v.perms.exec))
 }
 
 /// Whether something is mapped where a serving thread maps its region. False if the process has gone.

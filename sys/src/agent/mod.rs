@@ -24,6 +24,6 @@ pub fn is_file(path: &[u8]) -> bool {
 }
 
 pub use copies::Copies;
-pub use look::{present, Absent};
-pub use quiesce::{freeze, Quiesced};
+pub use look::{is_leaving, present, Absent};
+pub use quiesce::{freeze, Quiesced, Shut};
 pub use visit::Visited;

@@ -1,8 +1,8 @@
 //! Calling all threads in, and letting them go.
 //!
-//! One thread is called first, and connects. Then those that block the signal at the moment (libc does so for instants, in pthread_create and
-//! kin): one that always does never comes, and nobody else should stand still for it. Then all others, until no newcomer appears.
-//! Whatever fails, the connection is closed, and everyone inside is released; who comes later finds the session over, and goes on.
+//! Those that block the signal at the moment (libc does so for instants, in pthread_create and kin) are looked at until they do not: one that always does
+//! would never come, and nobody should stand still for it. Then one thread is called, and connects; then those that blocked the signal; then all
+//! others, until no newcomer appears. Whatever fails, the connection is closed, and everyone inside is released; who comes later finds the session over, and goes on.
 use super::look::{self, Absent, Doing};
 use super::state;
 use super::visit::Visit;
@@ -19,12 +19,14 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use wire::agent::{code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_RSEQ_UNKNOWN, OP_ARRIVED};
 
-/// Longest wait for threads that have been called while nobody else stands still.
+/// Longest wait for threads that have been called while nobody but the serving one stands still.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Longest wait in the freeze.
 const LIMIT: Duration = Duration::from_secs(5);
-/// How often is looked whether those that are waited for still exist.
+/// How often is looked whether those that are waited for still exist, milliseconds.
 const LOOK: u16 = 20;
+/// How often is looked whether a thread still blocks the signal, milliseconds.
+const GLANCE: u8 = 1;
 const MAX_ROUNDS: usize = 200;
 /// Room for threads that are younger than the first look.
 const NEWCOMERS: usize = 64;
@@ -86,6 +88,15 @@ impl Call<'_> {
 /// Why it did not come to that.
 type Way<T> = std::result::Result<T, Absent>;
 
+/// The agent was called to no end: everyone goes on.
+#[derive(Clone, Debug)]
+pub struct Shut {
+    /// Why.
+    pub why: Absent,
+    /// How long a thread stood still for that, at most.
+    pub pause: Duration,
+}
+
 fn other(e: impl std::fmt::Display) -> Absent {
     Absent::Other(e.to_string())
 }
@@ -93,9 +104,47 @@ fn other(e: impl std::fmt::Display) -> Absent {
 /// Is told of each thread as it has come in: from then on it does nothing but what it is told to.
 pub type Heed<'a> = dyn FnMut(i32) + 'a;
 
-/// Calls all threads of a process in. `uid`: its user, as which it connects. `visit`: what each is to call as it comes in.
-pub fn freeze(pid: i32, uid: u32, l: &Listener, visit: &Program, heed: &mut Heed<'_>) -> Way<Quiesced> {
+impl From<Absent> for Shut {
+    fn from(why: Absent) -> Shut {
+        Shut { why, pause: Duration::ZERO }
+    }
+}
+
+/// Calls all threads of a process in. `uid`: its user, as which it connects. `patience`: how long a thread that blocks the signal is looked at before
+/// anybody is called. `visit`: what each is to call as it comes in.
+pub fn freeze(
+    pid: i32,
+    uid: u32,
+    l: &Listener,
+    patience: Duration,
+    visit: &Program,
+    heed: &mut Heed<'_>,
+) -> std::result::Result<Quiesced, Shut> {
     fault::target(pid);
+    let (seen, blocking) = look_at_all(pid, patience)?;
+    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
+    let server = seen.keys().copied().find(|t| !blocking.contains(t) && !ended(*t));
+    let server = server.ok_or(Absent::Blocks(pid))?;
+    let call = Call { pid, nonce: l.key(), seen: &seen };
+    let since = Instant::now();
+    let slots = (seen.len() * 2 + NEWCOMERS) as i32;
+    if !call.send(server, code_serve(), slots).map_err(other)? {
+        return Err(Absent::Late(server).into());
+    }
+    let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
+    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), visit: None, since };
+    let came = q.take(&mut BTreeSet::from([server]), PATIENCE, heed).and_then(|()| {
+        q.visit = Visit::prepare(&mut q.channel().map_err(other)?, visit);
+        q.call_all(&call, &blocking, heed)
+    });
+    match came {
+        Ok(()) => Ok(q),
+        Err(why) => Err(Shut { why, pause: q.release() }),
+    }
+}
+
+/// What each thread is doing, and those that were seen blocking the signal, all of which do not any more.
+fn look_at_all(pid: i32, patience: Duration) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
     look::present(pid)?;
     let tids = procfs::tasks(pid).map_err(other)?;
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
@@ -108,22 +157,18 @@ pub fn freeze(pid: i32, uid: u32, l: &Listener, visit: &Program, heed: &mut Heed
         }
         seen.insert(*tid, look::doing(pid, *tid));
     }
-    look::room(pid, &seen)?;
-    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
-    let server = seen.keys().copied().find(|t| !blocking.contains(t) && !ended(*t));
-    let server = server.ok_or(Absent::Blocks(pid))?;
-    let call = Call { pid, nonce: l.key(), seen: &seen };
-    let since = Instant::now();
-    let slots = (tids.len() * 2 + NEWCOMERS) as i32;
-    if !call.send(server, code_serve(), slots).map_err(other)? {
-        return Err(Absent::Late(server));
+    let until = Instant::now() + patience;
+    for tid in &blocking {
+        while look::blocks(pid, *tid).unwrap_or(false) {
+            if Instant::now() > until {
+                return Err(Absent::Blocks(*tid));
+            }
+            let _ = poll(&mut [], PollTimeout::from(GLANCE));
+        }
+        seen.insert(*tid, look::doing(pid, *tid));
     }
-    let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
-    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), visit: None, since };
-    q.take(&mut BTreeSet::from([server]), PATIENCE, heed)?;
-    q.visit = Visit::prepare(&mut q.channel().map_err(other)?, visit);
-    q.call_all(&call, &blocking, heed)?;
-    Ok(q)
+    look::room(pid, &seen)?;
+    Ok((seen, blocking))
 }
 
 impl Quiesced {

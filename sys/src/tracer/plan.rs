@@ -75,8 +75,12 @@ pub fn prepare(pid: i32, addr: &[u8], visit: Visit, visit_calls: Vec<u8>) -> Res
     })
 }
 
-/// What an emergency exit of an earlier attach left: private anonymous mappings at our own place.
+/// What an emergency exit of an earlier attach left: private anonymous mappings at our own place. An agent's region, which begins with no code, is in
+/// use as long as it is there.
 fn stale(maps: &[Vma]) -> Vec<(u64, u64)> {
+    if maps.iter().any(|v| v.start == crate::inject::HOME && !v.perms.exec) {
+        return Vec::new();
+    }
     let mut next = crate::inject::HOME;
     let mut found = Vec::new();
     for v in maps.iter().filter(|v| v.start >= crate::inject::HOME) {
