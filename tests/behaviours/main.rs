@@ -2,6 +2,7 @@
 mod agent;
 mod api;
 mod external;
+mod fresh;
 mod invisible;
 mod matrix;
 mod newcomer;
@@ -24,6 +25,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(api::cases());
     all.extend(agent::cases(stage)?);
     all.extend(external::cases());
+    all.extend(fresh::cases());
     all.extend(invisible::cases());
     all.extend(newcomer::cases());
     all.extend(refusal::cases());

@@ -1,4 +1,5 @@
 //! Phase build: the process, as a child of ours that serves in the blob; with the init of its namespace, if it gets one.
+use super::fresh::Ids;
 use super::pids::Rights;
 use super::puppet::{end, reap, Puppet};
 use super::{cannot, vdso, Fault, Image, Step};
@@ -95,7 +96,7 @@ pub fn build(image: &Image<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Pupp
     let made = Made { image, tracer, ours, fds, layout };
     match pids {
         Pids::Private => made.private(),
-        _ => made.direct(),
+        _ => made.direct(pids),
     }
 }
 
@@ -109,15 +110,15 @@ struct Made<'a, 'b> {
 }
 
 impl Made<'_, '_> {
-    /// The program as our child, under its old PID.
-    fn direct(mut self) -> Step<Puppet> {
-        let want = self.image.process.pid;
+    /// The program as our child, under its old PID or a new one.
+    fn direct(mut self, pids: Pids) -> Step<Puppet> {
+        let want = if pids == Pids::Fresh { 0 } else { self.image.process.pid };
         let child = nest::first_child(&self.layout, self.fds.number, range(&self.fds.kept()), want, 0);
         let child = Child(child.map_err(|e| pid_taken(e, want))?);
         self.fds.sock = None;
         let channel = Channel::new(self.ours.try_clone().map_err(|e| Fault::Io("socket".into(), e))?, child.0);
         let pid = child.0;
-        self.puppet(channel, child, pid, Pids::Keep, false, None)
+        self.puppet(channel, child, pid, pids, false, None)
     }
 
     /// The program as child of an init in a PID namespace of its own.
@@ -177,6 +178,10 @@ impl Made<'_, '_> {
         channel.run_all(&p)?;
         let mem = RemoteMem::open(pid)?;
         sys::fault::target(pid);
+        let mut ids = Ids::default();
+        if pids == Pids::Fresh {
+            ids.set(self.image.process.pid, pid);
+        }
         let temp_base = self.fds.kept().into_iter().max().unwrap_or(0) + 3;
         Ok(Puppet {
             channel,
@@ -195,6 +200,7 @@ impl Made<'_, '_> {
             mem,
             tracer: Some(self.tracer),
             tids: Vec::new(),
+            ids,
             woken: false,
         })
     }
