@@ -6,6 +6,7 @@ mod fresh;
 mod invisible;
 mod matrix;
 mod newcomer;
+mod own_trigger;
 mod refusal;
 mod resume;
 mod sessions;
@@ -28,6 +29,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(fresh::cases());
     all.extend(invisible::cases());
     all.extend(newcomer::cases());
+    all.extend(own_trigger::cases(stage)?);
     all.extend(refusal::cases());
     all.extend(resume::cases());
     all.extend(sessions::cases());

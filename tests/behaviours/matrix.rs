@@ -68,10 +68,6 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
                 continue;
             }
             for who in Who::all() {
-                // its link to the executable is ctl's then, and that is said
-                if mode == Mode::Fresh && *who == Who::User && v.program == "proc_args" {
-                    continue;
-                }
                 let case = case(v.clone(), mode, *who, false);
                 // of many calls one is enough here: registers are not what a snapshot child lacks
                 all.push(if v.alike && matches!(mode, Mode::RunOnRestored | Mode::Fresh) { case.full() } else { case });

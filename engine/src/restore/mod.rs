@@ -4,6 +4,7 @@
 //! Read in this order: [`image`] (what is to be made), [`pids`] (under which numbers), [`build`] (the process),
 //! [`place`], [`fill`] and [`vdso`] (its memory), [`files`] (its descriptors), [`process`] and [`threads`], [`wake`]; [`fresh`] for new PIDs.
 
+mod agent;
 pub(crate) mod aio;
 mod build;
 mod creds;
@@ -188,6 +189,7 @@ impl Run<'_> {
         files::owners(&mut p, &image, &made, &mut notes)?;
         p.adopt()?;
         process::attributes(&mut p, &image, &mut notes)?;
+        agent::tell(&mut p, &image, self.o)?;
         threads::attributes(&mut p, &image, &mut notes)?;
         process::last(&mut p, &image, self.o, &mut notes)?;
         self.enter(Phase::Wake)?;
