@@ -117,6 +117,13 @@ impl Context {
         crate::arch::is_resuming(rip) || self.words[RAX] == RESTART_SYSCALL as u64 && unsafe { is_syscall(rip) }
     }
 
+    /// It will be issued again, if that is all there is to do.
+    pub fn again_if(&mut self, call: Option<i64>) {
+        if let (Onward::Again | Onward::AgainWhole, Some(nr)) = (self.onward(call), call) {
+            self.again(nr);
+        }
+    }
+
     /// It will be issued again.
     pub fn again(&mut self, nr: i64) {
         self.words[RAX] = nr as u64;

@@ -48,10 +48,7 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
         let call = c.interrupted(i);
         if page::flags().load(SeqCst) & AGENT_SECCOMP != 0 {
             // no call may be made; the recorder sees the filter, and nobody come
-            if let (Onward::Again | Onward::AgainWhole, Some(nr)) = (c.onward(call), call) {
-                c.again(nr);
-            }
-            return;
+            return c.again_if(call);
         }
         if i.code == code_serve() {
             serve(i, c, call);
@@ -63,6 +60,17 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
             }
             return; // its EINTR is the program's
         }
+        go_on(i, c, call);
+    }
+}
+
+/// Goes on as if there had been no signal.
+///
+/// # Safety
+/// As [`on_signal`], with the context's interrupted call.
+pub unsafe fn go_on(i: &AgentInfo, c: &mut Context, call: Option<i64>) {
+    // SAFETY: the caller's.
+    unsafe {
         let ended = waiting(c, call);
         match (c.onward(call), call) {
             // the program's own signal came meanwhile: it has a handler, which ends such calls
@@ -127,7 +135,8 @@ unsafe fn waiting(c: &Context, call: Option<i64>) -> Ends {
     // SAFETY: the kernel writes a signal set, and an action (four words); it reads the call's mask itself.
     unsafe {
         sys3(SYS_RT_SIGPENDING, &raw mut pending as u64, 8, 0);
-        pending &= !c.mask() & !(1 << (AGENT_SIGNAL - 1));
+        pending &= !c.mask();
+        pending &= !page::ours_of(pending);
         if pending == 0 {
             return Ends::Not;
         }

@@ -1,12 +1,12 @@
 //! What programs find here before they find it in the C library, so that the agent's signal is not blocked, taken or replaced by accident, and a
 //! seccomp filter is known of. Whatever is a cancellation point stays one: the real function is called, with another mask.
 use crate::libc::{result, Real};
-use crate::page;
 pub use crate::stacks::{pthread_create, sigaltstack};
+use crate::{page, triggers};
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::SeqCst;
 use parasite::arch::{copy, syscall6};
-use wire::agent::{AGENT_SECCOMP, AGENT_SIGNAL};
+use wire::agent::{AGENT_SECCOMP, AGENT_SIGNAL, TRIGGERS};
 
 /// sigset_t of the C libraries, of which the kernel uses the first word.
 type Set = [u64; 16];
@@ -15,7 +15,7 @@ const SYS_PRCTL: u64 = 157;
 const PR_SET_SECCOMP: u64 = 22;
 const SA_SIGINFO: i32 = 4;
 
-/// Copies a set without the agent's signal into `room`; the copy's address, or 0 if there is no set.
+/// Copies a set without the agent's signals into `room`; the copy's address, or 0 if there is no set.
 ///
 /// # Safety
 /// `set` is a set, or null.
@@ -28,7 +28,7 @@ unsafe fn without(set: *const Set, room: &mut MaybeUninit<Set>) -> u64 {
     unsafe {
         copy(at, set as u64, size_of::<Set>() as u64);
         if page::ready() {
-            *(at as *mut u64) &= !(1 << (AGENT_SIGNAL - 1));
+            *(at as *mut u64) &= !page::ours_of(*(at as *const u64));
         }
     }
     at
@@ -192,14 +192,17 @@ pub struct Action {
 }
 
 /// sigaction(2): what is set for the agent's signal is kept, and answered, but the handler stays ours. It is called for a signal that is not from a recorder.
+/// So it is for a trigger in the session's program, whose handler is never called; a forked child has handlers of its own.
 ///
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn sigaction(signal: i32, new: *const Action, old: *mut Action) -> i32 {
-    if signal != AGENT_SIGNAL || !page::ready() {
-        return real!("sigaction", (signal, new, old));
-    }
-    let [handler, flags, mask] = page::action();
+    let Some([handler, flags, mask]) = page::ours(signal) else {
+        let r = real!("sigaction", (signal, new, old));
+        // SAFETY: the caller's; it was written.
+        unsafe { hide(signal, if r == 0 { old } else { core::ptr::null_mut() }) };
+        return r;
+    };
     // SAFETY: the caller's actions.
     unsafe {
         let was = (handler.load(SeqCst), flags.load(SeqCst), mask.load(SeqCst));
@@ -217,13 +220,31 @@ pub unsafe extern "C" fn sigaction(signal: i32, new: *const Action, old: *mut Ac
     0
 }
 
+/// A child that the program has forked finds what the program had set, in the place of the handler that it has inherited.
+///
+/// # Safety
+/// `old` is an action, or null.
+unsafe fn hide(signal: i32, old: *mut Action) {
+    // SAFETY: the caller's.
+    unsafe {
+        if old.is_null() || !page::ready() || (*old).handler != triggers::entry() {
+            return;
+        }
+        if let Some(i) = (0..TRIGGERS).find(|i| page::trigger(*i) == signal) {
+            let [handler, flags, mask] = page::kept(i);
+            (*old).handler = handler.load(SeqCst);
+            (*old).flags = flags.load(SeqCst) as i32;
+            (*old).mask[0] = mask.load(SeqCst);
+        }
+    }
+}
+
 /// signal(2).
 ///
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn signal(signal: i32, handler: u64) -> u64 {
-    if signal == AGENT_SIGNAL && page::ready() {
-        let [was, flags, mask] = page::action();
+    if let Some([was, flags, mask]) = page::ours(signal) {
         flags.store(0, SeqCst);
         mask.store(0, SeqCst);
         return was.swap(handler, SeqCst);
@@ -272,6 +293,40 @@ pub unsafe extern "C" fn prctl(option: i32, a: u64, b: u64, c: u64, d: u64) -> i
     }
     // SAFETY: the caller's arguments; the kernel checks them.
     result(unsafe { syscall6(SYS_PRCTL, [option as i64 as u64, a, b, c, d, 0]) }) as i32
+}
+
+/// Before a program becomes another one its triggers are ignored: until the agent is there again, one would end it.
+macro_rules! exec {
+    ($($name:ident $i:literal ($($arg:ident),*);)*) => {
+        $(
+            /// exec(3).
+            ///
+            /// # Safety
+            /// As libc's.
+            pub unsafe extern "C" fn $name($($arg: u64),*) -> i32 {
+                let were = triggers::before_exec();
+                let r = match triggers::EXEC[$i].get() {
+                    0 => result(ENOSYS) as i32,
+                    // SAFETY: the C library's function of that name, with the caller's arguments.
+                    f => unsafe {
+                        let f: unsafe extern "C" fn($(exec!(@word $arg)),*) -> i32 = core::mem::transmute(f);
+                        f($($arg),*)
+                    },
+                };
+                triggers::no_exec(were);
+                r
+            }
+        )*
+    };
+    (@word $arg:ident) => { u64 };
+}
+
+exec! {
+    execve 0 (path, argv, envp);
+    execv 1 (path, argv);
+    execvp 2 (file, argv);
+    execvpe 3 (file, argv, envp);
+    fexecve 4 (fd, argv, envp);
 }
 
 /// A seccomp filter is about to come.

@@ -15,5 +15,6 @@ mod libc;
 mod page;
 mod stacks;
 mod start;
+pub mod triggers;
 
 pub use start::start;

@@ -1,7 +1,7 @@
 //! The agent's page: what it says of itself, and the little that it has to remember. It is at a fixed address, so that a recorder finds it.
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 use parasite::serve::sys3;
-use wire::agent::{AgentPage, AGENT_PAGE};
+use wire::agent::{AgentPage, AGENT_PAGE, AGENT_SIGNAL, TRIGGERS};
 
 const SYS_GETPID: u64 = 39;
 
@@ -50,6 +50,64 @@ pub fn count_for_this_process() {
         covered().store(0, SeqCst);
         counted_for.store(me, SeqCst);
     }
+}
+
+fn number(at: *const i32) -> i32 {
+    // SAFETY: as `state`; a field of the page.
+    unsafe { &*(at as *const AtomicI32) }.load(SeqCst)
+}
+
+/// The trigger at this place; 0: none.
+pub fn trigger(i: usize) -> i32 {
+    // SAFETY: a field of the page, whose address alone is taken.
+    number(unsafe { (&raw const (*at()).triggers as *const i32).add(i % TRIGGERS) })
+}
+
+/// The parent to whom triggers are passed on.
+pub fn parent() -> i32 {
+    // SAFETY: as `trigger`.
+    number(unsafe { &raw const (*at()).parent })
+}
+
+/// Whether this process is the session's program.
+pub fn is_program() -> bool {
+    // SAFETY: as `trigger`; the call takes no argument.
+    unsafe { number(&raw const (*at()).program) as i64 == sys3(SYS_GETPID, 0, 0, 0) }
+}
+
+/// What the program has set for a trigger: as [`action`].
+pub fn kept(i: usize) -> &'static [AtomicU64; 3] {
+    // SAFETY: as `state`.
+    unsafe { &*((&raw const (*at()).kept as *const [AtomicU64; 3]).add(i % TRIGGERS)) }
+}
+
+/// What is kept for a signal that is ours in this process: the agent's, or a trigger of the program's session.
+pub fn ours(signal: i32) -> Option<&'static [AtomicU64; 3]> {
+    if !ready() {
+        return None;
+    }
+    if signal == AGENT_SIGNAL {
+        return Some(action());
+    }
+    (0..TRIGGERS).find(|i| signal != 0 && trigger(*i) == signal && is_program()).map(kept)
+}
+
+/// Of these signals (bit n-1 for signal n) those that are ours.
+pub fn ours_of(set: u64) -> u64 {
+    let mut all = 1 << (AGENT_SIGNAL - 1);
+    let mut i = 0;
+    while i < TRIGGERS {
+        let bit = match trigger(i) {
+            0 => 0,
+            n => 1u64 << ((n - 1) & 63),
+        };
+        // asked only if it matters
+        if set & bit != 0 && is_program() {
+            all |= bit;
+        }
+        i += 1;
+    }
+    set & all
 }
 
 /// What the program has set for the agent's signal: handler, flags, mask.

@@ -50,6 +50,11 @@ export! {
     pselect = interpose::pselect,
     epoll_pwait = interpose::epoll_pwait,
     epoll_pwait2 = interpose::epoll_pwait2,
+    execve = interpose::execve,
+    execv = interpose::execv,
+    execvp = interpose::execvp,
+    execvpe = interpose::execvpe,
+    fexecve = interpose::fexecve,
 }
 
 extern "C" {

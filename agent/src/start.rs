@@ -1,5 +1,5 @@
 //! What the agent does when it is loaded: a page that says that it is there, and its signal handler.
-use crate::{arch, handler, page, stacks};
+use crate::{arch, handler, page, stacks, triggers};
 use parasite::arch::syscall6;
 use wire::agent::{AGENT_MAGIC, AGENT_NAME, AGENT_PAGE, AGENT_SIGNAL, AGENT_STACK};
 
@@ -14,10 +14,8 @@ pub const THERE: u64 = 0x2 | 0x20 | 0x4000 | MAP_FIXED_NOREPLACE;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PAGE: u64 = 4096;
-const SA_SIGINFO: u64 = 4;
-const SA_ONSTACK: u64 = 0x0800_0000;
-const SA_RESTART: u64 = 0x1000_0000;
-const SA_RESTORER: u64 = 0x0400_0000;
+/// SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_RESTORER
+const FLAGS: u64 = 4 | 0x0800_0000 | 0x1000_0000 | 0x0400_0000;
 
 /// Maps private memory exactly at `at`, with a name; false if something is there.
 ///
@@ -61,15 +59,13 @@ pub unsafe fn unmap(at: u64, len: u64) {
 /// # Safety
 /// Called once, while the process has one thread.
 pub unsafe fn start() {
-    // SAFETY: the page is new and ours; the action's struct is the kernel's (handler, flags, restorer, mask) and lives over the call.
+    // SAFETY: the page is new and ours; the handler is one.
     unsafe {
         if !map(AGENT_PAGE, PAGE + AGENT_STACK, AGENT_NAME) {
             return;
         }
         let entry = handler::on_signal as *const () as u64;
-        let action = [entry, SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_RESTORER, arch::restorer(), u64::MAX];
-        let done = syscall6(SYS_RT_SIGACTION, [AGENT_SIGNAL as u64, action.as_ptr() as u64, 0, 8, 0, 0]);
-        if done != 0 {
+        if !handle(AGENT_SIGNAL, entry) {
             return unmap(AGENT_PAGE, PAGE + AGENT_STACK);
         }
         stacks::install(stacks::first());
@@ -79,5 +75,16 @@ pub unsafe fn start() {
         (*page).handler = entry;
         (*page).magic = AGENT_MAGIC;
         page::set_ready();
+        triggers::start();
     }
+}
+
+/// Sets a handler of ours; all signals are blocked while it runs.
+///
+/// # Safety
+/// `entry` is one.
+pub unsafe fn handle(signal: i32, entry: u64) -> bool {
+    let action = [entry, FLAGS, arch::restorer(), u64::MAX];
+    // SAFETY: the kernel reads the action (handler, flags, restorer, mask).
+    unsafe { syscall6(SYS_RT_SIGACTION, [signal as u64, action.as_ptr() as u64, 0, 8, 0, 0]) == 0 }
 }

@@ -144,7 +144,7 @@ pub enum PidsArg {
     Keep,
     /// The same PIDs, in a PID namespace of its own
     Private,
-    /// New PIDs (not in this version)
+    /// New PIDs, here: also for an ordinary user, without a namespace
     Fresh,
 }
 

@@ -146,8 +146,15 @@ pub struct RestoreOptions<'a> {
     pub map_path: Vec<(PathBuf, PathBuf)>,
     /// The session that it becomes, name and folder: told to a program that uses libdormouse.
     pub session: Option<(String, PathBuf)>,
+    /// Signals that are meant for the caller, also if they come to the program: what its agent is told, and the init of its namespace.
+    pub triggers: Vec<i32>,
     /// Told how far it is.
     pub progress: Option<&'a dyn Fn(Progress)>,
+}
+
+/// The signal that the program has passed on, if that is what was read from [`Restored::status`], and not a wait status.
+pub fn passed_on(word: i32) -> Option<i32> {
+    (word & wire::REAP_SIGNAL != 0).then_some(word & 0xff)
 }
 
 /// A program that runs again. The caller is the parent of `child`.
@@ -157,8 +164,8 @@ pub struct Restored {
     pub child: i32,
     /// The program's PID as seen from the caller.
     pub pid: i32,
-    /// Where the program's wait status (i32, as wait4 gives it) can be read once it has ended; None: `child` is the
-    /// program itself.
+    /// Where the program's wait status (i32, as wait4 gives it) can be read each time that it has changed, and signals that the program passes on
+    /// ([`crate::passed_on`]); None: `child` is the program itself.
     pub status: Option<OwnedFd>,
     /// The PIDs it got.
     pub pids: Pids,

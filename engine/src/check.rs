@@ -83,7 +83,7 @@ pub fn image(image: &Image<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<
     c.open_files();
     c.limits();
     c.cpu();
-    c.kernel();
+    c.kernel(pids);
     if depth == Depth::Try {
         c.namespaces(pids);
     }
@@ -254,7 +254,7 @@ impl Check<'_> {
         }
     }
 
-    fn kernel(&mut self) {
+    fn kernel(&mut self, pids: Pids) {
         if let Ok(own) = vdso::own() {
             if let Err(r) = vdso::fits(&own, self.image) {
                 self.reasons.push(r);
@@ -268,7 +268,7 @@ impl Check<'_> {
         }
         let highest = self.image.threads.iter().map(|t| t.tid).max().unwrap_or(0);
         let max = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse::<i32>().ok());
-        if let Some(max) = max.filter(|m| highest >= *m) {
+        if let Some(max) = max.filter(|m| highest >= *m && pids != Pids::Fresh) {
             let why = format!("this kernel's PIDs end at {max}");
             self.refuse(format!("PID {highest}"), why, format!("sysctl -w kernel.pid_max={}", highest + 1));
         }

@@ -1,11 +1,15 @@
 //! What only a restore needs: threads and processes with chosen IDs, and the init of a private PID namespace.
-use crate::arch::{clone3_thread, fill, syscall6};
+use crate::arch::{clone3_thread, fill, syscall6, vfork_call};
 use crate::serve::{answer, slot, sys3};
 use core::mem::size_of;
 use wire::*;
 
 const EINVAL: i64 = -22;
-const ECHILD: i64 = -10;
+const SIGCHLD: u64 = 17;
+/// CLONE_VM|VFORK|NEWUSER
+const ASIDE_FLAGS: u64 = 0x100 | 0x4000 | 0x1000_0000;
+/// wait4 option: only children whose exit signal is not SIGCHLD.
+const WCLONE: u64 = 0x8000_0000;
 /// CLONE_VM|FS|FILES|SIGHAND|THREAD|SYSVSEM
 const THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000;
 
@@ -86,39 +90,86 @@ pub unsafe fn spawn(p: *mut Params, h: &FrameHeader) -> bool {
     }
 }
 
-/// Reaps until `child` has ended and no other child is left, then ends. Reports the child's wait status.
+/// Makes one call in a child that shares this memory, with every capability in a user namespace of its own.
 ///
 /// # Safety
-/// `p` is the host's [`Params`], the request buffer holds `h.len` bytes.
+/// `p` is the host's [`Params`], the request buffer holds `h.len` bytes; the call does to this memory what the host means it to.
+pub unsafe fn aside(p: *mut Params, h: &FrameHeader) -> bool {
+    // SAFETY: the child is as vfork's; it makes that call and ends.
+    unsafe {
+        if (h.len as usize) < size_of::<AsideCall>() {
+            return false;
+        }
+        let q = core::ptr::read_unaligned((*p).request as *const AsideCall);
+        let mut r = vfork_call(ASIDE_FLAGS, &raw const q as u64);
+        if r > 0 {
+            let mut status = 0i32;
+            let child = r;
+            r = syscall6(61, [child as u64, &raw mut status as u64, WCLONE, 0, 0, 0]);
+            if r == child {
+                // its exit status is the negated result
+                r = if status & 0x7f == 0 { -i64::from(status >> 8 & 0xff) } else { EINVAL };
+            }
+        }
+        answer(p, h, OP_ASIDE, &raw const r as u64, 8)
+    }
+}
+
+/// Reaps until `child` has ended and no other child is left, then ends. Reports the child's wait status, and signals from it.
+///
+/// # Safety
+/// `p` is the host's [`Params`], the request buffer holds `h.len` bytes. All signals are blocked.
 pub unsafe fn reap(p: *mut Params, h: &FrameHeader) -> bool {
-    // SAFETY: wait4 and write touch this stack only.
+    // SAFETY: wait4, rt_sigtimedwait and write touch this stack only.
     unsafe {
         if (h.len as usize) < size_of::<Reap>() {
             return false;
         }
         let q = core::ptr::read_unaligned((*p).request as *const Reap);
         sys3(3, (*p).sock as u64, 0, 0);
+        let signals = q.signals | 1 << (SIGCHLD - 1);
         loop {
             let mut status = 0i32;
-            // __WALL | WUNTRACED | WCONTINUED
-            let r = syscall6(61, [u64::MAX, &raw mut status as u64, 0x4000_000a, 0, 0, 0]);
+            // __WALL | WUNTRACED | WCONTINUED | WNOHANG
+            let r = syscall6(61, [u64::MAX, &raw mut status as u64, 0x4000_000b, 0, 0, 0]);
             if r == q.child as i64 {
-                let mut off = 0u64;
-                while off < 4 {
-                    let w = sys3(1, q.status_fd as u64, &raw const status as u64 + off, 4 - off);
-                    if w <= 0 {
-                        break;
-                    }
-                    off += w as u64;
-                }
+                tell(q.status_fd, status);
                 // the last one: neither stopped (low byte 0x7f) nor continued (0xffff)
                 if status & 0xff != 0x7f && status != 0xffff {
                     sys3(3, q.status_fd as u64, 0, 0);
                 }
             }
-            if r == ECHILD {
+            if r < 0 {
                 sys3(231, 0, 0, 0);
             }
+            if r == 0 {
+                let mut info = [0u64; 16];
+                // the optimiser must see that the kernel writes these
+                let i = info.as_mut_ptr();
+                fill(i as u64, 0, 128);
+                let sig = syscall6(128, [&raw const signals as u64, i as u64, 0, 8, 0, 0]);
+                // si_pid
+                let from = (i.add(2).read_volatile() & 0xffff_ffff) as i32;
+                if sig > 0 && sig != SIGCHLD as i64 && from == q.child {
+                    tell(q.status_fd, REAP_SIGNAL | sig as i32);
+                }
+            }
         }
+    }
+}
+
+/// Writes four bytes.
+///
+/// # Safety
+/// None: the kernel checks the descriptor.
+unsafe fn tell(fd: i32, word: i32) {
+    let mut off = 0u64;
+    while off < 4 {
+        // SAFETY: the word is on this stack.
+        let w = unsafe { sys3(1, fd as u64, &raw const word as u64 + off, 4 - off) };
+        if w <= 0 {
+            break;
+        }
+        off += w as u64;
     }
 }

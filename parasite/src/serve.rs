@@ -230,6 +230,7 @@ pub unsafe fn converse(p: *mut Params) -> i32 {
                 OP_START => crate::place::start(p, &h),
                 OP_SPAWN => crate::place::spawn(p, &h),
                 OP_REAP => crate::place::reap(p, &h),
+                OP_ASIDE => crate::place::aside(p, &h),
                 OP_HELLO => {
                     let hello = Hello {
                         version: WIRE_VERSION as u32,

@@ -68,6 +68,12 @@ fn start(
         command.stdin(Stdio::null()).stdout(copy(&log, attempted)?).stderr(log);
     }
     let (door, note) = crate::agent::offer(state, request.door, &mut command, attempted)?;
+    // One that comes to the program is passed on to us by its agent.
+    let (line, value) = sys::agent::triggers(&request.triggers.signals(), std::process::id() as i32);
+    match request.triggers.signals().is_empty() || door != Door::Agent {
+        true => command.env_remove(line),
+        false => command.env(line, value),
+    };
     // Meant for us: one that goes to the whole group, or to the program by mistake, must not end or stop it.
     let inherited = starting.inherited.clone().ignoring(request.triggers.signals());
     let prepared = sys::spawn::prepare(&mut command, inherited, request.detach)

@@ -75,6 +75,7 @@ fn options<'a>(
         log: None,
         map_path: r.map_path.clone(),
         session: None,
+        triggers: Vec::new(),
         progress,
     }
 }
@@ -110,6 +111,7 @@ fn start(
     let mut options = with_log(options, handle, state.log(name))?;
     options.session = Some((name.to_string(), state.session(name)));
     let (triggers, note) = triggers(request, handle)?;
+    options.triggers = triggers.signals();
     let mut restored = engine_calls::restore(handle, &options)?;
     restored.notes.extend(note);
     let pid = restored.pid;

@@ -313,7 +313,10 @@ impl Supervisor {
         let Some(fd) = &self.running.status else { return };
         let mut status = [0u8; 4];
         match nix::unistd::read(fd, &mut status) {
-            Ok(4) => self.changed(i32::from_ne_bytes(status)),
+            Ok(4) => match engine::passed_on(i32::from_ne_bytes(status)) {
+                Some(sig) => drop(self.is_from_program(sig, self.running.live.program.pid)),
+                None => self.changed(i32::from_ne_bytes(status)),
+            },
             Err(nix::errno::Errno::EINTR) => {}
             _ => self.running.status = None,
         }
@@ -341,7 +344,7 @@ impl Supervisor {
 
     fn take_signals(&mut self) {
         for Got { sig, from } in drain(&self.signals) {
-            if not_passed(sig) {
+            if not_passed(sig) || self.is_from_program(sig, from) {
                 continue;
             }
             if self.front.is_some() {
@@ -353,6 +356,16 @@ impl Supervisor {
             }
         }
         self.reap();
+    }
+
+    /// A trigger that came to the program, which has passed it on: its agent does that.
+    fn is_from_program(&mut self, sig: i32, from: i32) -> bool {
+        let triggers = &self.running.live.triggers;
+        let is = from == self.running.live.program.pid && triggers.signals().contains(&sig);
+        if let Some(means) = triggers.means(sig).filter(|_| is) {
+            self.trigger(means);
+        }
+        is
     }
 
     fn hear_front(&mut self) {

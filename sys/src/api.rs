@@ -76,6 +76,15 @@ impl Block {
         mem.write(BLOCK_AT + at::NAME as u64, &padded::<NAME_LEN>(name.as_bytes()))?;
         mem.write(BLOCK_AT + at::FOLDER as u64, &padded::<FOLDER_LEN>(folder))
     }
+
+    /// Tells a program that is restored with new numbers its PID and the TID of its hook thread.
+    pub fn renumber(&self, mem: &RemoteMem, pid: i32, new: impl Fn(i32) -> i32) -> Result<()> {
+        mem.write(BLOCK_AT + at::PID as u64, &pid.to_le_bytes())?;
+        match self.helper() {
+            Some(tid) => mem.write(BLOCK_AT + at::HELPER as u64, &new(tid).to_le_bytes()),
+            None => Ok(()),
+        }
+    }
 }
 
 // The places do not overlap.

@@ -19,10 +19,12 @@ enum Mode {
     Cycles,
     /// By the agent: a checkpoint that kills it; restored; and another, after which it runs on.
     Agent,
+    /// Killed and restored with new PIDs, and again, by both doors.
+    Fresh,
 }
 
 impl Mode {
-    const ALL: [Mode; 5] = [Mode::RunOn, Mode::RunOnRestored, Mode::Restore, Mode::Cycles, Mode::Agent];
+    const ALL: [Mode; 6] = [Mode::RunOn, Mode::RunOnRestored, Mode::Restore, Mode::Cycles, Mode::Agent, Mode::Fresh];
 
     fn name(self) -> &'static str {
         match self {
@@ -31,13 +33,14 @@ impl Mode {
             Mode::Restore => "restore",
             Mode::Cycles => "cycles",
             Mode::Agent => "agent",
+            Mode::Fresh => "fresh",
         }
     }
 
     /// By the launcher's name and by PID: both ways are gone with every program.
     fn door(self) -> Door {
         match self {
-            Mode::RunOn | Mode::Cycles | Mode::Agent => Door::Launched,
+            Mode::RunOn | Mode::Cycles | Mode::Agent | Mode::Fresh => Door::Launched,
             Mode::Restore | Mode::RunOnRestored => Door::Leader,
         }
     }
@@ -47,7 +50,7 @@ impl Mode {
         match self {
             Mode::RunOn => 1500,
             Mode::Restore | Mode::RunOnRestored => 2000,
-            Mode::Cycles | Mode::Agent => 4000,
+            Mode::Cycles | Mode::Agent | Mode::Fresh => 4000,
         }
     }
 }
@@ -67,7 +70,7 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
             for who in Who::all() {
                 let case = case(v.clone(), mode, *who, false);
                 // of many calls one is enough here: registers are not what a snapshot child lacks
-                all.push(if v.alike && mode == Mode::RunOnRestored { case.full() } else { case });
+                all.push(if v.alike && matches!(mode, Mode::RunOnRestored | Mode::Fresh) { case.full() } else { case });
             }
         }
         // Once each: as root where it runs on, as the ordinary user where it is restored.
@@ -87,8 +90,11 @@ fn case(v: Variant, mode: Mode, who: Who, sabotage: bool) -> Case {
 
 fn run(bed: &mut Bed, v: &Variant, mode: Mode, sabotage: bool) -> Result<()> {
     let mut start = v.start(mode.door(), mode.timeout_ms());
-    if mode == Mode::Agent {
+    if mode == Mode::Agent || mode == Mode::Fresh && v.agent() {
         start = start.agent();
+    }
+    if mode == Mode::Fresh {
+        start = start.env("DORMOUSE_TEST_FRESH_PIDS", "1");
     }
     if sabotage {
         start = start.args(["--sabotage"]);
@@ -123,6 +129,7 @@ fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target, program: &str) -> 
             target.kill(bed)?;
             target.restore(bed)
         }
+        Mode::Fresh => fresh(bed, target, program),
         Mode::Cycles => {
             for _ in 0..5 {
                 target.kill(bed)?;
@@ -144,6 +151,25 @@ fn checkpoint_again(bed: &mut Bed, target: &mut Target, program: &str) -> Result
     }
     let why = "1 empty messages wait in it among others, and where cannot be seen after an earlier checkpoint has looked; checkpoint when";
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint", why]).map(drop)
+}
+
+/// Programs that cannot have new PIDs, and why.
+const NOT_FRESH: &[(&str, &str)] = &[("thr_sync", "it holds a robust mutex, which names it by its TID")];
+
+/// Twice, by one door and by the other, if it has an agent.
+fn fresh(bed: &mut Bed, target: &mut Target, program: &str) -> Result<()> {
+    let agent = target.agent;
+    target.agent = false;
+    target.kill(bed)?;
+    if let Some((_, why)) = NOT_FRESH.iter().find(|n| n.0 == program) {
+        let args = ["restore", &target.session.clone(), "--detach", "--pids", "fresh"];
+        bed.ctl(&args)?.refused(3, &["cannot restore", why, "use --pids private"])?;
+        return target.restore(bed);
+    }
+    target.restore_fresh(bed)?;
+    target.agent = agent;
+    target.kill(bed)?;
+    target.restore_fresh(bed)
 }
 
 /// Not one namespace in another, five times.

@@ -367,7 +367,9 @@ fn ends_while_ctl_records(bed: &mut Bed) -> Result<()> {
 
 /// A signal to the whole process group is one for the launcher, once; the program, which has its own copy, does not die of it.
 fn to_the_group(bed: &mut Bed) -> Result<()> {
-    let mut job = Line::program(bed, Mode::Foreground, &["--signal", "USR2"], &["mem_anon"])?.ready(bed)?;
+    // without an agent: that would pass the program's own on
+    let options = ["--door", "attach", "--signal", "USR2"];
+    let mut job = Line::program(bed, Mode::Foreground, &options, &["mem_anon"])?.ready(bed)?;
     killpg(Pid::from_raw(job.to), USR2)?;
     job.made(bed, 1)?;
     unharmed::entirely(job.pid)?;

@@ -8,6 +8,7 @@ static volatile int64_t shot_at;
 static int64_t shot_due;
 static volatile pid_t target;
 static volatile int go;
+static __thread bool is_target;
 static pthread_t worker;
 static timer_t periodic, once;
 
@@ -15,10 +16,11 @@ static void on_alarm(int n) { (void)n, itimer_hits++, got_signal(); }
 static void on_timer(int n, siginfo_t *i, void *c) {
     (void)n, (void)c;
     got_signal();
-    if (i->si_value.sival_int == 40) thread_hits++, wrong_thread += tid_now() != target;
+    if (i->si_value.sival_int == 40) thread_hits++, wrong_thread += !is_target;
     else shots++, shot_at = mono_ns();
 }
 static void *thread(void *arg) {
+    is_target = true;
     target = tid_now();
     while (!go) sleep_ms(5);
     return arg;

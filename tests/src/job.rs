@@ -159,7 +159,13 @@ impl Job {
 
     /// `ctl restore` brings it back, in the foreground.
     pub fn restore_here(&self, bed: &mut Bed) -> Result<Job> {
+        self.restore_here_with(bed, &[])
+    }
+
+    /// The same with options.
+    pub fn restore_here_with(&self, bed: &mut Bed, options: &[&str]) -> Result<Job> {
         let mut c = bed.ctl_command(&["--json", "restore", &self.line.name]);
+        c.args(options);
         sys::own_session(&mut c);
         let (front, _, err) = bed.spawn(&mut c)?;
         let mut said = Value::Null;

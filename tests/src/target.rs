@@ -234,13 +234,29 @@ impl Target {
 
     /// `ctl restore --detach`.
     pub fn restore(&mut self, bed: &mut Bed) -> Result<()> {
-        let said = bed.ctl_json(&["restore", &self.session, "--detach"])?;
+        self.restore_with(bed, &[]).map(drop)
+    }
+
+    /// `ctl restore --detach --pids fresh`: it has another PID, and no namespace.
+    pub fn restore_fresh(&mut self, bed: &mut Bed) -> Result<()> {
+        let before = self.pid;
+        let said = self.restore_with(bed, &["--pids", "fresh"])?;
+        ensure!(said["pids"] == "fresh" && self.pid != before, "PID {before} is {} now: {said}", self.pid);
+        if let Some(status) = proc::status(self.pid) {
+            let own = proc::status(std::process::id() as i32).context("our own status")?;
+            ensure!(status.ns_pids.len() == own.ns_pids.len(), "it has the PIDs {:?}", status.ns_pids);
+        }
+        Ok(())
+    }
+
+    fn restore_with(&mut self, bed: &mut Bed, options: &[&str]) -> Result<serde_json::Value> {
+        let said = bed.ctl_json(&[&["restore", &self.session, "--detach"], options].concat())?;
         self.pid = said["pid"].as_i64().context("ctl restore --json tells no pid")? as i32;
         self.known = true;
         if !self.dir.join("result").exists() {
             bed.who.assert_is(&format!("the restored {}", self.program), self.pid)?;
         }
-        Ok(())
+        Ok(said)
     }
 
     /// Ends it, without a proof.

@@ -81,7 +81,24 @@ pub struct AgentPage {
     pub reserved: u32,
     /// What the program has set for the signal: handler, flags, mask.
     pub action: [u64; 3],
+    /// Signals that are triggers of the session whose program this is; 0: none.
+    pub triggers: [i32; TRIGGERS],
+    /// To whom they are passed on: the program's parent, as it sees it.
+    pub parent: i32,
+    /// The program's PID, as it sees it: a process that it forks is another.
+    pub program: i32,
+    /// What the program has set for each of them, as `action`.
+    pub kept: [[u64; 3]; TRIGGERS],
 }
+
+/// Signals that can be triggers at once.
+pub const TRIGGERS: usize = 2;
+/// Beginning of the line in the environment by which launcher tells the agent of triggers. Behind it are numbers with commas between: [`TRIGGERS`] signals,
+/// the supervisor's PID, and [`TRIGGERS_PID`] digits in which the first agent that finds itself its child notes its own PID, so that no process below is
+/// taken for the program.
+pub const TRIGGERS_LINE: &[u8] = b"DORMOUSE_TRIGGERS=";
+/// Digits of the program's PID.
+pub const TRIGGERS_PID: usize = 10;
 
 /// [`AgentPage::flags`]: a seccomp filter has come, or is about to: the handler makes no call.
 pub const AGENT_SECCOMP: u32 = 1;

@@ -51,11 +51,17 @@ pub const OP_START: u16 = 4;
 /// Ask who is there: answer is a [`Hello`].
 pub const OP_HELLO: u16 = 5;
 /// Become the init of a PID namespace: wait for children until `Reap::child` has ended and none is left. Payload:
-/// [`Reap`]. There is no answer: the conversation ends, and each wait status (stops and continues too) goes to `status_fd` as an i32.
+/// [`Reap`]. There is no answer: the conversation ends, and each wait status (stops and continues too) goes to `status_fd` as an i32, and so
+/// does each signal of `Reap::signals` that the child sends to it, as [`REAP_SIGNAL`] and its number.
 pub const OP_REAP: u16 = 6;
+/// Not a wait status (those have 16 bits) but a signal: its number is in the low byte.
+pub const REAP_SIGNAL: i32 = 1 << 24;
 /// Make a child process that serves on another socket (restore). Payload: [`SpawnRequest`]; answer: one i64 (its
 /// PID, seen from the caller, or -errno).
 pub const OP_SPAWN: u16 = 7;
+/// Make one call in a child that shares the memory and has a user namespace of its own, and ends with it (restore): for what the kernel asks a
+/// right of that its caller has there. Payload: [`AsideCall`], with data behind it; answer: one i64 (the call's result, if it is small or an error).
+pub const OP_ASIDE: u16 = 9;
 /// Answer to a request that was not understood. Payload: one i64, a -errno.
 pub const OP_ERROR: u16 = 0xffff;
 
@@ -206,6 +212,8 @@ pub struct Reap {
     pub child: i32,
     /// Where its wait status goes.
     pub status_fd: i32,
+    /// Signals that are passed on, bit n-1 for signal n. All signals are blocked.
+    pub signals: u64,
 }
 
 /// Arguments of [`OP_SPAWN`].
@@ -220,6 +228,16 @@ pub struct SpawnRequest {
     pub exit_signal: i32,
     /// Zero.
     pub reserved: i32,
+}
+
+/// Arguments of [`OP_ASIDE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AsideCall {
+    /// System call number.
+    pub nr: u64,
+    /// Its arguments; those of the kernel's fourth on are r10 and r8.
+    pub args: [u64; 5],
 }
 
 /// Answer to [`OP_HELLO`].

@@ -131,6 +131,7 @@ global_asm!(
     ".weak __rseq_offset",
     ".weak __rseq_size",
     ".weak dlsym",
+    ".weak environ",
     // the first code of a thread: its alternate stack, then its own function, of which ours is no caller
     ".pushsection .text.dormouse_begin,\"ax\",@progbits",
     ".globl dormouse_begin",
@@ -195,6 +196,19 @@ pub fn set_errno(e: i32) {
             let location: unsafe extern "C" fn() -> *mut i32 = core::mem::transmute(location);
             *location() = e;
         }
+    }
+}
+
+/// The C library's `environ`, as it is now; null where there is none.
+pub fn environment() -> *const *const u8 {
+    let at: *const *const *const u8;
+    // SAFETY: as `next`; the variable, if there is one, is of this type.
+    unsafe {
+        asm!("mov {}, [rip + environ@GOTPCREL]", out(reg) at, options(nostack, preserves_flags, readonly));
+        if at.is_null() {
+            return core::ptr::null();
+        }
+        *at
     }
 }
 

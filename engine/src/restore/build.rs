@@ -1,4 +1,5 @@
 //! Phase build: the process, as a child of ours that serves in the blob; with the init of its namespace, if it gets one.
+use super::fresh::Ids;
 use super::pids::Rights;
 use super::puppet::{end, reap, Puppet};
 use super::{cannot, vdso, Fault, Image, Step};
@@ -94,8 +95,8 @@ pub fn build(image: &Image<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Pupp
     let layout = layout.at(at);
     let made = Made { image, tracer, ours, fds, layout };
     match pids {
-        Pids::Private => made.private(),
-        _ => made.direct(),
+        Pids::Private => made.private(&o.triggers),
+        _ => made.direct(pids),
     }
 }
 
@@ -109,19 +110,19 @@ struct Made<'a, 'b> {
 }
 
 impl Made<'_, '_> {
-    /// The program as our child, under its old PID.
-    fn direct(mut self) -> Step<Puppet> {
-        let want = self.image.process.pid;
+    /// The program as our child, under its old PID or a new one.
+    fn direct(mut self, pids: Pids) -> Step<Puppet> {
+        let want = if pids == Pids::Fresh { 0 } else { self.image.process.pid };
         let child = nest::first_child(&self.layout, self.fds.number, range(&self.fds.kept()), want, 0);
         let child = Child(child.map_err(|e| pid_taken(e, want))?);
         self.fds.sock = None;
         let channel = Channel::new(self.ours.try_clone().map_err(|e| Fault::Io("socket".into(), e))?, child.0);
         let pid = child.0;
-        self.puppet(channel, child, pid, Pids::Keep, false, None)
+        self.puppet(channel, child, pid, pids, false, None)
     }
 
     /// The program as child of an init in a PID namespace of its own.
-    fn private(mut self) -> Step<Puppet> {
+    fn private(mut self, signals: &[i32]) -> Step<Puppet> {
         let rights = Rights::own();
         let users = !rights.may_make_namespaces();
         let spaces = nest::NEW_PID | nest::NEW_MOUNTS | if users { nest::NEW_USER } else { 0 };
@@ -149,7 +150,12 @@ impl Made<'_, '_> {
         set_up_init(&mut channel)?;
         let inner = spawn(&mut channel, self.image.process.pid, self.fds.number)?;
         let pid = only_child(init.0)?;
-        retire_init(&mut channel, &self.fds, &self.layout, inner, status_nr)?;
+        retire_init(
+            &mut channel,
+            &self.fds,
+            &self.layout,
+            wire::Reap { child: inner, status_fd: status_nr, signals: set(signals) },
+        )?;
         drop(channel);
         let mut channel = Channel::new(self.ours.try_clone().map_err(io("socket"))?, pid);
         let mut p = Program::new();
@@ -177,6 +183,10 @@ impl Made<'_, '_> {
         channel.run_all(&p)?;
         let mem = RemoteMem::open(pid)?;
         sys::fault::target(pid);
+        let mut ids = Ids::default();
+        if pids == Pids::Fresh {
+            ids.set(self.image.process.pid, pid);
+        }
         let temp_base = self.fds.kept().into_iter().max().unwrap_or(0) + 3;
         Ok(Puppet {
             channel,
@@ -195,6 +205,7 @@ impl Made<'_, '_> {
             mem,
             tracer: Some(self.tracer),
             tids: Vec::new(),
+            ids,
             woken: false,
         })
     }
@@ -288,8 +299,13 @@ fn only_child(init: i32) -> Step<i32> {
     c.first().copied().ok_or_else(|| Fault::Sys(sys::Error::Died { doing: "its making".into(), pid: init }))
 }
 
+/// Signals as a mask.
+fn set(signals: &[i32]) -> u64 {
+    signals.iter().filter(|s| (1..=64).contains(*s)).fold(0, |all, s| all | 1 << (s - 1))
+}
+
 /// Init lets go of everything but the blob, and waits for the program.
-fn retire_init(channel: &mut Channel, fds: &ForChild, l: &Layout, program: i32, status: i32) -> Step<()> {
+fn retire_init(channel: &mut Channel, fds: &ForChild, l: &Layout, reap: wire::Reap) -> Step<()> {
     let mut p = Program::new();
     for fd in fds.kept() {
         p.call(libc::SYS_close, &[fd.into()]);
@@ -301,8 +317,9 @@ fn retire_init(channel: &mut Channel, fds: &ForChild, l: &Layout, program: i32, 
     }
     super::place::unmap_all_but(&mut p, &[(l.base, l.base + l.len)]);
     channel.run_all(&p)?;
-    let mut q = program.to_le_bytes().to_vec();
-    q.extend_from_slice(&status.to_le_bytes());
+    let mut q = reap.child.to_le_bytes().to_vec();
+    q.extend_from_slice(&reap.status_fd.to_le_bytes());
+    q.extend_from_slice(&reap.signals.to_le_bytes());
     Ok(channel.send(wire::OP_REAP, &q)?)
 }
 

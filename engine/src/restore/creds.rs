@@ -5,6 +5,7 @@ use super::puppet::Puppet;
 use super::Image;
 use sys::program::{Arg::Imm, Program};
 
+const CAP_SETGID: u32 = 6;
 const PR_CAP_AMBIENT: u64 = 47;
 const PR_CAP_AMBIENT_RAISE: u64 = 2;
 const PR_CAPBSET_DROP: u64 = 24;
@@ -36,13 +37,14 @@ impl<'a> Creds<'a> {
         a.sort_unstable();
         b.sort_unstable();
         let groups = a != b;
-        if groups && p.own_users {
+        let may = !p.own_users && have.has(CAP_SETGID);
+        if groups && !may {
             let line = format!("its supplementary groups are the caller's ({a:?}) instead of {b:?}: an ordinary user cannot choose them");
             if !notes.contains(&line) {
                 notes.push(line);
             }
         }
-        Creds { image, have, bounding, groups: groups && !p.own_users }
+        Creds { image, have, bounding, groups: groups && may }
     }
 
     /// The calls for one thread.

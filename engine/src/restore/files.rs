@@ -226,8 +226,8 @@ pub fn decode<T: serde::de::DeserializeOwned>(f: &OpenFile) -> Step<T> {
     })
 }
 
-/// Makes and numbers all open files.
-pub fn all(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+/// Makes and numbers all open files; gives those that are open.
+pub fn all(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<Vec<u32>> {
     let keep = p.sock;
     let mut m = Maker { puppet: p, image, o, notes, made: HashMap::new() };
     let mut numbers = Numbers::new(image);
@@ -248,7 +248,6 @@ pub fn all(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mu
         if m.made.get(&id) == Some(&Made::Closed) {
             continue;
         }
-        owner(&mut m, id, f)?;
         way(f, image, id)?.finish(&mut m, id, f).map_err(|e| about(e, image, id, f))?;
     }
     let mut prog = Program::new();
@@ -258,7 +257,9 @@ pub fn all(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mu
     }
     prog.call(libc::SYS_close_range, &[Imm(keep as u64 + 1), Imm(u32::MAX as u64), Imm(0)]);
     m.run(&prog)?;
-    objects::locks::take(&mut m, image)
+    objects::locks::take(&mut m, image)?;
+    let open = |id: &u32| m.made.get(id) != Some(&Made::Closed);
+    Ok((0..image.files.open.len() as u32).filter(open).collect())
 }
 
 fn way(f: &OpenFile, image: &Image<'_>, id: u32) -> Step<&'static dyn Remake> {
@@ -323,22 +324,27 @@ fn number(m: &mut Maker<'_>, id: u32, f: &OpenFile, fd: i32, common: bool, numbe
     m.run(&p).map(drop).map_err(|e| about(e, m.image, id, f))
 }
 
-/// F_SETOWN, F_SETSIG and O_ASYNC.
-fn owner(m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<()> {
-    let Some(fd) = m.image.fds_of(id).next() else { return Ok(()) };
-    if f.owner.1 == 0 && f.sig == 0 {
-        return Ok(());
+/// F_SETOWN, F_SETSIG and O_ASYNC, when there are a group and threads that can be owners.
+pub fn owners(p: &mut Puppet, image: &Image<'_>, open: &[u32], notes: &mut Vec<String>) -> Step<()> {
+    let (mut prog, mut soft) = (Program::new(), super::process::Soft::new());
+    for (id, f) in open.iter().filter_map(|id| Some((*id, image.files.open.get(*id as usize)?))) {
+        let Some(fd) = image.fds_of(id).next().filter(|_| f.owner.1 != 0 || f.sig != 0) else { continue };
+        if f.owner.1 != 0 {
+            let o = prog.bytes(&[f.owner.0.to_le_bytes(), p.ids.of(f.owner.1).to_le_bytes()].concat());
+            let c = prog.may(libc::SYS_fcntl, &[fd.into(), Imm(F_SETOWN_EX), o]);
+            let who = ["thread", "process", "process group"].get(f.owner.0 as usize).unwrap_or(&"owner");
+            soft.add(
+                c,
+                format!("{}: its signals do not go to {who} {} as they did", describe(image, id, f), f.owner.1),
+            );
+        }
+        if f.sig != 0 {
+            prog.may(libc::SYS_fcntl, &[fd.into(), Imm(F_SETSIG), Imm(f.sig as u64)]);
+        }
+        if f.flags & libc::O_ASYNC as u32 != 0 {
+            prog.may(libc::SYS_fcntl, &[fd.into(), Imm(libc::F_SETFL as u64), Imm((f.flags & SETTABLE) as u64)]);
+        }
     }
-    let mut p = Program::new();
-    if f.owner.1 != 0 {
-        let o = p.bytes(&[f.owner.0.to_le_bytes(), f.owner.1.to_le_bytes()].concat());
-        p.may(libc::SYS_fcntl, &[fd.into(), Imm(F_SETOWN_EX), o]);
-    }
-    if f.sig != 0 {
-        p.may(libc::SYS_fcntl, &[fd.into(), Imm(F_SETSIG), Imm(f.sig as u64)]);
-    }
-    if f.flags & libc::O_ASYNC as u32 != 0 {
-        p.may(libc::SYS_fcntl, &[fd.into(), Imm(libc::F_SETFL as u64), Imm((f.flags & SETTABLE) as u64)]);
-    }
-    m.run(&p).map(drop)
+    soft.note(&p.run(&prog)?, notes);
+    Ok(())
 }

@@ -2,13 +2,15 @@
 //! calls that this ordinary Rust sends it, until every thread is given its registers and goes on where it was.
 //!
 //! Read in this order: [`image`] (what is to be made), [`pids`] (under which numbers), [`build`] (the process),
-//! [`place`], [`fill`] and [`vdso`] (its memory), [`files`] (its descriptors), [`process`] and [`threads`], [`wake`].
+//! [`place`], [`fill`] and [`vdso`] (its memory), [`files`] (its descriptors), [`process`] and [`threads`], [`wake`]; [`fresh`] for new PIDs.
 
+mod agent;
 pub(crate) mod aio;
 mod build;
 mod creds;
 pub mod files;
 mod fill;
+pub(crate) mod fresh;
 mod image;
 mod named;
 pub(crate) mod pids;
@@ -177,12 +179,17 @@ impl Run<'_> {
         fill::tell(&p, &image, self.o)?;
         self.enter(Phase::Files)?;
         process::places(&mut p, &image, self.o)?;
-        files::all(&mut p, &image, self.o, &mut notes)?;
+        let made = files::all(&mut p, &image, self.o, &mut notes)?;
         self.enter(Phase::Threads)?;
         process::group(&mut p, &image, self.o)?;
         threads::start(&mut p, &image)?;
+        if p.pids == crate::Pids::Fresh {
+            fresh::settle(&p, &image)?;
+        }
+        files::owners(&mut p, &image, &made, &mut notes)?;
         p.adopt()?;
         process::attributes(&mut p, &image, &mut notes)?;
+        agent::tell(&mut p, &image, self.o)?;
         threads::attributes(&mut p, &image, &mut notes)?;
         process::last(&mut p, &image, self.o, &mut notes)?;
         self.enter(Phase::Wake)?;

@@ -67,11 +67,7 @@ pub fn decide(image: &Image<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, 
         .collect()
     };
     match asked {
-        Pids::Fresh => Err(vec![Reason::new(
-            "--pids fresh",
-            "new PIDs need the agent, which this version does not have",
-            "use --pids private or --pids keep",
-        )]),
+        Pids::Fresh => super::fresh::check(image).map(|note| (Pids::Fresh, Some(note))),
         Pids::Keep => {
             if !rights.may_choose_pids() {
                 let remedy = "use --pids private, or restore it as root";

@@ -317,12 +317,45 @@ fn numbers(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mu
     let exe = prog.may(libc::SYS_prctl, &a(with_exe));
     prog.may(libc::SYS_close, &[fd.arg()]);
     let r = p.run(&prog)?;
+    let mut no_exe = r.get(fd).and(r.get(exe)).err();
+    if r.get(fd).is_ok() && no_exe.as_ref().is_some_and(|e| e.raw_os_error() == Some(libc::EPERM)) {
+        no_exe = exe_aside(p, &path, map, &image.process.auxv)?.err();
+    }
     if let Err(e) = r.get(set) {
         notes.push(format!(
             "ps and /proc/PID/cmdline do not show its command line: the kernel refused PR_SET_MM_MAP ({e})"
         ));
-    } else if let Err(e) = r.get(fd).and(r.get(exe)) {
+    } else if let Some(e) = no_exe {
         notes.push(format!("/proc/PID/exe does not lead to {}: {e}", path.escape_ascii()));
     }
     Ok(())
+}
+
+/// The executable, by a call that is only permitted in a user namespace of one's own: a child that shares the memory makes it there. `map`: what is
+/// there already, without auxv and executable.
+fn exe_aside(p: &mut Puppet, path: &[u8], mut map: Vec<u8>, auxv: &[u8]) -> Step<std::io::Result<()>> {
+    let mut prog = Program::new();
+    let name = prog.cstr(path);
+    let flags = Imm((libc::O_RDONLY | libc::O_CLOEXEC) as u64);
+    let open = prog.may(libc::SYS_openat, &[Imm(libc::AT_FDCWD as u64), name, flags]);
+    let fd = match p.run(&prog)?.get(open) {
+        Ok(fd) => fd as i32,
+        Err(e) => return Ok(Err(e)),
+    };
+    let at = p.layout.request() + size_of::<wire::AsideCall>() as u64;
+    let (auxv_at, fd_at, len) = (map.len() - 16, map.len() - 4, map.len() as u64);
+    map[auxv_at..auxv_at + 8].copy_from_slice(&(at + len).to_le_bytes());
+    map[fd_at..].copy_from_slice(&fd.to_le_bytes());
+    let call = [libc::SYS_prctl as u64, PR_SET_MM, PR_SET_MM_MAP, at, len, 0];
+    let mut q: Vec<u8> = call.iter().flat_map(|w| w.to_le_bytes()).collect();
+    q.extend_from_slice(&map);
+    q.extend_from_slice(auxv);
+    let a = p.channel.ask(wire::OP_ASIDE, &q)?;
+    let mut prog = Program::new();
+    prog.call(libc::SYS_close, &[fd.into()]);
+    p.run(&prog)?;
+    Ok(match a.get(..8).and_then(|b| b.try_into().ok()).map_or(-1, i64::from_le_bytes) {
+        0 => Ok(()),
+        r => Err(std::io::Error::from_raw_os_error(-r as i32)),
+    })
 }

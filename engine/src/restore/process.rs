@@ -1,8 +1,9 @@
 //! What belongs to the process as a whole: folders, session and group, signal handlers, limits, timers.
+use super::fresh::Ids;
 use super::puppet::Puppet;
 use super::{creds, files, Image, Step};
 use crate::RestoreOptions;
-use ::image::v1::process::PosixTimer;
+use ::image::v1::process::{PosixTimer, Process};
 use sys::program::{Arg::Imm, CallId, Program};
 
 const TIOCSCTTY: u64 = 0x540e;
@@ -63,7 +64,7 @@ pub fn group(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<
     } else if own_group {
         prog.call(libc::SYS_setpgid, &[Imm(0), Imm(0)]);
         if image.process.foreground && in_foreground() {
-            let pid = prog.bytes(&image.process.pid.to_le_bytes());
+            let pid = prog.bytes(&p.ids.of(image.process.pid).to_le_bytes());
             for fd in 0..3 {
                 prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSPGRP), pid]);
             }
@@ -92,9 +93,9 @@ pub fn attributes(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) ->
     let mut soft = Soft::new();
     for info in &i.pending {
         let sig = i32::from_le_bytes([info[0], info[1], info[2], info[3]]);
-        let a = prog.bytes(info);
+        let a = prog.bytes(&p.ids.siginfo(info));
         soft.add(
-            prog.may(libc::SYS_rt_sigqueueinfo, &[i.pid.into(), sig.into(), a]),
+            prog.may(libc::SYS_rt_sigqueueinfo, &[p.ids.of(i.pid).into(), sig.into(), a]),
             format!("pending signal {sig} is lost"),
         );
     }
@@ -186,7 +187,7 @@ pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &m
     for bit in (0..32).filter(|b| i.membarrier & 1 << b != 0) {
         prog.may(libc::SYS_membarrier, &[Imm(1 << bit), Imm(0), Imm(0)]);
     }
-    timers(&mut prog, i.pid, &i.timers, &mut soft);
+    timers(&mut prog, i, &p.ids, &mut soft);
     for (which, (interval, value)) in i.itimers.iter().enumerate().filter(|(_, t)| t.0 != 0 || t.1 != 0) {
         // an interval without time left: it has gone off, and its signal, still pending, would have started it again
         let value = &(*value).max(1);
@@ -209,14 +210,14 @@ pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &m
 }
 
 /// POSIX timers under their IDs: all made, then all armed.
-fn timers(prog: &mut Program, pid: i32, timers: &[PosixTimer], soft: &mut Soft) {
+fn timers(prog: &mut Program, i: &Process, ids: &Ids, soft: &mut Soft) {
     let on = |p: &mut Program, on: u64| {
         p.may(libc::SYS_prctl, &[Imm(PR_TIMER_CREATE_RESTORE_IDS), Imm(on), Imm(0), Imm(0), Imm(0)])
     };
-    if timers.is_empty() {
+    if i.timers.is_empty() {
         return;
     }
-    let mut timers: Vec<&PosixTimer> = timers.iter().collect();
+    let mut timers: Vec<&PosixTimer> = i.timers.iter().collect();
     timers.sort_by_key(|t| t.id);
     let can = sys::probe::timer_ids().is_ok();
     if can {
@@ -229,7 +230,7 @@ fn timers(prog: &mut Program, pid: i32, timers: &[PosixTimer], soft: &mut Soft) 
         ev[0..8].copy_from_slice(&t.value.to_le_bytes());
         ev[8..12].copy_from_slice(&t.signal.to_le_bytes());
         ev[12..16].copy_from_slice(&t.notify.to_le_bytes());
-        let tid = if t.tid != 0 { t.tid } else { pid };
+        let tid = ids.of(if t.tid != 0 { t.tid } else { i.pid });
         ev[16..20].copy_from_slice(&tid.to_le_bytes());
         let ev = prog.bytes(&ev);
         let id = prog.bytes(&t.id.to_le_bytes());

@@ -1,4 +1,5 @@
 //! The process under construction: where it is, how to talk to it, and what ends it if the restore fails.
+use super::fresh::Ids;
 use super::{Fault, Step};
 use crate::Pids;
 use std::os::fd::OwnedFd;
@@ -46,6 +47,8 @@ pub struct Puppet {
     pub tracer: Option<Tracer>,
     /// TIDs as seen from here, in the order of the image's threads.
     pub tids: Vec<i32>,
+    /// What the image's PIDs and TIDs are in it.
+    pub ids: Ids,
     /// It runs: not ours to kill any more.
     pub woken: bool,
 }

@@ -1,4 +1,5 @@
 //! The threads: started all at once, then each sets in itself what only it can set.
+use super::fresh::Ids;
 use super::process::Soft;
 use super::puppet::Puppet;
 use super::{cannot, creds, Fault, Image, Step};
@@ -26,13 +27,14 @@ const SCHED_DEADLINE: u32 = 6;
 /// Bits of a mask of nodes, and one more, as the kernel counts (set_mempolicy(2), BUGS).
 pub(super) const NODE_BITS: u64 = 65;
 
-/// Starts all threads but the leader, parked, with their TIDs.
+/// Starts all threads but the leader, parked, with their TIDs or new ones.
 pub fn start(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
     let others = &image.threads[1..];
+    let fresh = p.pids == Pids::Fresh;
     let mut q = Vec::with_capacity(others.len() * 8);
     for (slot, t) in others.iter().enumerate() {
         q.extend_from_slice(&(slot as u32).to_le_bytes());
-        q.extend_from_slice(&t.tid.to_le_bytes());
+        q.extend_from_slice(&if fresh { 0 } else { t.tid }.to_le_bytes());
     }
     if !others.is_empty() {
         let a = p.channel.ask(wire::OP_START, &q)?;
@@ -43,6 +45,9 @@ pub fn start(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
                 let remedy = "use --pids private if the TID is in use; raise the limit of processes (ulimit -u) if that is reached";
                 return Err(cannot(format!("thread {}", t.tid), format!("it cannot be started: {e}"), remedy));
             }
+            if fresh {
+                p.ids.set(t.tid, r as i32);
+            }
         }
     }
     p.tids = numbers_here(p, image)?;
@@ -51,8 +56,8 @@ pub fn start(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
 
 /// TIDs as seen from here. The kernel lists threads in the order in which they were started.
 fn numbers_here(p: &Puppet, image: &Image<'_>) -> Step<Vec<i32>> {
-    if p.pids == Pids::Keep {
-        return Ok(image.threads.iter().map(|t| t.tid).collect());
+    if p.pids != Pids::Private {
+        return Ok(image.threads.iter().map(|t| p.ids.of(t.tid)).collect());
     }
     let path = format!("/proc/{}/task", p.pid);
     let list = std::fs::read_dir(&path).map_err(|e| Fault::Io(format!("listing {path}"), e))?;
@@ -77,14 +82,14 @@ pub fn attributes(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) ->
     let own = Own::new();
     let mut prog = Program::new();
     let mut soft = Soft::new();
-    before_creds(&mut prog, &mut soft, image.process.pid, &image.threads[0], &own);
+    before_creds(&mut prog, &mut soft, image.process.pid, &image.threads[0], &own, &p.ids);
     let r = p.run(&prog)?;
     soft.note(&r, notes);
     let creds = creds::Creds::new(p, image, notes);
     let mut prog = Program::new();
     for (slot, t) in image.threads[1..].iter().enumerate() {
         let first = prog.len();
-        before_creds(&mut prog, &mut soft, image.process.pid, t, &own);
+        before_creds(&mut prog, &mut soft, image.process.pid, t, &own, &p.ids);
         creds.calls(&mut prog, &mut soft);
         after_creds(&mut prog, t);
         prog.for_thread(slot as u32, first);
@@ -120,7 +125,7 @@ impl Own {
 }
 
 /// What a thread sets before it gives up rights.
-fn before_creds(p: &mut Program, soft: &mut Soft, pid: i32, t: &Thread, own: &Own) {
+fn before_creds(p: &mut Program, soft: &mut Soft, pid: i32, t: &Thread, own: &Own, ids: &Ids) {
     p.call(libc::SYS_set_tid_address, &[Imm(t.clear_child_tid)]);
     if t.robust.1 != 0 {
         p.call(libc::SYS_set_robust_list, &[Imm(t.robust.0), Imm(t.robust.1)]);
@@ -167,8 +172,9 @@ fn before_creds(p: &mut Program, soft: &mut Soft, pid: i32, t: &Thread, own: &Ow
     }
     for info in &t.pending {
         let sig = i32::from_le_bytes([info[0], info[1], info[2], info[3]]);
-        let a = p.bytes(info);
-        let c = p.may(libc::SYS_rt_tgsigqueueinfo, &[pid.into(), t.tid.into(), sig.into(), a]);
+        let a = p.bytes(&ids.siginfo(info));
+        let (pid, tid) = (ids.of(pid), ids.of(t.tid));
+        let c = p.may(libc::SYS_rt_tgsigqueueinfo, &[pid.into(), tid.into(), sig.into(), a]);
         soft.add(c, format!("signal {sig} pending for thread {} is lost", t.tid));
     }
 }

@@ -23,6 +23,9 @@ pub fn wake(mut p: Puppet, image: &Image<'_>, mut notes: Vec<String>) -> Step<Re
     if p.pids == Pids::Private {
         notes.push(format!("PID {} in its namespace is PID {} here", image.process.pid, p.pid));
     }
+    if p.pids == Pids::Fresh {
+        notes.push(format!("PID {} is PID {} now", image.process.pid, p.pid));
+    }
     Ok(Restored { child: p.child, pid: p.pid, status: p.status.take(), pids: p.pids, notes })
 }
 

@@ -140,6 +140,45 @@ pub unsafe fn vfork_middle(middle_flags: u64, child_flags: u64, child_main: u64,
     ret
 }
 
+/// Makes a child that shares this memory and makes one call; its exit status is the call's negated result. Returns the child's PID or -errno.
+///
+/// # Safety
+/// `call` is the address of a `wire::AsideCall`.
+#[inline(always)]
+pub unsafe fn vfork_call(flags: u64, call: u64) -> i64 {
+    let ret: i64;
+    // SAFETY: the child (CLONE_VM|CLONE_VFORK) runs on our stack while we are suspended; it pushes nothing, and ends by exit.
+    unsafe {
+        asm!(
+            "xor esi, esi",
+            "xor edx, edx",
+            "xor r10d, r10d",
+            "xor r8d, r8d",
+            "mov eax, 56",
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "mov rax, [r12]",
+            "mov rdi, [r12 + 8]",
+            "mov rsi, [r12 + 16]",
+            "mov rdx, [r12 + 24]",
+            "mov r10, [r12 + 32]",
+            "mov r8, [r12 + 40]",
+            "xor r9d, r9d",
+            "syscall",
+            "mov rdi, rax",
+            "neg rdi",
+            "mov eax, 60",
+            "syscall",
+            "ud2",
+            "2:",
+            inlateout("rdi") flags => _, in("r12") call, lateout("rax") ret, lateout("rcx") _, lateout("r11") _,
+            lateout("rsi") _, lateout("rdx") _, lateout("r10") _, lateout("r8") _, lateout("r9") _,
+        );
+    }
+    ret
+}
+
 /// Fills `n` bytes (`rep stosb`: no call to memset, whatever the compiler makes of loops).
 ///
 /// # Safety

@@ -27,3 +27,11 @@ pub use copies::Copies;
 pub use look::{is_leaving, present, Absent};
 pub use quiesce::{freeze, Quiesced, Shut};
 pub use visit::Visited;
+
+/// The line of the environment that tells a launched program's agent which signals are its session's triggers, and who its parent, the supervisor, is:
+/// name and value.
+pub fn triggers(signals: &[i32], supervisor: i32) -> (String, String) {
+    let name = String::from_utf8_lossy(wire::agent::TRIGGERS_LINE).trim_end_matches('=').to_owned();
+    let one = |i: usize| signals.get(i).copied().unwrap_or(0);
+    (name, format!("{},{},{supervisor},{:0width$}", one(0), one(1), 0, width = wire::agent::TRIGGERS_PID))
+}

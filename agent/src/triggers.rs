@@ -1,0 +1,190 @@
+//! A signal that is a trigger of the session (`launcher --signal`, `--signal-exit`) and comes to the program itself: it is passed on to the supervisor,
+//! which makes the checkpoint, and the program goes on as if nothing had come.
+//!
+//! launcher says in the environment which signals those are, and who the supervisor is. Where a process is not the session's program they are
+//! ignored, as they were in the program from its start: one to the whole process group is not meant for it.
+use crate::context::Context;
+use crate::handler::go_on;
+use crate::libc::Real;
+use crate::start::handle;
+use crate::{arch, page};
+use core::sync::atomic::Ordering::SeqCst;
+use parasite::arch::syscall6;
+use parasite::serve::sys3;
+use wire::agent::{AgentInfo, AGENT_SECCOMP, TRIGGERS, TRIGGERS_LINE, TRIGGERS_PID};
+
+const SYS_RT_SIGACTION: u64 = 13;
+const SYS_GETPID: u64 = 39;
+const SYS_KILL: u64 = 62;
+const SYS_GETPPID: u64 = 110;
+const SIG_IGN: u64 = 1;
+/// si_code of a terminal's signals: they go to a whole process group, of which launcher is a member, too.
+const SI_KERNEL: i32 = 0x80;
+
+/// The functions by which a program becomes another; found before they are needed, as a forked child may not look for them.
+pub static EXEC: [Real; 5] = [
+    Real::new(b"execve\0"),
+    Real::new(b"execv\0"),
+    Real::new(b"execvp\0"),
+    Real::new(b"execvpe\0"),
+    Real::new(b"fexecve\0"),
+];
+
+/// Sets the handlers, if there are triggers, and this is the program.
+///
+/// # Safety
+/// Called once, as the agent starts.
+pub unsafe fn start() {
+    // SAFETY: the environment is the loader's, and nobody else runs yet.
+    unsafe {
+        let Some(line) = line() else { return };
+        let mut at = line;
+        let mut signals = [0i32; TRIGGERS];
+        for signal in signals.iter_mut() {
+            *signal = number(&mut at) as i32;
+        }
+        let parent = number(&mut at);
+        let digits = at;
+        let said = number(&mut at);
+        let me = sys3(SYS_GETPID, 0, 0, 0);
+        let child = sys3(SYS_GETPPID, 0, 0, 0) == parent as i64;
+        let is_program = child && (said == 0 || said as i64 == me) && at as usize - digits as usize == TRIGGERS_PID;
+        for real in &EXEC {
+            real.get();
+        }
+        let page = page::at();
+        (*page).triggers = signals;
+        if is_program {
+            note(digits as *mut u8, me as u64);
+            (*page).parent = parent as i32;
+            (*page).program = me as i32;
+        }
+        for (i, signal) in signals.iter().enumerate().filter(|s| *s.1 > 0) {
+            if is_program {
+                page::kept(i)[0].store(SIG_IGN, SeqCst);
+                handle(*signal, entry());
+            } else if handler_of(*signal) == 0 {
+                ignore(*signal);
+            }
+        }
+    }
+}
+
+/// Address of the handler.
+pub fn entry() -> u64 {
+    on_trigger as *const () as u64
+}
+
+/// What is behind the name in the environment.
+unsafe fn line() -> Option<*const u8> {
+    // SAFETY: the C library's array of strings, which ends with a null pointer; each ends with a NUL.
+    unsafe {
+        let mut next = arch::environment();
+        while !next.is_null() && !(*next).is_null() {
+            let (text, mut i) = (*next, 0);
+            while i < TRIGGERS_LINE.len() && *text.add(i) == TRIGGERS_LINE[i] {
+                i += 1;
+            }
+            if i == TRIGGERS_LINE.len() {
+                return Some(text.add(i));
+            }
+            next = next.add(1);
+        }
+        None
+    }
+}
+
+/// A number, and the comma behind it.
+///
+/// # Safety
+/// `at` is in a text that ends with a NUL.
+unsafe fn number(at: &mut *const u8) -> u64 {
+    let mut n = 0u64;
+    // SAFETY: the caller's.
+    unsafe {
+        while (**at).is_ascii_digit() {
+            n = n.wrapping_mul(10).wrapping_add((**at - b'0') as u64);
+            *at = at.add(1);
+        }
+        if **at == b',' {
+            *at = at.add(1);
+        }
+    }
+    n
+}
+
+/// Notes the program's PID.
+///
+/// # Safety
+/// [`TRIGGERS_PID`] digits can be written at `at`.
+unsafe fn note(at: *mut u8, mut n: u64) {
+    let mut i = TRIGGERS_PID;
+    while i > 0 {
+        i -= 1;
+        // SAFETY: the caller's.
+        unsafe { at.add(i).write_volatile(b'0' + (n % 10) as u8) };
+        n /= 10;
+    }
+}
+
+fn handler_of(signal: i32) -> u64 {
+    let mut old = [0u64; 4];
+    // SAFETY: the kernel writes an action (four words).
+    unsafe { syscall6(SYS_RT_SIGACTION, [signal as u64, 0, old.as_mut_ptr() as u64, 8, 0, 0]) };
+    old[0]
+}
+
+fn ignore(signal: i32) {
+    let action = [SIG_IGN, 0, 0, 0u64];
+    // SAFETY: the kernel reads an action (four words).
+    unsafe { syscall6(SYS_RT_SIGACTION, [signal as u64, action.as_ptr() as u64, 0, 8, 0, 0]) };
+}
+
+/// This process is about to become another program, in which no handler would be left: the triggers are ignored. Gives those that were not.
+pub fn before_exec() -> [bool; TRIGGERS] {
+    let mut were = [false; TRIGGERS];
+    if page::ready() {
+        for (i, was) in were.iter_mut().enumerate() {
+            let signal = page::trigger(i);
+            *was = signal > 0 && handler_of(signal) == entry();
+            if *was {
+                ignore(signal);
+            }
+        }
+    }
+    were
+}
+
+/// It did not become one.
+pub fn no_exec(were: [bool; TRIGGERS]) {
+    for (i, was) in were.iter().enumerate() {
+        if *was {
+            // SAFETY: the handler is ours.
+            unsafe { handle(page::trigger(i), entry()) };
+        }
+    }
+}
+
+/// The handler. All signals are blocked while it runs.
+///
+/// # Safety
+/// Called by the kernel.
+unsafe extern "C" fn on_trigger(signal: i32, info: *const AgentInfo, context: *mut Context) {
+    // SAFETY: both are the kernel's, on this thread's stack, for as long as the handler runs.
+    unsafe {
+        let nothing = AgentInfo { call: -1, ..*info };
+        let c = &mut *context;
+        let call = c.interrupted(&nothing);
+        if page::flags().load(SeqCst) & AGENT_SECCOMP != 0 {
+            // no call may be made
+            return c.again_if(call);
+        }
+        if (*info).code != SI_KERNEL && page::is_program() {
+            let parent = page::parent();
+            if parent > 0 && sys3(SYS_GETPPID, 0, 0, 0) == parent as i64 {
+                sys3(SYS_KILL, parent as u64, signal as u64, 0);
+            }
+        }
+        go_on(&nothing, c, call);
+    }
+}
