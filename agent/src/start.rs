@@ -1,7 +1,7 @@
 //! What the agent does when it is loaded: a page that says that it is there, and its signal handler.
 use crate::{arch, handler, page, stacks, triggers};
 use parasite::arch::syscall6;
-use wire::agent::{AGENT_MAGIC, AGENT_NAME, AGENT_PAGE, AGENT_SIGNAL, AGENT_STACK};
+use wire::agent::{AGENT_FILTERS, AGENT_FILTERS_LEN, AGENT_MAGIC, AGENT_NAME, AGENT_PAGE, AGENT_SIGNAL};
 
 const SYS_MMAP: u64 = 9;
 const SYS_MUNMAP: u64 = 11;
@@ -13,7 +13,8 @@ pub const READ_WRITE: u64 = 3;
 pub const THERE: u64 = 0x2 | 0x20 | 0x4000 | MAP_FIXED_NOREPLACE;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const PR_SET_VMA: u64 = 0x5356_4d41;
-const PAGE: u64 = 4096;
+/// The page, the first thread's alternate stack, and room for filters.
+const LEN: u64 = AGENT_FILTERS + AGENT_FILTERS_LEN - AGENT_PAGE;
 /// SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_RESTORER
 const FLAGS: u64 = 4 | 0x0800_0000 | 0x1000_0000 | 0x0400_0000;
 
@@ -61,12 +62,12 @@ pub unsafe fn unmap(at: u64, len: u64) {
 pub unsafe fn start() {
     // SAFETY: the page is new and ours; the handler is one.
     unsafe {
-        if !map(AGENT_PAGE, PAGE + AGENT_STACK, AGENT_NAME) {
+        if !map(AGENT_PAGE, LEN, AGENT_NAME) {
             return;
         }
         let entry = handler::on_signal as *const () as u64;
         if !handle(AGENT_SIGNAL, entry) {
-            return unmap(AGENT_PAGE, PAGE + AGENT_STACK);
+            return unmap(AGENT_PAGE, LEN);
         }
         stacks::install(stacks::first());
         let page = page::at();

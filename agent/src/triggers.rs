@@ -11,7 +11,7 @@ use crate::{arch, page};
 use core::sync::atomic::Ordering::SeqCst;
 use parasite::arch::syscall6;
 use parasite::serve::sys3;
-use wire::agent::{AgentInfo, AGENT_SECCOMP, TRIGGERS, TRIGGERS_LINE, TRIGGERS_PID};
+use wire::agent::{AgentInfo, TRIGGERS, TRIGGERS_LINE, TRIGGERS_PID};
 
 const SYS_RT_SIGACTION: u64 = 13;
 const SYS_GETPID: u64 = 39;
@@ -175,8 +175,8 @@ unsafe extern "C" fn on_trigger(signal: i32, info: *const AgentInfo, context: *m
         let nothing = AgentInfo { call: -1, ..*info };
         let c = &mut *context;
         let call = c.interrupted(&nothing);
-        if page::flags().load(SeqCst) & AGENT_SECCOMP != 0 {
-            // no call may be made
+        if page::filters_begun().load(SeqCst) != 0 {
+            // no call may be made, for nobody has judged whether its filters let them through
             return c.again_if(call);
         }
         if (*info).code != SI_KERNEL && page::is_program() {
@@ -185,6 +185,6 @@ unsafe extern "C" fn on_trigger(signal: i32, info: *const AgentInfo, context: *m
                 sys3(SYS_KILL, parent as u64, signal as u64, 0);
             }
         }
-        go_on(&nothing, c, call);
+        go_on(&nothing, c, call, true);
     }
 }

@@ -70,7 +70,7 @@ fn start(
     let (door, note) = crate::agent::offer(state, request.door, &mut command, attempted)?;
     // One that comes to the program is passed on to us by its agent.
     let (line, value) = sys::agent::triggers(&request.triggers.signals(), std::process::id() as i32);
-    match request.triggers.signals().is_empty() || door != Door::Agent {
+    match request.triggers.signals().is_empty() || door != engine::Door::Agent {
         true => command.env_remove(line),
         false => command.env(line, value),
     };

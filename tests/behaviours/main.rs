@@ -10,6 +10,7 @@ mod newcomer;
 mod own_trigger;
 mod refusal;
 mod resume;
+mod seccomp;
 mod sessions;
 mod terminal;
 mod triggers;
@@ -34,6 +35,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(own_trigger::cases(stage)?);
     all.extend(refusal::cases());
     all.extend(resume::cases());
+    all.extend(seccomp::cases());
     all.extend(sessions::cases());
     all.extend(terminal::cases());
     all.extend(triggers::cases());

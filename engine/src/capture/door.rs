@@ -2,7 +2,7 @@
 //! asked: on the attach door the tracer and the kernel (ptrace, pidfd_getfd, kcmp), on the agent's the program's own threads.
 use super::files::{Look, Outside};
 use super::threads::Heard;
-use super::{Step, Survey};
+use super::{Fault, Step, Survey};
 use crate::{After, Captured, Door, DoorChoice, Error, Kind, Reason, Result};
 use std::collections::BTreeMap;
 use std::io;
@@ -57,7 +57,7 @@ impl Doors {
                 doors.reasons.extend((after == After::Stop).then(|| cannot_stop(pid)));
             }
             (DoorChoice::Auto, _) if after == After::Stop => {}
-            (DoorChoice::Auto, Ok(())) => doors.door = Door::Agent,
+            (DoorChoice::Auto, Ok(_)) => doors.door = Door::Agent,
             (DoorChoice::Auto, Err(Absent::None)) => {}
             (DoorChoice::Auto, Err(why)) => doors.shut = Some(why),
         }
@@ -162,8 +162,16 @@ impl Way {
                 let uid = s.status.uid.effective;
                 let mut heard = Heard::default();
                 let mut heed = |tid| heard.ask(&s.threads, tid);
-                let q = sys::agent::freeze(s.pid, uid, l, *patience, &super::observe::visit_program(), &mut heed)?;
-                call_in(inside.insert(q), s, heard)
+                // what a filter may forbid is called when that has been looked at
+                let visit = Some(super::observe::visit_program()).filter(|_| !s.is_filtered());
+                let q = sys::agent::freeze(s.pid, uid, l, *patience, visit.as_ref(), &mut heed)?;
+                let q = inside.insert(q);
+                let why = match call_in(q, s, heard) {
+                    Err(Fault::Shut(s)) => s.why,
+                    Err(Fault::Sys(sys::Error::Filtered { calls, .. })) => Absent::Filtered(calls),
+                    done => return done,
+                };
+                Err(Shut { why, pause: q.release() }.into())
             }
         }
     }
@@ -197,25 +205,27 @@ impl Way {
 
 fn attach(tracer: &mut Tracer, plan: Option<EntryPlan>, s: &mut Survey, l: &Listener) -> Step<Inside> {
     let plan = plan.ok_or(sys::Error::Unfit { what: "no way in was looked for".into() })?;
-    let frozen = tracer.freeze(s.pid)?;
+    let frozen = tracer.freeze(s.pid, s.is_filtered())?;
     // of the leader before anything is run in it, and of the others while it is, but before anything is run in them
     s.still(&frozen.tids)?;
+    s.seccomp_frozen(frozen.filters)?;
     tracer.begin_to_enter(plan)?;
     let pid = s.pid;
     s.still_all(&frozen.tids, Heard::default(), &|tid, what| sys::kcmp::shares(pid, tid, what))?;
     let entered = tracer.enter()?;
     let watch = tracer.watch()?;
     let (sock, _) = l.accept(s.pid, s.status.uid.effective, Some(&watch))?;
-    let channel = Channel::watched(sock, s.pid, watch)?;
+    let channel = Channel::watched(sock, s.pid, watch)?.judged(s.judge.clone());
     Ok(Inside { channel, entered, sock: None, visited: Visited::new() })
 }
 
 /// The threads have come in: they are asked what is asked of frozen ones.
 fn call_in(q: &Quiesced, s: &mut Survey, heard: Heard) -> Step<Inside> {
     let told = q.visited()?;
-    let mut channel = q.channel()?;
     let tids = q.tids();
     s.still(&tids)?;
+    s.seccomp_frozen(None)?;
+    let mut channel = q.channel()?.judged(s.judge.clone());
     let apart = apart(&mut channel, s, &tids)?;
     s.still_all(&tids, heard, &|tid, what| match apart.get(&(tid, what as i32)) {
         Some(e) if *e < 0 => Err(io::Error::from_raw_os_error(-*e as i32)),

@@ -10,14 +10,16 @@ use crate::channel::{Channel, Listener};
 use crate::mem::RemoteMem;
 use crate::program::Program;
 use crate::tracer::{Snapshot, ThreadState};
-use crate::{fault, procfs, Error, Result};
+use crate::{fault, procfs, seccomp, Error, Result};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use wire::agent::{code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_RSEQ_UNKNOWN, OP_ARRIVED};
+use wire::agent::{
+    code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_RSEQ_UNKNOWN, NO_VM_READV, OP_ARRIVED,
+};
 
 /// Longest wait for threads that have been called while nobody but the serving one stands still.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -39,12 +41,15 @@ pub struct Quiesced {
     server: i32,
     pub(super) arrived: BTreeMap<i32, Arrived>,
     pub(super) visit: Option<Visit>,
+    /// What it was told of its filters.
+    filters: u32,
     since: Instant,
 }
 
 struct Call<'a> {
     pid: i32,
     nonce: u64,
+    filters: u32,
     seen: &'a BTreeMap<i32, Doing>,
 }
 
@@ -60,7 +65,7 @@ impl Call<'_> {
             signo: AGENT_SIGNAL,
             number,
             code,
-            reserved: 0,
+            filters: self.filters,
             pid: me,
             uid,
             nonce: self.nonce,
@@ -111,30 +116,32 @@ impl From<Absent> for Shut {
 }
 
 /// Calls all threads of a process in. `uid`: its user, as which it connects. `patience`: how long a thread that blocks the signal is looked at before
-/// anybody is called. `visit`: what each is to call as it comes in.
+/// anybody is called. `visit`: what each is to call as it comes in, at once.
 pub fn freeze(
     pid: i32,
     uid: u32,
     l: &Listener,
     patience: Duration,
-    visit: &Program,
+    visit: Option<&Program>,
     heed: &mut Heed<'_>,
 ) -> std::result::Result<Quiesced, Shut> {
     fault::target(pid);
+    let filters = look::present(pid)?;
     let (seen, blocking) = look_at_all(pid, patience)?;
     let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
     let server = seen.keys().copied().find(|t| !blocking.contains(t) && !ended(*t));
     let server = server.ok_or(Absent::Blocks(pid))?;
-    let call = Call { pid, nonce: l.key(), seen: &seen };
+    let call = Call { pid, nonce: l.key(), filters, seen: &seen };
     let since = Instant::now();
     let slots = (seen.len() * 2 + NEWCOMERS) as i32;
     if !call.send(server, code_serve(), slots).map_err(other)? {
         return Err(Absent::Late(server).into());
     }
     let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
-    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), visit: None, since };
+    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), visit: None, filters, since };
     let came = q.take(&mut BTreeSet::from([server]), PATIENCE, heed).and_then(|()| {
-        q.visit = Visit::prepare(&mut q.channel().map_err(other)?, visit);
+        let mut channel = q.channel().map_err(other)?;
+        q.visit = visit.and_then(|calls| Visit::prepare(&mut channel, calls));
         q.call_all(&call, &blocking, heed)
     });
     match came {
@@ -145,7 +152,6 @@ pub fn freeze(
 
 /// What each thread is doing, and those that were seen blocking the signal, all of which do not any more.
 fn look_at_all(pid: i32, patience: Duration) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
-    look::present(pid)?;
     let tids = procfs::tasks(pid).map_err(other)?;
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
     for tid in &tids {
@@ -212,8 +218,9 @@ impl Quiesced {
         while let Some(first) = wanted.first().copied() {
             if !self.readable()? {
                 wanted.retain(|t| procfs::stat::read_task(self.pid, *t).is_ok_and(|s| !s.state.is_ended()));
-                if procfs::status::read_task(self.pid, first).is_ok_and(|s| s.seccomp.unwrap_or(0) != 0) {
-                    return Err(Absent::Seccomp);
+                // then nobody else will come
+                if seccomp::begun(self.pid) != self.filters & !NO_VM_READV {
+                    return Err(Absent::Seccomp("it is setting a filter at this moment".into()));
                 }
                 if wanted.contains(&first) && Instant::now() > end {
                     return Err(match look::blocks(self.pid, first) {
