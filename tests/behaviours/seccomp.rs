@@ -1,8 +1,9 @@
 //! Programs under seccomp filters: kept by both doors with what the agent knows, by root with what the kernel tells, and refused where a filter would not
 //! let us in or out again.
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
+use dormouse_tests::bed::LIMIT;
 use dormouse_tests::target::{Door, Start, Target};
-use dormouse_tests::{unharmed, Bed, Case, Who};
+use dormouse_tests::{proc, run, unharmed, Bed, Case, Who};
 
 /// What is let through, whatever the door.
 const KEPT: [&str; 4] = ["errno", "two", "threads", "kill"];
@@ -23,6 +24,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("seccomp/not-let-through", not_let_through));
     all.extend(Case::each("seccomp/deadly", deadly));
     all.extend(Case::each("seccomp/apart", apart));
+    all.extend(Case::each("seccomp/set-in-between", set_in_between));
     all.push(Case::new("seccomp/not-known", Who::User, not_known));
     all
 }
@@ -128,6 +130,54 @@ fn apart(bed: &mut Bed) -> Result<()> {
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &words)?;
     unharmed::entirely(target.pid)?;
     target.prove(bed).map(drop)
+}
+
+/// Sets a filter that kills for socket(2), when it is told to.
+const SETS: &str = "
+import ctypes, os, struct, time
+libc = ctypes.CDLL(None)
+libc.prctl(38, 1, 0, 0, 0)
+def wait(name):
+    while not os.path.exists(name): time.sleep(0.001)
+open('ready', 'w').close()
+wait('act')
+words = 0x20,0,0,0, 0x15,0,1,41, 6,0,0,0x80000000, 6,0,0,0x7fff0000
+code = ctypes.create_string_buffer(struct.pack('<' + 'HBBI' * 4, *words))
+program = ctypes.create_string_buffer(struct.pack('<HxxxxxxQ', 4, ctypes.addressof(code)))
+assert libc.prctl(22, 2, program, 0, 0) == 0
+open('acted', 'w').close()
+wait('gate')
+open('over', 'w').close()
+wait('never')
+";
+
+/// A filter that would kill for what the agent calls comes between its recorder's look and the signal: then the handler makes no call.
+fn set_in_between(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let mut c = bed.launcher_command(&["--name", "sets", "--detach", "--json", "--door", "agent", "--"]);
+    c.args(["python3", "-c", SETS]).current_dir(&dir);
+    let pid = bed.run(&mut c)?.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
+    let there = |name: &str| run::until(name, LIMIT, || Ok(dir.join(name).exists()));
+    there("ready")?;
+    let mut ctl = bed.ctl_command(&["checkpoint", "sets", "--door", "agent"]);
+    ctl.env("DORMOUSE_FAULT", "agent:1:stop-self");
+    let (mut recorder, _, said) = bed.spawn(&mut ctl)?;
+    let me = recorder.id() as i32;
+    run::until("ctl before the signal", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
+    std::fs::write(dir.join("act"), "")?;
+    there("acted")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(me), nix::sys::signal::SIGCONT)?;
+    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
+    bed.let_go(&recorder);
+    let said = std::fs::read_to_string(said)?;
+    ensure!(run::code(status) == 3 && said.contains("agent"), "it should be refused: {status}: {said}");
+    unharmed::entirely(pid)?;
+    std::fs::write(dir.join("gate"), "")?;
+    there("over")?;
+    // and now that it is known
+    let words = ["its seccomp filters do not let through what its agent calls: socket"];
+    bed.ctl(&["checkpoint", "sets", "--door", "agent"])?.refused(3, &words)?;
+    bed.ctl(&["kill", "sets"])?.expect(0).map(drop)
 }
 
 /// Filters that no agent has seen, to an ordinary user.

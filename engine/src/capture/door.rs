@@ -3,12 +3,12 @@
 use super::files::{Look, Outside};
 use super::threads::Heard;
 use super::{Fault, Step, Survey};
-use crate::{After, Captured, Door, DoorChoice, Error, Kind, Reason, Result};
+use crate::{After, CaptureOptions, Captured, Door, DoorChoice, Error, Kind, Reason, Result};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
-use sys::agent::{Absent, Copies, Quiesced, Shut, Visited};
+use sys::agent::{Absent, Copies, Quiesced, Shut, Visit, Visited};
 use sys::channel::{Channel, Listener};
 use sys::inject::Layout;
 use sys::kcmp::{EpollSlot, Resource};
@@ -33,6 +33,8 @@ pub(super) struct Doors {
     choice: DoorChoice,
     /// The one that is taken next.
     door: Door,
+    /// It is not dumpable, but has an agent.
+    hidden: bool,
     /// Started in any case, unless only the agent may be taken. That it cannot be started is said when it is wanted.
     tracer: Option<sys::Result<Tracer>>,
     /// What stands against the only one that may be taken.
@@ -45,11 +47,17 @@ pub(super) struct Doors {
 
 impl Doors {
     /// Starts a tracer, if one may be wanted, and looks whether there is an agent.
-    pub fn new(choice: DoorChoice, after: After, pid: i32) -> Doors {
+    pub fn new(o: &CaptureOptions<'_>, pid: i32) -> Doors {
+        let (choice, after) = (o.door, o.after);
         let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
+        let mut there = sys::agent::present(pid).map(drop);
+        let hidden = o.agent && there == Err(Absent::None) && sys::agent::may_open(pid);
+        if hidden {
+            there = Ok(());
+        }
         let (shut, pause) = (None, Duration::ZERO);
-        let mut doors = Doors { pid, choice, door: Door::Attach, tracer, reasons: Vec::new(), shut, pause };
-        match (choice, sys::agent::present(pid)) {
+        let mut doors = Doors { pid, choice, door: Door::Attach, hidden, tracer, reasons: Vec::new(), shut, pause };
+        match (choice, there) {
             (DoorChoice::Only(Door::Attach), _) => {}
             (DoorChoice::Only(Door::Agent), there) => {
                 doors.door = Door::Agent;
@@ -68,7 +76,7 @@ impl Doors {
     pub fn next(&mut self) -> Step<Way> {
         if self.door == Door::Agent {
             let patience = PATIENCE[usize::from(self.is_another())];
-            return Ok(Way::Agent { pid: self.pid, patience, inside: None });
+            return Ok(Way::Agent { pid: self.pid, patience, hidden: self.hidden, inside: None });
         }
         let none = || Err(sys::Error::Unfit { what: "its tracer was used already".into() });
         Ok(Way::Attach { tracer: self.tracer.take().unwrap_or_else(none)?, plan: None })
@@ -122,7 +130,7 @@ pub(super) enum Way {
     /// By ptrace.
     Attach { tracer: Tracer, plan: Option<EntryPlan> },
     /// By its agent.
-    Agent { pid: i32, patience: Duration, inside: Option<Quiesced> },
+    Agent { pid: i32, patience: Duration, hidden: bool, inside: Option<Quiesced> },
 }
 
 /// What is inside a target.
@@ -135,6 +143,8 @@ pub(super) struct Inside {
     pub sock: Option<i32>,
     /// Of the agent: what threads said as they came in.
     pub visited: Visited,
+    /// It is not dumpable, but for now.
+    pub opened: bool,
 }
 
 impl Way {
@@ -144,6 +154,16 @@ impl Way {
             Way::Attach { .. } => Door::Attach,
             Way::Agent { .. } => Door::Agent,
         }
+    }
+
+    /// A process that may not be looked at (it is not dumpable) opens itself, to one who calls its agent: before anything is seen of it. Its agent shuts it
+    /// again, whoever dies.
+    pub fn open(&mut self, l: &Listener) -> Step<()> {
+        if let Way::Agent { pid, hidden: true, inside, .. } = self {
+            let uid = procfs::status::read(*pid)?.uid.effective;
+            *inside = Some(sys::agent::open(*pid, uid, l)?);
+        }
+        Ok(())
     }
 
     /// Finds the way in; refuses where there is none.
@@ -159,13 +179,19 @@ impl Way {
         match self {
             Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
             Way::Agent { inside, patience, .. } => {
-                let uid = s.status.uid.effective;
+                // what a filter may forbid is called when that has been looked at
+                let calls = Some(super::observe::visit_program()).filter(|_| !s.is_filtered());
                 let mut heard = Heard::default();
                 let mut heed = |tid| heard.ask(&s.threads, tid);
-                // what a filter may forbid is called when that has been looked at
-                let visit = Some(super::observe::visit_program()).filter(|_| !s.is_filtered());
-                let q = sys::agent::freeze(s.pid, uid, l, *patience, visit.as_ref(), &mut heed)?;
-                let q = inside.insert(q);
+                let mut visit = Visit { calls: calls.as_ref(), heed: &mut heed };
+                match inside {
+                    Some(q) => q.call_others(l, *patience, &mut visit)?,
+                    None => {
+                        let uid = s.status.uid.effective;
+                        *inside = Some(sys::agent::freeze(s.pid, uid, l, *patience, &mut visit)?)
+                    }
+                }
+                let Some(q) = inside else { return Err(nothing_frozen().into()) };
                 let why = match call_in(q, s, heard) {
                     Err(Fault::Shut(s)) => s.why,
                     Err(Fault::Sys(sys::Error::Filtered { calls, .. })) => Absent::Filtered(calls),
@@ -198,9 +224,13 @@ impl Way {
         match self {
             Way::Attach { tracer, .. } => Ok(tracer.collect()?),
             Way::Agent { inside: Some(q), .. } => Ok(q.collect(&RemoteMem::open(from)?)?),
-            Way::Agent { .. } => Err(sys::Error::Unfit { what: "nothing is frozen".into() }.into()),
+            Way::Agent { .. } => Err(nothing_frozen().into()),
         }
     }
+}
+
+fn nothing_frozen() -> sys::Error {
+    sys::Error::Unfit { what: "nothing is frozen".into() }
 }
 
 fn attach(tracer: &mut Tracer, plan: Option<EntryPlan>, s: &mut Survey, l: &Listener) -> Step<Inside> {
@@ -216,7 +246,7 @@ fn attach(tracer: &mut Tracer, plan: Option<EntryPlan>, s: &mut Survey, l: &List
     let watch = tracer.watch()?;
     let (sock, _) = l.accept(s.pid, s.status.uid.effective, Some(&watch))?;
     let channel = Channel::watched(sock, s.pid, watch)?.judged(s.judge.clone());
-    Ok(Inside { channel, entered, sock: None, visited: Visited::new() })
+    Ok(Inside { channel, entered, sock: None, visited: Visited::new(), opened: false })
 }
 
 /// The threads have come in: they are asked what is asked of frozen ones.
@@ -234,7 +264,8 @@ fn call_in(q: &Quiesced, s: &mut Survey, heard: Heard) -> Step<Inside> {
     let (server, visited) = q.inside();
     let (base, len, sock) = q.region();
     let layout = Layout::of_agent(base, len, visited.len() as u64);
-    Ok(Inside { channel, entered: Entered { layout, visited, server }, sock: Some(sock), visited: told })
+    let (entered, opened) = (Entered { layout, visited, server }, q.is_opened());
+    Ok(Inside { channel, entered, sock: Some(sock), visited: told, opened })
 }
 
 /// Asks inside whether each thread shares descriptors and directory with the leader (kcmp).

@@ -24,9 +24,9 @@ pub fn is_file(path: &[u8]) -> bool {
 }
 
 pub use copies::Copies;
-pub use look::{is_leaving, present, Absent};
-pub use quiesce::{freeze, Quiesced, Shut};
-pub use visit::Visited;
+pub use look::{is_leaving, may_open, present, Absent};
+pub use quiesce::{freeze, open, Quiesced, Shut};
+pub use visit::{Visit, Visited};
 
 /// The line of the environment that tells a launched program's agent which signals are its session's triggers, and who its parent, the supervisor, is:
 /// name and value.

@@ -5,10 +5,9 @@
 //! others, until no newcomer appears. Whatever fails, the connection is closed, and everyone inside is released; who comes later finds the session over, and goes on.
 use super::look::{self, Absent, Doing};
 use super::state;
-use super::visit::Visit;
+use super::visit::{Answers, Heed, Visit};
 use crate::channel::{Channel, Listener};
 use crate::mem::RemoteMem;
-use crate::program::Program;
 use crate::tracer::{Snapshot, ThreadState};
 use crate::{fault, procfs, seccomp, Error, Result};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -18,7 +17,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use wire::agent::{
-    code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_RSEQ_UNKNOWN, NO_VM_READV, OP_ARRIVED,
+    code_open, code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_OPENED, ARRIVED_RSEQ_UNKNOWN,
+    NO_VM_READV, OP_ARRIVED,
 };
 
 /// Longest wait for threads that have been called while nobody but the serving one stands still.
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(5);
 /// How often is looked whether those that are waited for still exist, milliseconds.
 const LOOK: u16 = 20;
-/// How often is looked whether a thread still blocks the signal, milliseconds.
+/// How often is looked again at a thread that cannot be called yet, milliseconds.
 const GLANCE: u8 = 1;
 const MAX_ROUNDS: usize = 200;
 /// Room for threads that are younger than the first look.
@@ -40,7 +40,7 @@ pub struct Quiesced {
     pub(super) pid: i32,
     server: i32,
     pub(super) arrived: BTreeMap<i32, Arrived>,
-    pub(super) visit: Option<Visit>,
+    pub(super) answers: Option<Answers>,
     /// What it was told of its filters.
     filters: u32,
     since: Instant,
@@ -106,9 +106,6 @@ fn other(e: impl std::fmt::Display) -> Absent {
     Absent::Other(e.to_string())
 }
 
-/// Is told of each thread as it has come in: from then on it does nothing but what it is told to.
-pub type Heed<'a> = dyn FnMut(i32) + 'a;
-
 impl From<Absent> for Shut {
     fn from(why: Absent) -> Shut {
         Shut { why, pause: Duration::ZERO }
@@ -116,43 +113,83 @@ impl From<Absent> for Shut {
 }
 
 /// Calls all threads of a process in. `uid`: its user, as which it connects. `patience`: how long a thread that blocks the signal is looked at before
-/// anybody is called. `visit`: what each is to call as it comes in, at once.
+/// anybody is called. `visit`: what is asked of each as it comes in.
 pub fn freeze(
     pid: i32,
     uid: u32,
     l: &Listener,
     patience: Duration,
-    visit: Option<&Program>,
-    heed: &mut Heed<'_>,
+    visit: &mut Visit<'_>,
 ) -> std::result::Result<Quiesced, Shut> {
     fault::target(pid);
     let filters = look::present(pid)?;
-    let (seen, blocking) = look_at_all(pid, patience)?;
-    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
-    let server = seen.keys().copied().find(|t| !blocking.contains(t) && !ended(*t));
-    let server = server.ok_or(Absent::Blocks(pid))?;
+    let (seen, blocking) = look_at_all(pid, None, patience)?;
     let call = Call { pid, nonce: l.key(), filters, seen: &seen };
-    let since = Instant::now();
-    let slots = (seen.len() * 2 + NEWCOMERS) as i32;
-    if !call.send(server, code_serve(), slots).map_err(other)? {
-        return Err(Absent::Late(server).into());
-    }
-    let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
-    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), visit: None, filters, since };
-    let came = q.take(&mut BTreeSet::from([server]), PATIENCE, heed).and_then(|()| {
-        let mut channel = q.channel().map_err(other)?;
-        q.visit = visit.and_then(|calls| Visit::prepare(&mut channel, calls));
-        q.call_all(&call, &blocking, heed)
-    });
-    match came {
+    let mut q = call_first(&call, seen.keys().copied().filter(|t| !blocking.contains(t)), code_serve(), uid, l)?;
+    match q.call_all(&call, &blocking, visit) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
     }
 }
 
-/// What each thread is doing, and those that were seen blocking the signal, all of which do not any more.
-fn look_at_all(pid: i32, patience: Duration) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
+/// Calls one thread of a process in that may not be looked at before ([`look::may_open`]); while that serves, it may. [`Quiesced::call_others`] has to follow.
+/// `uid`: its user, as which it connects.
+pub fn open(pid: i32, uid: u32, l: &Listener) -> std::result::Result<Quiesced, Shut> {
+    fault::target(pid);
     let tids = procfs::tasks(pid).map_err(other)?;
+    // the one that is most likely to stand where there is room for a signal
+    let first = tids.into_iter().filter(|tid| !look::blocks(pid, *tid).unwrap_or(true));
+    let nothing = BTreeMap::new();
+    let call = Call { pid, nonce: l.key(), filters: 0, seen: &nothing };
+    let mut q = call_first(&call, first, code_open(), uid, l)?;
+    if RemoteMem::open(pid).is_err() {
+        let why = other("it cannot be looked into, and not because it is not dumpable");
+        return Err(Shut { why, pause: q.release() });
+    }
+    Ok(q)
+}
+
+/// Calls in the first of these that has not ended.
+fn call_first(
+    call: &Call<'_>,
+    mut tids: impl Iterator<Item = i32>,
+    code: i32,
+    uid: u32,
+    l: &Listener,
+) -> std::result::Result<Quiesced, Shut> {
+    let pid = call.pid;
+    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
+    let server = tids.find(|t| !ended(*t)).ok_or(Absent::Blocks(pid))?;
+    let slots = procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS;
+    let since = Instant::now();
+    if !call.send(server, code, slots as i32).map_err(other)? {
+        return Err(Absent::Late(server).into());
+    }
+    let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
+    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), answers: None, filters: call.filters, since };
+    match q.take(&mut BTreeSet::from([server]), PATIENCE, &mut |_| ()) {
+        Ok(()) => Ok(q),
+        Err(why) => Err(Shut { why, pause: q.release() }),
+    }
+}
+
+/// What each thread but the serving one is doing, and those that were seen blocking the signal, all of which do not any more.
+fn look_at_all(pid: i32, server: Option<i32>, patience: Duration) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
+    let until = Instant::now() + patience;
+    loop {
+        let all = look_once(pid, server, until)?;
+        match look::room(pid, &all.0) {
+            // it may be just beginning, or ending: then it is not counted
+            Err(Absent::Stack(_)) if Instant::now() < until => glance(),
+            room => return room.map(|()| all),
+        }
+    }
+}
+
+/// The same, whether they have room or not.
+fn look_once(pid: i32, server: Option<i32>, until: Instant) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
+    let mut tids = procfs::tasks(pid).map_err(other)?;
+    tids.retain(|tid| Some(*tid) != server);
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
     for tid in &tids {
         match look::blocks(pid, *tid) {
@@ -163,22 +200,47 @@ fn look_at_all(pid: i32, patience: Duration) -> Way<(BTreeMap<i32, Doing>, BTree
         }
         seen.insert(*tid, look::doing(pid, *tid));
     }
-    let until = Instant::now() + patience;
     for tid in &blocking {
         while look::blocks(pid, *tid).unwrap_or(false) {
             if Instant::now() > until {
                 return Err(Absent::Blocks(*tid));
             }
-            let _ = poll(&mut [], PollTimeout::from(GLANCE));
+            glance();
         }
         seen.insert(*tid, look::doing(pid, *tid));
     }
-    look::room(pid, &seen)?;
     Ok((seen, blocking))
 }
 
+/// Until the next look.
+fn glance() {
+    let _ = poll(&mut [], PollTimeout::from(GLANCE));
+}
+
 impl Quiesced {
-    fn call_all(&mut self, call: &Call<'_>, blocking: &BTreeSet<i32>, heed: &mut Heed<'_>) -> Way<()> {
+    /// Calls in all but the one that serves already. `visit` as for [`freeze`].
+    pub fn call_others(
+        &mut self,
+        l: &Listener,
+        patience: Duration,
+        visit: &mut Visit<'_>,
+    ) -> std::result::Result<(), Shut> {
+        let came = look_at_all(self.pid, Some(self.server), patience).and_then(|(seen, blocking)| {
+            let call = Call { pid: self.pid, nonce: l.key(), filters: self.filters, seen: &seen };
+            self.call_all(&call, &blocking, visit)
+        });
+        came.map_err(|why| Shut { why, pause: self.release() })
+    }
+
+    /// The process is not dumpable, but for now.
+    pub fn is_opened(&self) -> bool {
+        self.arrived.values().any(|a| a.flags & ARRIVED_OPENED != 0)
+    }
+
+    fn call_all(&mut self, call: &Call<'_>, blocking: &BTreeSet<i32>, visit: &mut Visit<'_>) -> Way<()> {
+        let mut channel = self.channel().map_err(other)?;
+        self.answers = visit.calls.and_then(|calls| Answers::prepare(&mut channel, calls));
+        let heed = &mut *visit.heed;
         self.call_some(call, blocking.iter().copied(), PATIENCE, heed)?;
         for _ in 0..MAX_ROUNDS {
             let tids = procfs::tasks(self.pid).map_err(other)?;
@@ -287,7 +349,8 @@ impl Quiesced {
         // it closes its end before it releases anybody, so that the program never runs with that descriptor
         let mut rest = [0; 64];
         while matches!(self.sock.read(&mut rest), Ok(n) if n > 0) {}
-        // when the last has left it unmaps its region, and nothing tells of that: it is looked at. A process that is stopped keeps it.
+        // when the last has left it unmaps its region, and nothing tells of that: it is looked at. A process that is stopped keeps it. One that is
+        // not dumpable may not be looked at, when that is done.
         let (until, mem) = (Instant::now() + LIMIT, RemoteMem::open(self.pid));
         let there = || mem.as_ref().is_ok_and(|m| m.read(wire::HOME, &mut [0]).is_ok());
         while there() && Instant::now() < until {

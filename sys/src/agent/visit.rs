@@ -11,29 +11,40 @@ use wire::agent::{VisitAnswer, ARRIVED_VISITED, OP_VISIT};
 /// What the threads' calls gave, by TID: their results, and their buffer.
 pub type Visited = BTreeMap<i32, (Vec<i64>, Vec<u8>)>;
 
-/// The calls, and where their answers will be.
+/// Is told of each thread as it has come in: from then on it does nothing but what it is told to.
+pub type Heed<'a> = dyn FnMut(i32) + 'a;
+
+/// What is asked of each thread as it comes in.
+pub struct Visit<'a> {
+    /// The calls that it makes, if any, at once.
+    pub calls: Option<&'a Program>,
+    /// Is told of it then.
+    pub heed: &'a mut Heed<'a>,
+}
+
+/// How many calls each makes, and where their answers will be.
 #[derive(Debug)]
-pub(super) struct Visit {
+pub(super) struct Answers {
     ncalls: usize,
     at: VisitAnswer,
 }
 
-impl Visit {
+impl Answers {
     /// Hands the calls to the serving thread; None if there are more threads than it has room for.
-    pub fn prepare(channel: &mut Channel, calls: &Program) -> Option<Visit> {
+    pub fn prepare(channel: &mut Channel, calls: &Program) -> Option<Answers> {
         let mut payload = (calls.len() as u32).to_le_bytes().to_vec();
         payload.extend_from_slice(&(VISIT_BUF as u32).to_le_bytes());
         payload.extend_from_slice(&calls.encode_calls());
         let a = channel.ask(OP_VISIT, &payload).ok()?;
         let word = |i: usize| a.get(i..i + 8)?.try_into().ok().map(u64::from_le_bytes);
-        Some(Visit { ncalls: calls.len(), at: VisitAnswer { results: word(0)?, buf: word(8)? } })
+        Some(Answers { ncalls: calls.len(), at: VisitAnswer { results: word(0)?, buf: word(8)? } })
     }
 }
 
 impl Quiesced {
     /// What those that were visited said. To be read before anything else is asked of the program.
     pub fn visited(&self) -> Result<Visited> {
-        let Some(v) = &self.visit else { return Ok(Visited::new()) };
+        let Some(v) = &self.answers else { return Ok(Visited::new()) };
         let slots = self.arrived.values().map(|a| a.slot + 1).max().unwrap_or(0).max(0) as usize;
         let mem = RemoteMem::open(self.pid)?;
         let (mut results, mut bufs) = (vec![0; slots * v.ncalls * 8], vec![0; slots * VISIT_BUF as usize]);
