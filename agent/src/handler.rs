@@ -19,6 +19,7 @@ const SYS_GETTID: u64 = 186;
 const SYS_TGKILL: u64 = 234;
 const SYS_RT_SIGPENDING: u64 = 127;
 const SYS_SIGALTSTACK: u64 = 131;
+const SYS_PRCTL: u64 = 157;
 const SYS_ARCH_PRCTL: u64 = 158;
 const SYS_FUTEX: u64 = 202;
 const SYS_GETSOCKOPT: u64 = 55;
@@ -29,6 +30,8 @@ const ARCH_GET_FS: u64 = 0x1003;
 const ARCH_GET_GS: u64 = 0x1004;
 const FUTEX_WAIT_PRIVATE: u64 = 128;
 const FUTEX_WAKE_PRIVATE: u64 = 129;
+const PR_GET_DUMPABLE: u64 = 3;
+const PR_SET_DUMPABLE: u64 = 4;
 const SOL_SOCKET: u64 = 1;
 const SO_PEERCRED: u64 = 17;
 const EBUSY: i64 = -16;
@@ -53,7 +56,7 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
             }
             return;
         }
-        if i.code == code_serve() {
+        if i.code == code_serve() || i.code == code_open() {
             serve(i, c, call);
         } else if i.code == code_park() {
             park(i, c, call);
@@ -182,6 +185,7 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
     let request = up(slots_at + slots * size_of::<Slot>() as u64);
     let buffer = request + REQUEST + up(slots * VISIT);
     let len = buffer + BUFFER - HOME;
+    let mut opened = false;
     // SAFETY: the region is new and ours. Others touch it only between their entry in the state and their leaving it, for which is waited.
     unsafe {
         if !map(HOME, len, MAPPING_NAME) {
@@ -202,8 +206,10 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
         (*p).addr_len = 3 + name.len() as u32;
         if connect(p) >= 0 {
             if is_ours((*p).sock) {
+                opened = info.code == code_open() && open();
                 state().store(session(info.nonce), SeqCst);
-                if arrive(p, 0, -1, len, c, call) {
+                let flags = if opened { ARRIVED_OPENED } else { 0 };
+                if arrive(p, (0, -1, flags), len, c, call) {
                     (*p).left = converse(p);
                 }
                 state().fetch_and(LOW, SeqCst);
@@ -213,7 +219,20 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
             wait_for_others();
         }
         unmap(HOME, len);
+        if opened {
+            // last, for its recorder looks whether the region is gone
+            sys3(SYS_PRCTL, PR_SET_DUMPABLE, 0, 0);
+        }
     }
+}
+
+/// Makes the process dumpable, if it is not and can be made so again: its user may look at it then.
+///
+/// # Safety
+/// The recorder is of our user, or root.
+unsafe fn open() -> bool {
+    // SAFETY: takes integers.
+    unsafe { sys3(SYS_PRCTL, PR_GET_DUMPABLE, 0, 0) == 0 && sys3(SYS_PRCTL, PR_SET_DUMPABLE, 1, 0) == 0 }
 }
 
 /// Whether the recorder is of our user, or root.
@@ -269,7 +288,7 @@ unsafe fn park(info: &AgentInfo, c: &Context, call: Option<i64>) {
             let slot = slot(p, n as u64);
             (*slot).params = p as u64;
             (*slot).tid = info.number;
-            arrive(p, info.number, n as i32, 0, c, call);
+            arrive(p, (info.number, n as i32, 0), 0, c, call);
             work(slot);
         }
         if s.fetch_sub(1, SeqCst) - 1 == 0 {
@@ -285,12 +304,18 @@ struct Arrival {
     body: Arrived,
 }
 
-/// Tells the recorder that this thread is in.
+/// Tells the recorder that this thread is in: its TID, slot and `ARRIVED_` bits.
 ///
 /// # Safety
 /// The connection is open.
 #[inline(never)]
-unsafe fn arrive(p: *mut Params, tid: i32, slot: i32, len: u64, c: &Context, call: Option<i64>) -> bool {
+unsafe fn arrive(
+    p: *mut Params,
+    (tid, slot, flags): (i32, i32, u32),
+    len: u64,
+    c: &Context,
+    call: Option<i64>,
+) -> bool {
     let (mut fs_base, mut gs_base) = (0u64, 0u64);
     // SAFETY: each call writes one word.
     unsafe {
@@ -315,7 +340,7 @@ unsafe fn arrive(p: *mut Params, tid: i32, slot: i32, len: u64, c: &Context, cal
         (&raw mut (*a).tid).write(tid);
         (&raw mut (*a).slot).write(slot);
         (&raw mut (*a).sock).write(if slot < 0 { (*p).sock } else { -1 });
-        (&raw mut (*a).flags).write(if known { 0 } else { ARRIVED_RSEQ_UNKNOWN });
+        (&raw mut (*a).flags).write(if known { flags } else { flags | ARRIVED_RSEQ_UNKNOWN });
         (&raw mut (*a).fs_base).write(fs_base);
         (&raw mut (*a).gs_base).write(gs_base);
         (&raw mut (*a).segments).write(arch::segments());

@@ -72,6 +72,8 @@ pub struct CaptureOptions<'a> {
     pub after: After,
     /// The way in.
     pub door: DoorChoice,
+    /// Its session's record says that it was started with an agent: so it may be called if it cannot be looked at (not dumpable).
+    pub agent: bool,
     /// What a restore does with external ends, unless it is told otherwise; those of which nothing is said are refused.
     pub external: Externals,
     /// What the session crate wants to find again at restore (opaque to the engine): command line, options.
@@ -162,6 +164,8 @@ pub struct Restored {
     pub status: Option<OwnedFd>,
     /// The PIDs it got.
     pub pids: Pids,
+    /// It has an agent.
+    pub agent: bool,
     /// What changed, a line each: "runs in a private PID namespace, as PID 1234 there and 5678 here", ...
     pub notes: Vec<String>,
 }

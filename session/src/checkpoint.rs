@@ -205,6 +205,7 @@ fn take(
     let options = CaptureOptions {
         after: request.after,
         door: request.door,
+        agent: live.door == engine::Door::Agent.name(),
         external: request.external.clone(),
         labels,
         progress: request.progress,

@@ -10,7 +10,7 @@ use crate::supervisor::{Pty, Running};
 use crate::trigger::{Triggers, TRIGGERS_LABEL};
 use crate::{control, engine_calls, procfs, store_calls};
 use crate::{Event, LaunchError, Live, Mode, Outcome, ProcId, RestoreRequest, Result, Spec, Started, StateDir};
-use engine::{Pids, Progress, RestoreOptions, Restored};
+use engine::{Door, Pids, Progress, RestoreOptions, Restored};
 use image::{CheckpointHandle, SessionName};
 use nix::fcntl::{fcntl, FcntlArg, FdFlag, OFlag};
 use std::fs::File;
@@ -147,7 +147,7 @@ fn keep(
     lock: Lock,
     attempted: &str,
 ) -> Result<Running> {
-    let Restored { child, pid, status, pids, notes } = restored;
+    let Restored { child, pid, status, pids, agent, notes } = restored;
     let gone = |what: &str| crate::errors::failed(attempted, "/proc", format!("the restored {what} is not in it"));
     let init = (child != pid).then(|| ProcId::of(child).ok_or_else(|| gone("namespace"))).transpose()?;
     // In a private namespace the program may have ended and been reaped by now; the record is then its namespace's.
@@ -158,7 +158,7 @@ fn keep(
         program,
         init,
         supervisor: ProcId::me(),
-        door: "attach".into(),
+        door: if agent { Door::Agent } else { Door::Attach }.name().into(),
         command: procfs::command_line(pid),
         from: spec.n,
         created: now(),

@@ -15,6 +15,11 @@ pub fn cases() -> Vec<Case> {
     all.push(Case::new("door/setuid", Who::Root, setuid));
     all.extend(Case::each("door/older-agent", older_agent));
     all.extend(Case::each("door/state-directory-with-a-space", space));
+    all.extend(Case::each("door/not-dumpable", not_dumpable));
+    all.extend(Case::each("door/not-dumpable-sabotage", not_dumpable_sabotage));
+    all.extend(Case::each("door/not-dumpable-threads", not_dumpable_threads));
+    all.extend(Case::each("door/not-dumpable-hooks", not_dumpable_hooks));
+    all.push(Case::new("door/not-dumpable-without-agent", Who::User, not_dumpable_without_agent));
     all
 }
 
@@ -176,4 +181,135 @@ fn space(bed: &mut Bed) -> Result<()> {
     let said = bed.ctl_json(&["--state-dir", &state, "checkpoint", "s"])?;
     ensure!(said["door"] == "attach" && said["notes"] == serde_json::json!([]), "{said}");
     bed.ctl(&["--state-dir", &state, "kill", "s"])?.expect(0).map(drop)
+}
+
+/// Cycles of checkpoint, kill and restore.
+const CYCLES: usize = 5;
+
+/// Nobody but root may look at it from outside, and its agent lets its recorder in. It is as it was after each.
+fn not_dumpable(bed: &mut Bed) -> Result<()> {
+    let start = || Start::program("proc_dumpable").args(["--zero"]).door(Door::Launched).agent();
+    let mut target = start().ready(bed)?;
+    let name = target.session.clone();
+    for _ in 0..CYCLES {
+        closed(bed, target.pid)?;
+        by_itself(bed, &[&name], "agent", "")?;
+        closed(bed, target.pid)?;
+        by_itself(bed, &[&name, "--door", "agent", "--kill"], "agent", "")?;
+        target.gone(bed)?;
+        target.restore(bed)?;
+    }
+    closed(bed, target.pid)?;
+    by_itself(bed, &[&name], "agent", "")?;
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(drop)
+}
+
+/// That it is not dumpable any more, as root sees it: what is its own in /proc is root's.
+fn closed(bed: &Bed, pid: i32) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    if bed.who != Who::User || bed.who.uid() == 0 {
+        return Ok(());
+    }
+    run::until(&format!("PID {pid} not dumpable"), SOON, || Ok(fs::metadata(format!("/proc/{pid}/maps"))?.uid() == 0))
+}
+
+fn not_dumpable_sabotage(bed: &mut Bed) -> Result<()> {
+    let start = Start::program("proc_dumpable").args(["--zero", "--sabotage"]);
+    let mut target = start.door(Door::Launched).agent().ready(bed)?;
+    let name = target.session.clone();
+    by_itself(bed, &[&name, "--kill"], "agent", "")?;
+    target.gone(bed)?;
+    target.restore(bed)?;
+    target.fail(bed)
+}
+
+/// With threads, some of which come and go, and what a child does not inherit.
+fn not_dumpable_threads(bed: &mut Bed) -> Result<()> {
+    const SCRIPT: &str = "
+import ctypes, mmap, os, threading, time
+libc = ctypes.CDLL(None)
+m = mmap.mmap(-1, 1 << 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+m.madvise(mmap.MADV_DONTFORK)
+m[:5] = b'mouse'
+assert libc.prctl(4, 0, 0, 0, 0) == 0
+count = [0] * 4
+def work(i):
+    while not os.path.exists('gate'):
+        time.sleep(0.001)
+        t = threading.Thread(target=lambda: None)
+        t.start(); t.join()
+        count[i] += 1
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+for t in threads: t.start()
+open('ready', 'w').close()
+for t in threads: t.join()
+said = f'{libc.prctl(3)} {all(count)} {m[:5].decode()}'
+open('said.tmp', 'w').write(said)
+os.rename('said.tmp', 'said')
+";
+    let dir = bed.folder()?;
+    let mut c = bed.launcher_command(&["--name", "py", "--detach", "--json", "--", "python3", "-c", SCRIPT]);
+    let mut pid = bed.run(c.current_dir(&dir))?.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
+    run::until("python ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    bed.who.assert_is("python", pid)?;
+    for _ in 0..CYCLES {
+        by_itself(bed, &["py"], "agent", "")?;
+        closed(bed, pid)?;
+        by_itself(bed, &["py", "--kill"], "agent", "")?;
+        ended(bed, pid)?;
+        pid = bed.ctl_json(&["restore", "py", "--detach"])?["pid"].as_i64().context("no pid")? as i32;
+    }
+    fs::write(dir.join("gate"), "")?;
+    run::until("what it says", LIMIT, || Ok(dir.join("said").exists()))?;
+    let said = fs::read_to_string(dir.join("said"))?;
+    ensure!(said == "0 True mouse", "dumpable, counts, memory: {said}");
+    ended(bed, pid)
+}
+
+/// The thread that runs hooks is found in memory that a user may not read: refused, not left out.
+fn not_dumpable_hooks(bed: &mut Bed) -> Result<()> {
+    const SCRIPT: &str = "
+import ctypes, os, time
+import dormouse
+dormouse.hook('a', before=lambda: open('ran', 'w').close())
+assert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0
+open('ready', 'w').close()
+while True: time.sleep(0.01)
+";
+    let dir = bed.folder()?;
+    let mut c = bed.launcher_command(&["--name", "hooks", "--detach", "--json", "--", "python3", "-c", SCRIPT]);
+    c.current_dir(&dir).env("PYTHONPATH", bed.stage.path.join("p")).env("PYTHONDONTWRITEBYTECODE", "1");
+    let pid = bed.run(&mut c)?.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
+    run::until("python ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    if bed.who.uid() == 0 {
+        by_itself(bed, &["hooks"], "agent", "")?;
+        ensure!(dir.join("ran").exists(), "its hook did not run");
+    } else {
+        bed.ctl(&["checkpoint", "hooks"])?.refused(3, &["it has hooks, and is not dumpable", "run ctl as root"])?;
+        closed(bed, pid)?;
+    }
+    unharmed::entirely(pid)?;
+    bed.ctl(&["kill", "hooks"])?.expect(0).map(drop)
+}
+
+/// Without an agent it is refused, by name; so it is by its PID, of which no record says that it has one.
+fn not_dumpable_without_agent(bed: &mut Bed) -> Result<()> {
+    if bed.who.uid() == 0 {
+        return Ok(());
+    }
+    let says = ["the kernel does not let this user look into it", "start it by launcher"];
+    for agent in [false, true] {
+        let start = Start::program("proc_dumpable").args(["--zero"]).door(Door::Launched);
+        let mut target = if agent { start.agent() } else { start }.ready(bed)?;
+        let pid = target.pid.to_string();
+        let args: Vec<&str> = match agent {
+            false => vec!["checkpoint", &target.session],
+            true => vec!["check", "--pid", &pid],
+        };
+        bed.ctl(&args)?.refused(3, &says)?;
+        closed(bed, target.pid)?;
+        target.prove(bed)?;
+    }
+    Ok(())
 }

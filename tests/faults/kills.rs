@@ -51,14 +51,16 @@ const BY_THE_AGENT: [Kill; 4] = [
     Kill { site: "wire", action: "kill-target", victim: Victim::Target },
 ];
 
-/// Program, arguments, options of the checkpoint, step. Calls that any signal interrupts, threads that spin and that wait, signals that wait.
+/// Program, arguments, options of the checkpoint, step. Calls that any signal interrupts, threads that spin and that wait, signals that wait;
+/// one that opens itself to its recorder, and must not stay so.
 type Agent = (&'static str, &'static [&'static str], &'static [&'static str], u32);
-const AGENTS: [Agent; 5] = [
+const AGENTS: [Agent; 6] = [
     ("blocked", &["--call", "epoll_wait"], &[], 1),
     ("cpu_regs", &[], &[], 3),
     ("thr_sync", &[], &[], 7),
     ("sig_pending", &[], &[], 1),
     ("thr_join", &[], &["--kill"], 3),
+    ("proc_dumpable", &["--zero"], &[], 1),
 ];
 
 /// More points than any checkpoint of these passes.

@@ -23,6 +23,11 @@ pub const fn code_serve() -> i32 {
     -(0x4400 + crate::WIRE_VERSION as i32)
 }
 
+/// siginfo code that calls a thread to serve a recorder that may not look at the process: should that not be dumpable, it is while it is served.
+pub const fn code_open() -> i32 {
+    -(0x4580 + crate::WIRE_VERSION as i32)
+}
+
 /// siginfo code that calls a thread to park.
 pub const fn code_park() -> i32 {
     -(0x4500 + crate::WIRE_VERSION as i32)
@@ -74,7 +79,7 @@ pub struct AgentInfo {
     pub signo: i32,
     /// To serve: how many slots for others; to park: the thread's TID as its recorder sees it.
     pub number: i32,
-    /// [`code_serve`] or [`code_park`].
+    /// [`code_serve`], [`code_open`] or [`code_park`].
     pub code: i32,
     /// Zero.
     pub reserved: i32,
@@ -131,6 +136,9 @@ pub struct Arrived {
 
 /// [`Arrived::flags`]: an rseq area is registered, and it is none that is known.
 pub const ARRIVED_RSEQ_UNKNOWN: u32 = 1;
+
+/// [`Arrived::flags`]: the process is not dumpable (PR_SET_DUMPABLE 0), and is so only now, until its agent has let everybody go.
+pub const ARRIVED_OPENED: u32 = 2;
 
 /// Bytes of an [`OP_ARRIVED`] frame.
 pub const ARRIVAL: usize = size_of::<FrameHeader>() + size_of::<Arrived>();

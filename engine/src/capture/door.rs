@@ -2,7 +2,7 @@
 //! asked: on the attach door the tracer and the kernel (ptrace, pidfd_getfd, kcmp), on the agent's the program's own threads.
 use super::files::{Look, Outside};
 use super::{Step, Survey};
-use crate::{After, Captured, Door, DoorChoice, Error, Kind, Reason, Result};
+use crate::{After, CaptureOptions, Captured, Door, DoorChoice, Error, Kind, Reason, Result};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -32,6 +32,8 @@ pub(super) struct Doors {
     choice: DoorChoice,
     /// The one that is taken next.
     door: Door,
+    /// It is not dumpable, but has an agent.
+    hidden: bool,
     /// Started in any case, unless only the agent may be taken. That it cannot be started is said when it is wanted.
     tracer: Option<sys::Result<Tracer>>,
     /// What stands against the only one that may be taken.
@@ -44,11 +46,17 @@ pub(super) struct Doors {
 
 impl Doors {
     /// Starts a tracer, if one may be wanted, and looks whether there is an agent.
-    pub fn new(choice: DoorChoice, after: After, pid: i32) -> Doors {
+    pub fn new(o: &CaptureOptions<'_>, pid: i32) -> Doors {
+        let (choice, after) = (o.door, o.after);
         let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
+        let mut there = sys::agent::present(pid);
+        let hidden = o.agent && there == Err(Absent::None) && sys::agent::may_open(pid);
+        if hidden {
+            there = Ok(());
+        }
         let (shut, pause) = (None, Duration::ZERO);
-        let mut doors = Doors { pid, choice, door: Door::Attach, tracer, reasons: Vec::new(), shut, pause };
-        match (choice, sys::agent::present(pid)) {
+        let mut doors = Doors { pid, choice, door: Door::Attach, hidden, tracer, reasons: Vec::new(), shut, pause };
+        match (choice, there) {
             (DoorChoice::Only(Door::Attach), _) => {}
             (DoorChoice::Only(Door::Agent), there) => {
                 doors.door = Door::Agent;
@@ -67,7 +75,7 @@ impl Doors {
     pub fn next(&mut self) -> Step<Way> {
         if self.door == Door::Agent {
             let patience = PATIENCE[usize::from(self.is_another())];
-            return Ok(Way::Agent { pid: self.pid, patience, inside: None });
+            return Ok(Way::Agent { pid: self.pid, patience, hidden: self.hidden, inside: None });
         }
         let none = || Err(sys::Error::Unfit { what: "its tracer was used already".into() });
         Ok(Way::Attach { tracer: self.tracer.take().unwrap_or_else(none)?, plan: None })
@@ -121,7 +129,7 @@ pub(super) enum Way {
     /// By ptrace.
     Attach { tracer: Tracer, plan: Option<EntryPlan> },
     /// By its agent.
-    Agent { pid: i32, patience: Duration, inside: Option<Quiesced> },
+    Agent { pid: i32, patience: Duration, hidden: bool, inside: Option<Quiesced> },
 }
 
 /// What is inside a target.
@@ -132,6 +140,8 @@ pub(super) struct Inside {
     pub entered: Entered,
     /// Of the agent: the number of its connection.
     pub sock: Option<i32>,
+    /// It is not dumpable, but for now.
+    pub opened: bool,
 }
 
 impl Way {
@@ -141,6 +151,16 @@ impl Way {
             Way::Attach { .. } => Door::Attach,
             Way::Agent { .. } => Door::Agent,
         }
+    }
+
+    /// A process that may not be looked at (it is not dumpable) opens itself, to one who calls its agent: before anything is seen of it. Its agent shuts it
+    /// again, whoever dies.
+    pub fn open(&mut self, l: &Listener) -> Step<()> {
+        if let Way::Agent { pid, hidden: true, inside, .. } = self {
+            let uid = procfs::status::read(*pid)?.uid.effective;
+            *inside = Some(sys::agent::open(*pid, uid, l)?);
+        }
+        Ok(())
     }
 
     /// Finds the way in; refuses where there is none.
@@ -155,6 +175,10 @@ impl Way {
     pub fn freeze(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
         match self {
             Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
+            Way::Agent { inside: Some(q), patience, .. } => {
+                q.call_others(l, *patience)?;
+                call_in(q, s)
+            }
             Way::Agent { inside, patience, .. } => {
                 let q = sys::agent::freeze(s.pid, s.status.uid.effective, l, *patience)?;
                 call_in(inside.insert(q), s)
@@ -200,7 +224,7 @@ fn attach(tracer: &mut Tracer, plan: Option<EntryPlan>, s: &mut Survey, l: &List
     let entered = tracer.enter()?;
     let watch = tracer.watch()?;
     let (sock, _) = l.accept(s.pid, s.status.uid.effective, Some(&watch))?;
-    Ok(Inside { channel: Channel::watched(sock, s.pid, watch)?, entered, sock: None })
+    Ok(Inside { channel: Channel::watched(sock, s.pid, watch)?, entered, sock: None, opened: false })
 }
 
 /// The threads have come in: they are asked what is asked of frozen ones.
@@ -216,7 +240,8 @@ fn call_in(q: &Quiesced, s: &mut Survey) -> Step<Inside> {
     let (server, visited) = q.inside();
     let (base, len, sock) = q.region();
     let layout = Layout::of_agent(base, len, visited.len() as u64);
-    Ok(Inside { channel, entered: Entered { layout, visited, server }, sock: Some(sock) })
+    let opened = q.is_opened();
+    Ok(Inside { channel, entered: Entered { layout, visited, server }, sock: Some(sock), opened })
 }
 
 /// Asks inside whether each thread shares descriptors and directory with the leader (kcmp).

@@ -189,7 +189,7 @@ impl Survey {
             self.reason(
                 format!("PID {pid}"),
                 format!("the kernel does not let this user look into it ({e})"),
-                "it is not dumpable, or Yama forbids it: run as root, or see `ctl doctor`",
+                "it is not dumpable, or Yama forbids it: run as root, start it by launcher (its agent lets its own session in), or see `ctl doctor`",
             );
         }
     }

@@ -83,7 +83,7 @@ pub fn preflight(pid: i32, external: &Externals) -> Result<Vec<String>> {
 pub fn checkpoint(store: &Store, name: &SessionName, pid: i32, o: &CaptureOptions<'_>) -> Result<Captured> {
     let began = Instant::now();
     // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
-    let mut doors = Doors::new(o.door, o.after, pid);
+    let mut doors = Doors::new(o, pid);
     let mut run = Run { phase: Phase::Find, attempted: format!("checkpoint {name} (PID {pid})"), pid, o };
     let r = loop {
         let r = doors.next().and_then(|way| run.all(way, &mut doors, store, name, began));
@@ -171,9 +171,10 @@ impl Run<'_> {
     ) -> Step<Captured> {
         self.enter(Phase::Find)?;
         let shut = doors.reasons();
+        let listener = Listener::new()?;
+        way.open(&listener)?;
         let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
         survey.refuse()?;
-        let listener = Listener::new()?;
         way.prepare(&survey, &listener)?;
         let incoming = store.begin(name)?;
 

@@ -129,6 +129,8 @@ pub(super) struct Seen {
     pub monotonic_ns: u64,
     /// By the agent: pending signals, which the tracer reads on the other door.
     pub pending: Option<Pending>,
+    /// NUMA policies of a process that cannot be asked for them once it runs again, as far as its child will not know them.
+    pub policies: Option<Vec<procfs::numa::Mapping>>,
 }
 
 /// The recorder's hands inside a frozen target.
@@ -140,6 +142,8 @@ pub struct Observer<'a> {
     pub(super) mem: RemoteMem,
     /// Of the agent: its connection's number; None: the tracer brought the blob in.
     agent: Option<i32>,
+    /// It is not dumpable, but for now.
+    opened: bool,
     /// Of the agent: copies of the target's descriptors.
     copies: Copies,
     pidfd: PidFd,
@@ -160,7 +164,7 @@ pub struct Observer<'a> {
 
 impl<'a> Observer<'a> {
     pub(super) fn new(survey: &'a Survey, inside: Inside, sink: PageSink) -> Step<Observer<'a>> {
-        let Inside { channel, entered, sock } = inside;
+        let Inside { channel, entered, sock, opened } = inside;
         let mem = RemoteMem::open(survey.pid)?;
         let block = sys::api::Block::read(&mem, survey.inner_pid());
         Ok(Observer {
@@ -170,6 +174,7 @@ impl<'a> Observer<'a> {
             mem,
             block,
             agent: sock,
+            opened,
             copies: Copies::default(),
             pidfd: PidFd::open(survey.pid)?,
             sink,
@@ -243,6 +248,7 @@ impl<'a> Observer<'a> {
     pub(super) fn everything(&mut self, l: &Listener) -> Step<Seen> {
         let monotonic_ns = monotonic();
         self.critical()?;
+        self.refuse_unheard_hooks()?;
         let visited = match self.door() {
             Door::Attach => self.visited()?,
             Door::Agent => self.visit()?,
@@ -258,7 +264,9 @@ impl<'a> Observer<'a> {
         self.asynchronous(&maps)?;
         self.report_dropped(&maps);
         self.unforkable(&maps)?;
-        Ok(Seen { process, told, files, maps, monotonic_ns, pending })
+        let lacks = self.smaps.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
+        let policies = (self.opened && lacks).then(|| procfs::numa::read(self.survey.pid)).transpose()?;
+        Ok(Seen { process, told, files, maps, monotonic_ns, pending, policies })
     }
 
     /// Lets the threads that the agent has parked make the visit's calls.
@@ -304,6 +312,17 @@ impl<'a> Observer<'a> {
             Told::new(*tid, b, std::array::from_fn(|k| result(i, ncalls - ANSWERS + k as u64)))
         };
         Ok(self.entered.visited.iter().enumerate().map(one).collect())
+    }
+
+    /// Its hooks run before a checkpoint, by a thread that is found in its memory: which could not be looked at then.
+    fn refuse_unheard_hooks(&self) -> Step<()> {
+        if !self.opened || self.block.as_ref().and_then(sys::api::Block::helper).is_none() {
+            return Ok(());
+        }
+        let (attempted, object) = (self.survey.attempted.clone(), format!("PID {}", self.survey.pid));
+        let why = "it has hooks, and is not dumpable, so that nobody but root may find the thread that runs them";
+        let remedy = "run ctl as root, or let it be dumpable (PR_SET_DUMPABLE) while it has hooks";
+        Err(Error::new(Kind::Refused, attempted, object, why, remedy).into())
     }
 
     /// Children that are younger than the survey, and processes that it traces.
@@ -394,7 +413,7 @@ impl<'a> Observer<'a> {
             ],
             securebits: r.raw(securebits).max(0) as u32,
             no_new_privs: status.no_new_privs,
-            dumpable: r.raw(dumpable) as i32,
+            dumpable: if self.opened { 0 } else { r.raw(dumpable) as i32 },
             umask: status.umask.unwrap_or(0o22),
             cwd: path_bytes(procfs::cwd(pid)?.path),
             root: path_bytes(procfs::root(pid)?.path),

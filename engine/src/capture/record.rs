@@ -33,7 +33,11 @@ impl Policies {
     fn new(from: i32, target: i32, seen: &Seen, before: &[procfs::smaps::Smap]) -> Step<Policies> {
         // a snapshot child lacks some mappings
         let lacks = from != target && before.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
-        let mut all = if lacks { procfs::numa::read(target)? } else { Vec::new() };
+        let mut all = match &seen.policies {
+            Some(known) => known.clone(),
+            None if lacks => procfs::numa::read(target)?,
+            None => Vec::new(),
+        };
         all.extend(procfs::numa::read(from)?);
         let threads = seen.told.last().map_or((0, 0), |t| t.mempolicy());
         Ok(Policies { by_start: all.into_iter().map(|m| (m.start, m.policy)).collect(), threads })

@@ -23,7 +23,8 @@ pub fn wake(mut p: Puppet, image: &Image<'_>, mut notes: Vec<String>) -> Step<Re
     if p.pids == Pids::Private {
         notes.push(format!("PID {} in its namespace is PID {} here", image.process.pid, p.pid));
     }
-    Ok(Restored { child: p.child, pid: p.pid, status: p.status.take(), pids: p.pids, notes })
+    let agent = image.memory.vmas.iter().any(|v| v.start == wire::agent::AGENT_PAGE);
+    Ok(Restored { child: p.child, pid: p.pid, status: p.status.take(), pids: p.pids, agent, notes })
 }
 
 /// What the tracer gives to each thread.

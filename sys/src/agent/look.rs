@@ -79,6 +79,21 @@ pub fn present(pid: i32) -> Result<(), Absent> {
     Ok(())
 }
 
+/// Whether a process that its user may not look at (PR_SET_DUMPABLE 0) may be called all the same, by somebody who knows that it has an agent: it is ours,
+/// catches the signal, and nothing that can be seen from outside is against it.
+pub fn may_open(pid: i32) -> bool {
+    // SAFETY: takes no argument.
+    let me = unsafe { libc::geteuid() };
+    let denied = |e: &crate::Error| matches!(e.errno(), Some(libc::EACCES | libc::EPERM));
+    let fit = |s: procfs::status::Status| {
+        [s.uid.real, s.uid.effective, s.uid.saved].iter().all(|u| *u == me)
+            && s.state != State::Stopped
+            && s.seccomp.unwrap_or(0) == 0
+            && s.sig_caught & signal_bit() != 0
+    };
+    RemoteMem::open(pid).is_err_and(|e| denied(&e)) && procfs::status::read(pid).is_ok_and(fit)
+}
+
 /// Whether a serving thread's region is there: a thread is inside, or about to leave. (What attach leaves at the same place begins with code.)
 pub fn is_leaving(pid: i32) -> bool {
     procfs::maps::read(pid).is_ok_and(|maps| maps.iter().any(|v| v.start == wire::HOME && !v.perms.exec))

@@ -23,5 +23,5 @@ pub fn is_file(path: &[u8]) -> bool {
 }
 
 pub use copies::Copies;
-pub use look::{is_leaving, present, Absent};
-pub use quiesce::{freeze, Quiesced, Shut};
+pub use look::{is_leaving, may_open, present, Absent};
+pub use quiesce::{freeze, open, Quiesced, Shut};

@@ -15,7 +15,10 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use wire::agent::{code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_RSEQ_UNKNOWN, OP_ARRIVED};
+use wire::agent::{
+    code_open, code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_OPENED, ARRIVED_RSEQ_UNKNOWN,
+    OP_ARRIVED,
+};
 
 /// Longest wait for threads that have been called while nobody but the serving one stands still.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -23,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(5);
 /// How often is looked whether those that are waited for still exist, milliseconds.
 const LOOK: u16 = 20;
-/// How often is looked whether a thread still blocks the signal, milliseconds.
+/// How often is looked again at a thread that cannot be called yet, milliseconds.
 const GLANCE: u8 = 1;
 const MAX_ROUNDS: usize = 200;
 /// Room for threads that are younger than the first look.
@@ -108,29 +111,74 @@ impl From<Absent> for Shut {
 /// anybody is called.
 pub fn freeze(pid: i32, uid: u32, l: &Listener, patience: Duration) -> std::result::Result<Quiesced, Shut> {
     fault::target(pid);
-    let (seen, blocking) = look_at_all(pid, patience)?;
-    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
-    let server = seen.keys().copied().find(|t| !blocking.contains(t) && !ended(*t));
-    let server = server.ok_or(Absent::Blocks(pid))?;
+    look::present(pid)?;
+    let (seen, blocking) = look_at_all(pid, None, patience)?;
     let call = Call { pid, nonce: l.key(), seen: &seen };
-    let since = Instant::now();
-    let slots = (seen.len() * 2 + NEWCOMERS) as i32;
-    if !call.send(server, code_serve(), slots).map_err(other)? {
-        return Err(Absent::Late(server).into());
-    }
-    let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
-    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), since };
-    let came = q.take(&mut BTreeSet::from([server]), PATIENCE).and_then(|()| q.call_all(&call, &blocking));
-    match came {
+    let mut q = call_first(&call, seen.keys().copied().filter(|t| !blocking.contains(t)), code_serve(), uid, l)?;
+    match q.call_all(&call, &blocking) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
     }
 }
 
-/// What each thread is doing, and those that were seen blocking the signal, all of which do not any more.
-fn look_at_all(pid: i32, patience: Duration) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
-    look::present(pid)?;
+/// Calls one thread of a process in that may not be looked at before ([`look::may_open`]); while that serves, it may. [`Quiesced::call_others`] has to follow.
+/// `uid`: its user, as which it connects.
+pub fn open(pid: i32, uid: u32, l: &Listener) -> std::result::Result<Quiesced, Shut> {
+    fault::target(pid);
     let tids = procfs::tasks(pid).map_err(other)?;
+    // the one that is most likely to stand where there is room for a signal
+    let first = tids.into_iter().filter(|tid| !look::blocks(pid, *tid).unwrap_or(true));
+    let nothing = BTreeMap::new();
+    let call = Call { pid, nonce: l.key(), seen: &nothing };
+    let mut q = call_first(&call, first, code_open(), uid, l)?;
+    if RemoteMem::open(pid).is_err() {
+        let why = other("it cannot be looked into, and not because it is not dumpable");
+        return Err(Shut { why, pause: q.release() });
+    }
+    Ok(q)
+}
+
+/// Calls in the first of these that has not ended.
+fn call_first(
+    call: &Call<'_>,
+    mut tids: impl Iterator<Item = i32>,
+    code: i32,
+    uid: u32,
+    l: &Listener,
+) -> std::result::Result<Quiesced, Shut> {
+    let pid = call.pid;
+    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
+    let server = tids.find(|t| !ended(*t)).ok_or(Absent::Blocks(pid))?;
+    let slots = procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS;
+    let since = Instant::now();
+    if !call.send(server, code, slots as i32).map_err(other)? {
+        return Err(Absent::Late(server).into());
+    }
+    let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
+    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), since };
+    match q.take(&mut BTreeSet::from([server]), PATIENCE) {
+        Ok(()) => Ok(q),
+        Err(why) => Err(Shut { why, pause: q.release() }),
+    }
+}
+
+/// What each thread but the serving one is doing, and those that were seen blocking the signal, all of which do not any more.
+fn look_at_all(pid: i32, server: Option<i32>, patience: Duration) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
+    let until = Instant::now() + patience;
+    loop {
+        let all = look_once(pid, server, until)?;
+        match look::room(pid, &all.0) {
+            // it may be just beginning, or ending: then it is not counted
+            Err(Absent::Stack(_)) if Instant::now() < until => glance(),
+            room => return room.map(|()| all),
+        }
+    }
+}
+
+/// The same, whether they have room or not.
+fn look_once(pid: i32, server: Option<i32>, until: Instant) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
+    let mut tids = procfs::tasks(pid).map_err(other)?;
+    tids.retain(|tid| Some(*tid) != server);
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
     for tid in &tids {
         match look::blocks(pid, *tid) {
@@ -141,21 +189,38 @@ fn look_at_all(pid: i32, patience: Duration) -> Way<(BTreeMap<i32, Doing>, BTree
         }
         seen.insert(*tid, look::doing(pid, *tid));
     }
-    let until = Instant::now() + patience;
     for tid in &blocking {
         while look::blocks(pid, *tid).unwrap_or(false) {
             if Instant::now() > until {
                 return Err(Absent::Blocks(*tid));
             }
-            let _ = poll(&mut [], PollTimeout::from(GLANCE));
+            glance();
         }
         seen.insert(*tid, look::doing(pid, *tid));
     }
-    look::room(pid, &seen)?;
     Ok((seen, blocking))
 }
 
+/// Until the next look.
+fn glance() {
+    let _ = poll(&mut [], PollTimeout::from(GLANCE));
+}
+
 impl Quiesced {
+    /// Calls in all but the one that serves already.
+    pub fn call_others(&mut self, l: &Listener, patience: Duration) -> std::result::Result<(), Shut> {
+        let came = look_at_all(self.pid, Some(self.server), patience).and_then(|(seen, blocking)| {
+            let call = Call { pid: self.pid, nonce: l.key(), seen: &seen };
+            self.call_all(&call, &blocking)
+        });
+        came.map_err(|why| Shut { why, pause: self.release() })
+    }
+
+    /// The process is not dumpable, but for now.
+    pub fn is_opened(&self) -> bool {
+        self.arrived.values().any(|a| a.flags & ARRIVED_OPENED != 0)
+    }
+
     fn call_all(&mut self, call: &Call<'_>, blocking: &BTreeSet<i32>) -> Way<()> {
         self.call_some(call, blocking.iter().copied(), PATIENCE)?;
         for _ in 0..MAX_ROUNDS {
@@ -257,7 +322,8 @@ impl Quiesced {
         // it closes its end before it releases anybody, so that the program never runs with that descriptor
         let mut rest = [0; 64];
         while matches!(self.sock.read(&mut rest), Ok(n) if n > 0) {}
-        // when the last has left it unmaps its region, and nothing tells of that: it is looked at. A process that is stopped keeps it.
+        // when the last has left it unmaps its region, and nothing tells of that: it is looked at. A process that is stopped keeps it. One that is
+        // not dumpable may not be looked at, when that is done.
         let until = Instant::now() + LIMIT;
         while look::has_region(self.pid) && Instant::now() < until {
             let _ = poll(&mut [], PollTimeout::from(1u8));
