@@ -143,7 +143,7 @@ fn ignore(signal: i32) {
 /// This process is about to become another program, in which no handler would be left: the triggers are ignored. Gives those that were not.
 pub fn before_exec() -> [bool; TRIGGERS] {
     let mut were = [false; TRIGGERS];
-    if page::ready() {
+    if page::ready() && !page::filtered() {
         for (i, was) in were.iter_mut().enumerate() {
             let signal = page::trigger(i);
             *was = signal > 0 && handler_of(signal) == entry();
@@ -175,7 +175,7 @@ unsafe extern "C" fn on_trigger(signal: i32, info: *const AgentInfo, context: *m
         let nothing = AgentInfo { call: -1, ..*info };
         let c = &mut *context;
         let call = c.interrupted(&nothing);
-        if page::filters_begun().load(SeqCst) != 0 {
+        if page::filtered() {
             // no call may be made, for nobody has judged whether its filters let them through
             return c.again_if(call);
         }
