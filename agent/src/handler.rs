@@ -46,7 +46,7 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
     unsafe {
         let (i, c) = (&*info, &mut *context);
         let call = c.interrupted(i);
-        if page::flags().load(SeqCst) & AGENT_SECCOMP != 0 {
+        if page::filtered() {
             // no call may be made; the recorder sees the filter, and nobody come
             return c.again_if(call);
         }

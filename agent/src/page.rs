@@ -1,7 +1,7 @@
 //! The agent's page: what it says of itself, and the little that it has to remember. It is at a fixed address, so that a recorder finds it.
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 use parasite::serve::sys3;
-use wire::agent::{AgentPage, AGENT_PAGE, AGENT_SIGNAL, TRIGGERS};
+use wire::agent::{AgentPage, AGENT_PAGE, AGENT_SECCOMP, AGENT_SIGNAL, TRIGGERS};
 
 const SYS_GETPID: u64 = 39;
 
@@ -69,10 +69,18 @@ pub fn parent() -> i32 {
     number(unsafe { &raw const (*at()).parent })
 }
 
-/// Whether this process is the session's program.
+/// No call may be made: a seccomp filter might not let it through.
+pub fn filtered() -> bool {
+    flags().load(SeqCst) & AGENT_SECCOMP != 0
+}
+
+/// Whether this process is the session's program. One with a filter cannot ask, and is taken for it if its parent was.
 pub fn is_program() -> bool {
     // SAFETY: as `trigger`; the call takes no argument.
-    unsafe { number(&raw const (*at()).program) as i64 == sys3(SYS_GETPID, 0, 0, 0) }
+    unsafe {
+        let program = number(&raw const (*at()).program);
+        program != 0 && (filtered() || program as i64 == sys3(SYS_GETPID, 0, 0, 0))
+    }
 }
 
 /// What the program has set for a trigger: as [`action`].

@@ -11,7 +11,7 @@ use crate::{arch, page};
 use core::sync::atomic::Ordering::SeqCst;
 use parasite::arch::syscall6;
 use parasite::serve::sys3;
-use wire::agent::{AgentInfo, AGENT_SECCOMP, TRIGGERS, TRIGGERS_LINE, TRIGGERS_PID};
+use wire::agent::{AgentInfo, TRIGGERS, TRIGGERS_LINE, TRIGGERS_PID};
 
 const SYS_RT_SIGACTION: u64 = 13;
 const SYS_GETPID: u64 = 39;
@@ -143,7 +143,7 @@ fn ignore(signal: i32) {
 /// This process is about to become another program, in which no handler would be left: the triggers are ignored. Gives those that were not.
 pub fn before_exec() -> [bool; TRIGGERS] {
     let mut were = [false; TRIGGERS];
-    if page::ready() {
+    if page::ready() && !page::filtered() {
         for (i, was) in were.iter_mut().enumerate() {
             let signal = page::trigger(i);
             *was = signal > 0 && handler_of(signal) == entry();
@@ -175,7 +175,7 @@ unsafe extern "C" fn on_trigger(signal: i32, info: *const AgentInfo, context: *m
         let nothing = AgentInfo { call: -1, ..*info };
         let c = &mut *context;
         let call = c.interrupted(&nothing);
-        if page::flags().load(SeqCst) & AGENT_SECCOMP != 0 {
+        if page::filtered() {
             // no call may be made
             return c.again_if(call);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 #[command(next_help_heading = "Checkpoints")]
 pub struct TriggerArgs {
     /// A checkpoint whenever launcher gets this signal (USR2, say); the program runs on, and does not get the signal. Of a detached
-    /// session, it is the supervisor that takes it. With --door agent it may be sent to the program as well.
+    /// session, it is the supervisor that takes it. It may be sent to the program as well, if that has an agent.
     #[arg(long, value_name = "SIGNAL")]
     signal: Option<TriggerSignal>,
     /// The same, but the program ends with the checkpoint, and launcher with 85.

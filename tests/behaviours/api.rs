@@ -23,6 +23,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("api/found-by-ctl-alone", by_pid));
     all.extend(Case::each("api/child-is-not-the-program", child));
     all.extend(Case::each("api/hooks", hooks::hooks));
+    all.extend(Case::each("api/hooks-with-new-pids", hooks::new_pids));
     all.extend(Case::each("api/veto", hooks::veto));
     all.extend(Case::each("api/hook-time-out", hooks::hook_time_out));
     all.extend(Case::each("api/hooks-of-a-stopped-program", hooks::hooks_stopped));

@@ -29,6 +29,28 @@ pub(super) fn hooks(bed: &mut Bed) -> Result<()> {
     api.end(bed)
 }
 
+/// With new PIDs, five times, by both doors: the library knows its process and its hook thread again each time.
+pub(super) fn new_pids(bed: &mut Bed) -> Result<()> {
+    let mut api = Api::launched_with(bed, &["--door", "agent"], None)?;
+    let name = api.session.clone();
+    api.says(bed, "hooks", "1 2")?;
+    for n in 1..=5 {
+        let before = api.pid;
+        let door = if n % 2 == 0 { "attach" } else { "agent" };
+        bed.ctl(&["checkpoint", &name, "--kill", "--door", door])?.expect(0)?;
+        api.gone(bed)?;
+        api.restore(bed, &["--pids", "fresh"])?;
+        ensure!(api.pid != before, "PID {before} is as it was");
+        api.line(&format!("restored b: {n}"))?;
+        order(&api, &[&format!("restored a: {n}"), &format!("restored b: {n}")])?;
+    }
+    api.says(bed, "threads", "2")?;
+    api.says(bed, "name", &name)?;
+    api.says(bed, "checkpoint", "continued (checkpoint 6 is complete), generation 5")?;
+    order(&api, &["before b", "before a", "after a: made 6", "after b: made 6"])?;
+    api.end(bed)
+}
+
 /// The last lines of hooks in its log.
 pub(super) fn order(api: &Api, expected: &[&str]) -> Result<()> {
     let hook = |l: &&str| ["before", "after", "restored"].iter().any(|w| l.starts_with(w));
