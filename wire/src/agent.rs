@@ -20,7 +20,7 @@ pub const OP_ARRIVED: u16 = 8;
 
 /// The calls that each thread is to make as it comes in, before it says so: to be sent before the others are called. Payload: a [`VisitHeader`],
 /// then the calls, whose places in the buffer are in the thread's own part of it. Answer: a [`VisitAnswer`].
-pub const OP_VISIT: u16 = 9;
+pub const OP_VISIT: u16 = 10;
 
 /// Before the calls of an [`OP_VISIT`] frame.
 #[repr(C)]
