@@ -147,6 +147,9 @@ impl Layout {
         b.extend_from_slice(&p.release.to_le_bytes());
         b.extend_from_slice(&p.forking.to_le_bytes());
         b.extend_from_slice(&p.taken.to_le_bytes());
+        b.extend_from_slice(&p.visit.to_le_bytes());
+        b.extend_from_slice(&p.visit_calls.to_le_bytes());
+        b.extend_from_slice(&p.visit_buf.to_le_bytes());
         debug_assert_eq!(b.len(), size_of::<Params>());
         b
     }
