@@ -19,9 +19,20 @@ pub fn cases() -> Vec<Case> {
                     continue; // there is none yet
                 }
                 let name = format!("restore-{phase}/{action}");
-                all.push(Case::new(name, *who, move |bed| phase_fails(bed, &format!("restore-{phase}:1:{action}"))));
+                all.push(Case::new(name, *who, move |bed| {
+                    Pids::Any.phase_fails(bed, &format!("restore-{phase}:1:{action}"))
+                }));
             }
         }
+        for action in ["fail", "kill-self", "kill-target"] {
+            for phase in ["threads", "wake"] {
+                let fault = format!("restore-{phase}:1:{action}");
+                let name = format!("restore-{phase}/fresh-{action}");
+                all.push(Case::new(name, *who, move |bed| Pids::Fresh.phase_fails(bed, &fault)));
+            }
+        }
+        let name = "restore-wire-kill-self/fresh";
+        all.push(Case::new(name, *who, |bed| Pids::Fresh.points(bed, "wire", "kill-self", 7)).limit(240));
         for (site, action) in [
             ("ptrace", "kill-self"),
             ("ptrace", "kill-parent"),
@@ -31,9 +42,11 @@ pub fn cases() -> Vec<Case> {
         ] {
             // Points are many; between them they do the same.
             let (quick, whole) = (site == "wire", format!("restore-{site}-{action}"));
-            let sparse = Case::new(format!("{whole}/some"), *who, move |bed| points(bed, site, action, 7)).limit(240);
-            let every =
-                Case::new(format!("{whole}/every"), *who, move |bed| points(bed, site, action, 1)).limit(600).full();
+            let sparse =
+                Case::new(format!("{whole}/some"), *who, move |bed| Pids::Any.points(bed, site, action, 7)).limit(240);
+            let every = Case::new(format!("{whole}/every"), *who, move |bed| Pids::Any.points(bed, site, action, 1))
+                .limit(600)
+                .full();
             all.push(if quick { sparse } else { sparse.limit(120) });
             all.push(every);
         }
@@ -41,40 +54,67 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-fn asleep(bed: &mut Bed) -> Result<Target> {
-    let mut target = Start::program("thr_sync").ready(bed)?;
-    target.kill(bed)?;
-    Ok(target)
+/// Which PIDs it is to get.
+#[derive(Clone, Copy, PartialEq)]
+enum Pids {
+    Any,
+    Fresh,
 }
 
-fn phase_fails(bed: &mut Bed, fault: &str) -> Result<()> {
-    let mut target = asleep(bed)?;
-    let fired = fails(bed, fault, &target)?;
-    ensure!(fired, "DORMOUSE_FAULT={fault} did not happen");
-    target.restore(bed)?;
-    target.prove(bed).map(|_| ())
-}
-
-fn points(bed: &mut Bed, site: &str, action: &str, step: usize) -> Result<()> {
-    let mut target = asleep(bed)?;
-    for n in (1..TOO_MANY).step_by(step) {
-        let fault = format!("{site}:{n}:{action}");
-        if !fails(bed, &fault, &target).with_context(|| format!("with DORMOUSE_FAULT={fault}"))? {
-            ensure!(n > 1, "{fault} did not happen");
-            bed.ctl(&["kill", &target.session])?;
-            target.restore(bed)?;
-            return target.prove(bed).map(|_| ());
-        }
-        bed.log.clear();
+impl Pids {
+    fn asleep(self, bed: &mut Bed) -> Result<Target> {
+        let start = match self {
+            Pids::Any => Start::program("thr_sync"),
+            Pids::Fresh => Start::program("thr_tid").env("DORMOUSE_TEST_FRESH_PIDS", "1"),
+        };
+        let mut target = start.ready(bed)?;
+        target.kill(bed)?;
+        Ok(target)
     }
-    anyhow::bail!("{site}:{TOO_MANY} still happens")
+
+    fn proves(self, bed: &mut Bed, target: &mut Target) -> Result<()> {
+        match self {
+            Pids::Any => target.restore(bed)?,
+            Pids::Fresh => target.restore_fresh(bed)?,
+        }
+        target.prove(bed).map(drop)
+    }
+
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Pids::Any => &[],
+            Pids::Fresh => &["--pids", "fresh"],
+        }
+    }
+
+    fn phase_fails(self, bed: &mut Bed, fault: &str) -> Result<()> {
+        let mut target = self.asleep(bed)?;
+        let fired = fails(bed, fault, &target, self.options())?;
+        ensure!(fired, "DORMOUSE_FAULT={fault} did not happen");
+        self.proves(bed, &mut target)
+    }
+
+    fn points(self, bed: &mut Bed, site: &str, action: &str, step: usize) -> Result<()> {
+        let mut target = self.asleep(bed)?;
+        for n in (1..TOO_MANY).step_by(step) {
+            let fault = format!("{site}:{n}:{action}");
+            let fired = fails(bed, &fault, &target, self.options());
+            if !fired.with_context(|| format!("with DORMOUSE_FAULT={fault}"))? {
+                ensure!(n > 1, "{fault} did not happen");
+                bed.ctl(&["kill", &target.session])?;
+                return self.proves(bed, &mut target);
+            }
+            bed.log.clear();
+        }
+        anyhow::bail!("{site}:{TOO_MANY} still happens")
+    }
 }
 
 /// False if it came too late: the program runs.
-fn fails(bed: &mut Bed, fault: &str, target: &Target) -> Result<bool> {
+fn fails(bed: &mut Bed, fault: &str, target: &Target, options: &[&str]) -> Result<bool> {
     let session = &target.session;
     let before = store::content(bed, session);
-    let ran = bed.ctl_fault(fault, &["restore", session, "--detach"])?;
+    let ran = bed.ctl_fault(fault, &[&["restore", session, "--detach"], options].concat())?;
     if ran.code() == 0 {
         return Ok(false);
     }

@@ -110,6 +110,11 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
                 all.push(Variant::of(&name).with(&["--setsid"]).door(Door::Member));
                 all.push(Variant::of(&name).with(&["--setpgid"]).door(Door::Member).env(may_change, "1"));
             }
+            // a group of others, and another one when it is restored
+            "thr_tid_use" => {
+                all.push(Variant::of(&name));
+                all.push(Variant { name: "thr_tid_use.member".into(), ..Variant::of(&name).door(Door::Member) });
+            }
             "stack_left" => {
                 all.push(Variant::of(&name));
                 all.push(Variant::of(&name).with(&["--deep"]));

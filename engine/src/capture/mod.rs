@@ -7,6 +7,7 @@ mod find;
 mod locked;
 mod memory;
 mod observe;
+mod owner;
 mod pending;
 mod record;
 mod shared;

@@ -524,15 +524,6 @@ impl<'a> Observer<'a> {
         Ok(out)
     }
 
-    /// F_GETOWN_EX and F_GETSIG.
-    fn owner(&self, v: &FileView) -> Step<((i32, i32), i32)> {
-        if v.has_name() || v.info.flags & libc::O_PATH as u32 != 0 {
-            return Ok(((0, 0), 0));
-        }
-        let fd = self.descriptor(v.first_fd())?;
-        Ok(sys::sched::file_owner(&fd))
-    }
-
     /// The blob's own socket.
     fn own_descriptor(&self) -> Step<i32> {
         if let Some(sock) = self.agent {

@@ -26,6 +26,7 @@ use sys::program::{Arg::Imm, Program, Reply};
 
 const F_SETSIG: u64 = 10;
 const F_SETOWN_EX: u64 = 15;
+const F_OWNER_PGRP: i32 = 2;
 /// Status flags that F_SETFL sets.
 const SETTABLE: u32 = (libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME) as u32;
 
@@ -326,11 +327,16 @@ fn number(m: &mut Maker<'_>, id: u32, f: &OpenFile, fd: i32, common: bool, numbe
 
 /// F_SETOWN, F_SETSIG and O_ASYNC, when there are a group and threads that can be owners.
 pub fn owners(p: &mut Puppet, image: &Image<'_>, open: &[u32], notes: &mut Vec<String>) -> Step<()> {
-    let (mut prog, mut soft) = (Program::new(), super::process::Soft::new());
+    let (mut prog, mut soft, mut groups) = (Program::new(), super::process::Soft::new(), Vec::new());
     for (id, f) in open.iter().filter_map(|id| Some((*id, image.files.open.get(*id as usize)?))) {
         let Some(fd) = image.fds_of(id).next().filter(|_| f.owner.1 != 0 || f.sig != 0) else { continue };
         if f.owner.1 != 0 {
             let o = prog.bytes(&[f.owner.0.to_le_bytes(), p.ids.of(f.owner.1).to_le_bytes()].concat());
+            if f.owner == (F_OWNER_PGRP, image.process.pgid) {
+                // its own, which may be another by now
+                groups.push((prog.call(libc::SYS_getpgid, &[Imm(0)]), id, f));
+                prog.store(o, 4);
+            }
             let c = prog.may(libc::SYS_fcntl, &[fd.into(), Imm(F_SETOWN_EX), o]);
             let who = ["thread", "process", "process group"].get(f.owner.0 as usize).unwrap_or(&"owner");
             soft.add(
@@ -345,6 +351,11 @@ pub fn owners(p: &mut Puppet, image: &Image<'_>, open: &[u32], notes: &mut Vec<S
             prog.may(libc::SYS_fcntl, &[fd.into(), Imm(libc::F_SETFL as u64), Imm((f.flags & SETTABLE) as u64)]);
         }
     }
-    soft.note(&p.run(&prog)?, notes);
+    let r = p.run(&prog)?;
+    soft.note(&r, notes);
+    for (_, id, f) in groups.into_iter().filter(|(c, ..)| r.raw(*c) == 0) {
+        let why = "its signals do not go to its process group as they did: that is outside its PID namespace";
+        notes.push(format!("{}: {why}", describe(image, id, f)));
+    }
     Ok(())
 }

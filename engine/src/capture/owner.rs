@@ -1,0 +1,32 @@
+//! Who gets the signals of an open file (F_SETOWN, F_SETSIG), by the numbers that the program knows.
+use super::files::FileView;
+use super::observe::Observer;
+use super::Step;
+use sys::procfs;
+
+const F_OWNER_PGRP: i32 = 2;
+
+impl Observer<'_> {
+    /// F_GETOWN_EX and F_GETSIG. The kernel tells a PID as we see it.
+    pub(super) fn owner(&self, v: &FileView) -> Step<((i32, i32), i32)> {
+        if v.has_name() || v.info.flags & libc::O_PATH as u32 != 0 {
+            return Ok(((0, 0), 0));
+        }
+        let fd = self.descriptor(v.first_fd())?;
+        let ((kind, id), sig) = sys::sched::file_owner(&fd);
+        let inner = match kind {
+            _ if id == 0 => 0,
+            F_OWNER_PGRP => self.inner_group(id)?,
+            _ if id == self.survey.pid => self.survey.inner_pid(),
+            _ => self.inner_tid(id),
+        };
+        Ok(((kind, inner), sig))
+    }
+
+    /// Its own process group as it sees it; another's as we do.
+    fn inner_group(&self, group: i32) -> Step<i32> {
+        let status = procfs::status::read(self.survey.pid)?;
+        let own = status.ns_pgid.first() == Some(&group);
+        Ok(status.ns_pgid.last().copied().filter(|_| own).unwrap_or(group))
+    }
+}
