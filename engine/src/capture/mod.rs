@@ -90,7 +90,8 @@ pub fn checkpoint(store: &Store, name: &SessionName, pid: i32, o: &CaptureOption
     let began = Instant::now();
     // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
     let mut doors = Doors::new(o, pid);
-    let mut run = Run { phase: Phase::Find, attempted: format!("checkpoint {name} (PID {pid})"), pid, o };
+    let mut run =
+        Run { phase: Phase::Find, attempted: format!("checkpoint {name} (PID {pid})"), pid, called: false, o };
     let r = loop {
         let r = doors.next().and_then(|way| run.all(way, &mut doors, store, name, began));
         match r {
@@ -153,6 +154,8 @@ struct Run<'a> {
     phase: Phase,
     attempted: String,
     pid: i32,
+    /// It was called in before it was looked at.
+    called: bool,
     o: &'a CaptureOptions<'a>,
 }
 
@@ -178,6 +181,7 @@ impl Run<'_> {
         self.enter(Phase::Find)?;
         let shut = doors.reasons();
         let listener = Listener::new()?;
+        self.called |= way.opens();
         way.open(&listener)?;
         let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
         if let Some(why) = survey.shut_to_agent() {
@@ -274,12 +278,13 @@ impl Run<'_> {
     /// Whatever went wrong with a target that has ended, went wrong because of that.
     fn explain(&self, f: Fault) -> Error {
         let phase = self.phase.name();
+        let called = self.called || self.phase != Phase::Find;
         let f = match f {
             Fault::Shut(s) => Fault::Ours(door::refusal(self.pid, &self.attempted, &s.why)),
             f => f,
         };
         let ours = matches!(f, Fault::Image(_)) || self.phase == Phase::Thaw && self.o.after == After::Kill;
-        if self.phase != Phase::Find && !ours && sys::procfs::is_ending(self.pid) {
+        if called && !ours && sys::procfs::is_ending(self.pid) {
             return died(&self.attempted, phase);
         }
         explain(f, &self.attempted, phase, self.phase != Phase::Find)
