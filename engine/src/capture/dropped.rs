@@ -50,6 +50,17 @@ impl Observer<'_> {
         Err(Error::new(Kind::Busy, attempted, object, why, remedy).into())
     }
 
+    /// Its hooks run before a checkpoint, by a thread that is found in its memory: which could not be looked at then.
+    pub(super) fn refuse_unheard_hooks(&self) -> Step<()> {
+        if !self.opened || self.block.as_ref().and_then(sys::api::Block::helper).is_none() {
+            return Ok(());
+        }
+        let (attempted, object) = (self.survey.attempted.clone(), format!("PID {}", self.survey.pid));
+        let why = "it has hooks, and is not dumpable, so that nobody but root may find the thread that runs them";
+        let remedy = "run ctl as root, or let it be dumpable (PR_SET_DUMPABLE) while it has hooks";
+        Err(Error::new(Kind::Refused, attempted, object, why, remedy).into())
+    }
+
     /// Memory not worth keeping, as the program said.
     pub(super) fn dropped(&self) -> Vec<(u64, u64)> {
         self.block.as_ref().map(|b| b.regions()).unwrap_or_default()

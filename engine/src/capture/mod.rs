@@ -266,12 +266,14 @@ impl Run<'_> {
     /// Whatever went wrong with a target that has ended, went wrong because of that.
     fn explain(&self, f: Fault) -> Error {
         let phase = self.phase.name();
+        // a process that opens itself is called before it is looked at
+        let called = self.phase != Phase::Find || matches!(f, Fault::Shut(_));
         let f = match f {
             Fault::Shut(s) => Fault::Ours(door::refusal(self.pid, &self.attempted, &s.why)),
             f => f,
         };
         let ours = matches!(f, Fault::Image(_)) || self.phase == Phase::Thaw && self.o.after == After::Kill;
-        if self.phase != Phase::Find && !ours && sys::procfs::is_ending(self.pid) {
+        if called && !ours && sys::procfs::is_ending(self.pid) {
             return died(&self.attempted, phase);
         }
         explain(f, &self.attempted, phase, self.phase != Phase::Find)

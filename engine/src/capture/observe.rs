@@ -143,7 +143,7 @@ pub struct Observer<'a> {
     /// Of the agent: its connection's number; None: the tracer brought the blob in.
     agent: Option<i32>,
     /// It is not dumpable, but for now.
-    opened: bool,
+    pub(super) opened: bool,
     /// Of the agent: copies of the target's descriptors.
     copies: Copies,
     pidfd: PidFd,
@@ -312,17 +312,6 @@ impl<'a> Observer<'a> {
             Told::new(*tid, b, std::array::from_fn(|k| result(i, ncalls - ANSWERS + k as u64)))
         };
         Ok(self.entered.visited.iter().enumerate().map(one).collect())
-    }
-
-    /// Its hooks run before a checkpoint, by a thread that is found in its memory: which could not be looked at then.
-    fn refuse_unheard_hooks(&self) -> Step<()> {
-        if !self.opened || self.block.as_ref().and_then(sys::api::Block::helper).is_none() {
-            return Ok(());
-        }
-        let (attempted, object) = (self.survey.attempted.clone(), format!("PID {}", self.survey.pid));
-        let why = "it has hooks, and is not dumpable, so that nobody but root may find the thread that runs them";
-        let remedy = "run ctl as root, or let it be dumpable (PR_SET_DUMPABLE) while it has hooks";
-        Err(Error::new(Kind::Refused, attempted, object, why, remedy).into())
     }
 
     /// Children that are younger than the survey, and processes that it traces.

@@ -125,12 +125,12 @@ fn page(pid: i32) -> Option<Page> {
     })
 }
 
-/// Whether each thread has room for the signal's frame: an alternate stack, or a stack that it is seen waiting on.
-pub(super) fn room(pid: i32, seen: &BTreeMap<i32, Doing>) -> Result<(), Absent> {
+/// Whether each of these threads, of `threads` in all, has room for the signal's frame: an alternate stack, or a stack that it is seen waiting on.
+pub(super) fn room(pid: i32, seen: &BTreeMap<i32, Doing>, threads: usize) -> Result<(), Absent> {
     let page = page(pid).ok_or(Absent::None)?;
     let status = procfs::status::read(pid).map_err(|e| Absent::Other(e.to_string()))?;
-    let counted = seen.len() == 1 || status.ns_tgid.last() == Some(&page.pid);
-    if counted && page.covered as usize + 1 >= seen.len() && page.flags & AGENT_SMALL_STACK == 0 {
+    let counted = threads == 1 || status.ns_tgid.last() == Some(&page.pid);
+    if counted && page.covered as usize + 1 >= threads && page.flags & AGENT_SMALL_STACK == 0 {
         return Ok(());
     }
     let maps = procfs::maps::read(pid).map_err(|e| Absent::Other(e.to_string()))?;

@@ -167,7 +167,7 @@ fn look_at_all(pid: i32, server: Option<i32>, patience: Duration) -> Way<(BTreeM
     let until = Instant::now() + patience;
     loop {
         let all = look_once(pid, server, until)?;
-        match look::room(pid, &all.0) {
+        match look::room(pid, &all.0, all.0.len() + usize::from(server.is_some())) {
             // it may be just beginning, or ending: then it is not counted
             Err(Absent::Stack(_)) if Instant::now() < until => glance(),
             room => return room.map(|()| all),
