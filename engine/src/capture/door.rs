@@ -153,6 +153,11 @@ impl Way {
         }
     }
 
+    /// Whether it is one that opens itself.
+    pub fn opens(&self) -> bool {
+        matches!(self, Way::Agent { hidden: true, .. })
+    }
+
     /// A process that may not be looked at (it is not dumpable) opens itself, to one who calls its agent: before anything is seen of it. Its agent shuts it
     /// again, whoever dies.
     pub fn open(&mut self, l: &Listener) -> Step<()> {

@@ -84,7 +84,8 @@ pub fn checkpoint(store: &Store, name: &SessionName, pid: i32, o: &CaptureOption
     let began = Instant::now();
     // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
     let mut doors = Doors::new(o, pid);
-    let mut run = Run { phase: Phase::Find, attempted: format!("checkpoint {name} (PID {pid})"), pid, o };
+    let mut run =
+        Run { phase: Phase::Find, attempted: format!("checkpoint {name} (PID {pid})"), pid, called: false, o };
     let r = loop {
         let r = doors.next().and_then(|way| run.all(way, &mut doors, store, name, began));
         match r {
@@ -147,6 +148,8 @@ struct Run<'a> {
     phase: Phase,
     attempted: String,
     pid: i32,
+    /// It was called in before it was looked at.
+    called: bool,
     o: &'a CaptureOptions<'a>,
 }
 
@@ -172,6 +175,7 @@ impl Run<'_> {
         self.enter(Phase::Find)?;
         let shut = doors.reasons();
         let listener = Listener::new()?;
+        self.called |= way.opens();
         way.open(&listener)?;
         let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
         survey.refuse()?;
@@ -266,8 +270,7 @@ impl Run<'_> {
     /// Whatever went wrong with a target that has ended, went wrong because of that.
     fn explain(&self, f: Fault) -> Error {
         let phase = self.phase.name();
-        // a process that opens itself is called before it is looked at
-        let called = self.phase != Phase::Find || matches!(f, Fault::Shut(_));
+        let called = self.called || self.phase != Phase::Find;
         let f = match f {
             Fault::Shut(s) => Fault::Ours(door::refusal(self.pid, &self.attempted, &s.why)),
             f => f,
