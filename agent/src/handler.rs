@@ -49,8 +49,8 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
     unsafe {
         let (i, c) = (&*info, &mut *context);
         let call = c.interrupted(i);
-        if page::flags().load(SeqCst) & AGENT_SECCOMP != 0 {
-            // no call may be made; the recorder sees the filter, and nobody come
+        if is_recorders(i.code) && page::filters_begun().load(SeqCst) != i.filters & !NO_VM_READV {
+            // no call may be made: there is a filter that its recorder has not judged. That sees it too, and nobody come
             if let (Onward::Again | Onward::AgainWhole, Some(nr)) = (c.onward(call), call) {
                 c.again(nr);
             }
@@ -66,7 +66,7 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
             }
             return; // its EINTR is the program's
         }
-        let ended = waiting(c, call);
+        let ended = waiting(c, call, i.filters & NO_VM_READV == 0);
         match (c.onward(call), call) {
             // the program's own signal came meanwhile: it has a handler, which ends such calls
             (_, Some(_)) if ended != Ends::Not => {}
@@ -121,11 +121,12 @@ enum Ends {
     All,
 }
 
-/// Looks for signals of the program's own that have a handler and will be delivered as the thread leaves: the lowest comes first.
+/// Looks for signals of the program's own that have a handler and will be delivered as the thread leaves: the lowest comes first. `may_read`: the
+/// call's own mask can be read; else all that is pending counts.
 ///
 /// # Safety
 /// As [`on_signal`].
-unsafe fn waiting(c: &Context, call: Option<i64>) -> Ends {
+unsafe fn waiting(c: &Context, call: Option<i64>, may_read: bool) -> Ends {
     let mut pending = 0u64;
     // SAFETY: the kernel writes a signal set, and an action (four words); it reads the call's mask itself.
     unsafe {
@@ -134,7 +135,7 @@ unsafe fn waiting(c: &Context, call: Option<i64>) -> Ends {
         if pending == 0 {
             return Ends::Not;
         }
-        if let Some((at, indirect)) = call.and_then(|nr| c.mask_of_call(nr)) {
+        if let Some((at, indirect)) = call.and_then(|nr| c.mask_of_call(nr)).filter(|_| may_read) {
             let at = if indirect { word(at) } else { at };
             pending &= !word(at);
         }

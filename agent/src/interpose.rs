@@ -1,18 +1,17 @@
 //! What programs find here before they find it in the C library, so that the agent's signal is not blocked, taken or replaced by accident, and a
-//! seccomp filter is known of. Whatever is a cancellation point stays one: the real function is called, with another mask.
+//! seccomp filter is kept (filters.rs). Whatever is a cancellation point stays one: the real function is called, with another mask.
+use crate::filters::{self, SYS_PRCTL};
 use crate::libc::{result, Real};
 use crate::page;
 pub use crate::stacks::{pthread_create, sigaltstack};
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::SeqCst;
-use parasite::arch::{copy, syscall6};
-use wire::agent::{AGENT_SECCOMP, AGENT_SIGNAL};
+use parasite::arch::copy;
+use wire::agent::AGENT_SIGNAL;
 
 /// sigset_t of the C libraries, of which the kernel uses the first word.
 type Set = [u64; 16];
 const ENOSYS: i64 = -38;
-const SYS_PRCTL: u64 = 157;
-const PR_SET_SECCOMP: u64 = 22;
 const SA_SIGINFO: i32 = 4;
 
 /// Copies a set without the agent's signal into `room`; the copy's address, or 0 if there is no set.
@@ -262,21 +261,11 @@ pub unsafe fn foreign(info: u64, context: u64) -> bool {
     false
 }
 
-/// prctl(2): that a seccomp filter comes is noted before, for from then on the handler may make no call.
+/// prctl(2): seccomp filters are kept.
 ///
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn prctl(option: i32, a: u64, b: u64, c: u64, d: u64) -> i32 {
-    if option as u64 == PR_SET_SECCOMP {
-        filtered();
-    }
     // SAFETY: the caller's arguments; the kernel checks them.
-    result(unsafe { syscall6(SYS_PRCTL, [option as i64 as u64, a, b, c, d, 0]) }) as i32
-}
-
-/// A seccomp filter is about to come.
-pub extern "C" fn filtered() {
-    if page::ready() {
-        page::flags().fetch_or(AGENT_SECCOMP, SeqCst);
-    }
+    result(unsafe { filters::call(SYS_PRCTL, option as i64 as u64, a, b, c, d) }) as i32
 }

@@ -9,6 +9,7 @@
 
 pub mod arch;
 mod context;
+mod filters;
 mod handler;
 pub mod interpose;
 mod libc;

@@ -35,6 +35,24 @@ pub fn flags() -> &'static AtomicU32 {
     unsafe { &*(&raw const (*at()).flags as *const AtomicU32) }
 }
 
+/// How often the program has begun to set a seccomp filter.
+pub fn filters_begun() -> &'static AtomicU32 {
+    // SAFETY: as `state`.
+    unsafe { &*(&raw const (*at()).filters_begun as *const AtomicU32) }
+}
+
+/// How often it has done so, or failed.
+pub fn filters_ended() -> &'static AtomicU32 {
+    // SAFETY: as `state`.
+    unsafe { &*(&raw const (*at()).filters_ended as *const AtomicU32) }
+}
+
+/// Bytes in which filters are kept.
+pub fn filters_used() -> &'static AtomicU32 {
+    // SAFETY: as `state`.
+    unsafe { &*(&raw const (*at()).filters_used as *const AtomicU32) }
+}
+
 /// How many threads beside the first have an alternate stack from us.
 pub fn covered() -> &'static AtomicU32 {
     // SAFETY: as `state`.

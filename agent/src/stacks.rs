@@ -7,7 +7,7 @@ use crate::start::{map_anywhere, unmap};
 use crate::{arch, page};
 use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
 use parasite::serve::sys3;
-use wire::agent::{AGENT_PAGE, AGENT_SMALL_STACK, AGENT_STACK};
+use wire::agent::{AGENT_FILTERS_LOST, AGENT_PAGE, AGENT_SMALL_STACK, AGENT_STACK};
 
 const SYS_SIGALTSTACK: u64 = 131;
 const SYS_GETPID: u64 = 39;
@@ -107,7 +107,7 @@ pub unsafe extern "C" fn sigaltstack(new: *const Stack, old: *mut Stack) -> i32 
 
 /// This thread's block, if it has one.
 fn own_block() -> Option<u64> {
-    if !page::ready() {
+    if !page::ready() || filtered() {
         return None;
     }
     // SAFETY: calls without arguments; pthread_getspecific of a key that exists.
@@ -137,7 +137,7 @@ pub unsafe extern "C" fn pthread_create(thread: u64, attr: u64, start: u64, arg:
     // SAFETY: libc's own function, with the caller's arguments or with ours, which live in the block.
     unsafe {
         let real: Create = core::mem::transmute(real);
-        let block = if page::ready() && make_key() { map_anywhere(AGENT_STACK) } else { None };
+        let block = if page::ready() && !filtered() && make_key() { map_anywhere(AGENT_STACK) } else { None };
         let Some(block) = block else { return real(thread, attr, start, arg) };
         page::count_for_this_process();
         let tail = (block + SIZE) as *mut Tail;
@@ -184,8 +184,10 @@ pub struct Begin {
 unsafe extern "C" fn end(block: u64) {
     // a thread that has forked is its child's first, which is not counted
     let _ = page::covered().fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
-    // SAFETY: nobody else uses the block.
-    unsafe { give_back(block) }
+    if !filtered() {
+        // SAFETY: nobody else uses the block.
+        unsafe { give_back(block) }
+    }
 }
 
 /// # Safety
@@ -199,6 +201,13 @@ unsafe fn give_back(block: u64) {
         }
         unmap(block, AGENT_STACK);
     }
+}
+
+/// The program has set a seccomp filter, or is about to: no call is made that the program did not make itself. New threads have no alternate stack then,
+/// and an old one's block stays.
+fn filtered() -> bool {
+    let setting = page::filters_begun().load(SeqCst) != page::filters_ended().load(SeqCst);
+    setting || page::filters_used().load(SeqCst) != 0 || page::flags().load(SeqCst) & AGENT_FILTERS_LOST != 0
 }
 
 /// Makes the key if it is not there; false if there is none (yet: another thread makes it just now).

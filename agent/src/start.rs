@@ -1,7 +1,7 @@
 //! What the agent does when it is loaded: a page that says that it is there, and its signal handler.
 use crate::{arch, handler, page, stacks};
 use parasite::arch::syscall6;
-use wire::agent::{AGENT_MAGIC, AGENT_NAME, AGENT_PAGE, AGENT_SIGNAL, AGENT_STACK};
+use wire::agent::{AGENT_FILTERS, AGENT_FILTERS_LEN, AGENT_MAGIC, AGENT_NAME, AGENT_PAGE, AGENT_SIGNAL};
 
 const SYS_MMAP: u64 = 9;
 const SYS_MUNMAP: u64 = 11;
@@ -13,7 +13,8 @@ pub const READ_WRITE: u64 = 3;
 pub const THERE: u64 = 0x2 | 0x20 | 0x4000 | MAP_FIXED_NOREPLACE;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const PR_SET_VMA: u64 = 0x5356_4d41;
-const PAGE: u64 = 4096;
+/// The page, the first thread's alternate stack, and room for filters.
+const LEN: u64 = AGENT_FILTERS + AGENT_FILTERS_LEN - AGENT_PAGE;
 const SA_SIGINFO: u64 = 4;
 const SA_ONSTACK: u64 = 0x0800_0000;
 const SA_RESTART: u64 = 0x1000_0000;
@@ -63,14 +64,14 @@ pub unsafe fn unmap(at: u64, len: u64) {
 pub unsafe fn start() {
     // SAFETY: the page is new and ours; the action's struct is the kernel's (handler, flags, restorer, mask) and lives over the call.
     unsafe {
-        if !map(AGENT_PAGE, PAGE + AGENT_STACK, AGENT_NAME) {
+        if !map(AGENT_PAGE, LEN, AGENT_NAME) {
             return;
         }
         let entry = handler::on_signal as *const () as u64;
         let action = [entry, SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_RESTORER, arch::restorer(), u64::MAX];
         let done = syscall6(SYS_RT_SIGACTION, [AGENT_SIGNAL as u64, action.as_ptr() as u64, 0, 8, 0, 0]);
         if done != 0 {
-            return unmap(AGENT_PAGE, PAGE + AGENT_STACK);
+            return unmap(AGENT_PAGE, LEN);
         }
         stacks::install(stacks::first());
         let page = page::at();

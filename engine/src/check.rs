@@ -29,6 +29,7 @@ pub enum Depth {
 const CAP_SETGID: u32 = 6;
 const CAP_SETUID: u32 = 7;
 const CAP_SYS_CHROOT: u32 = 18;
+const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 const RLIMIT_NOFILE: usize = 7;
 /// IDs of POSIX timers that can be reached by making and deleting others, on kernels before 6.16.
@@ -84,6 +85,7 @@ pub fn image(image: &Image<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<
     c.limits();
     c.cpu();
     c.kernel();
+    c.reasons.extend(crate::restore::seccomp::check(image, c.rights.has(CAP_SYS_ADMIN)));
     if depth == Depth::Try {
         c.namespaces(pids);
     }

@@ -43,6 +43,8 @@ pub struct Summary {
     pub threads: Vec<(i32, String)>,
     /// Threads in a call whose time-out starts again as a whole: TID and name of the call.
     pub whole_time_again: Vec<(i32, String)>,
+    /// Seccomp filters.
+    pub seccomp_filters: usize,
     /// Mappings.
     pub mappings: usize,
     /// Bytes of address space.
@@ -129,6 +131,7 @@ pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
             .filter(|t| t.restarted_call >= 0)
             .map(|t| (t.tid, sys::syscalls::name(t.restarted_call)))
             .collect(),
+        seccomp_filters: image.filters.len(),
         mappings: vmas.len(),
         mapped_bytes: vmas.iter().filter(mapped).map(|v| v.end - v.start).sum(),
         recorded_bytes: image.memory.pages.iter().map(|r| r.pages * page).sum(),
@@ -156,6 +159,9 @@ impl fmt::Display for Summary {
             mib(self.recorded_bytes),
             mib(self.stored_bytes)
         )?;
+        if self.seccomp_filters > 0 {
+            writeln!(f, "seccomp      {} filters", self.seccomp_filters)?;
+        }
         for (tid, call) in &self.whole_time_again {
             writeln!(f, "in a call    thread {tid}: {call}, whose whole time starts again")?;
         }

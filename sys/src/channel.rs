@@ -1,5 +1,6 @@
 //! The recorder's end of the conversation with a blob: frames of [`wire`] over a unix stream socket.
 use crate::program::{Program, Reply};
+use crate::seccomp::Judge;
 use crate::{fault, Error, Result};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
@@ -161,6 +162,7 @@ pub fn connect_abstract(name: &[u8]) -> nix::Result<OwnedFd> {
 pub struct Channel {
     sock: UnixStream,
     watch: Option<Watch>,
+    judge: Judge,
     pid: i32,
     seq: u32,
 }
@@ -169,7 +171,7 @@ impl Channel {
     /// Over a connected socket, with process `pid` (for messages).
     pub fn new(sock: UnixStream, pid: i32) -> Channel {
         fault::target(pid);
-        Channel { sock, watch: None, pid, seq: 0 }
+        Channel::beside(sock, pid)
     }
 
     /// The same with a blob that a tracer has brought in: it is not waited for longer than that tracer lives.
@@ -187,7 +189,18 @@ impl Channel {
 
     /// With a process that is none of the target's: its snapshot child.
     pub fn beside(sock: UnixStream, pid: i32) -> Channel {
-        Channel { sock, watch: None, pid, seq: 0 }
+        Channel { sock, watch: None, judge: Judge::default(), pid, seq: 0 }
+    }
+
+    /// The same with a process that has seccomp filters: no program is sent that they do not let through.
+    pub fn judged(mut self, judge: Judge) -> Channel {
+        self.judge = judge;
+        self
+    }
+
+    /// Whether the process's filters let a program through.
+    pub fn permits(&self, p: &Program) -> bool {
+        self.judge.refused(p.for_judge()).is_empty()
     }
 
     /// The process on the other end.
@@ -250,6 +263,11 @@ impl Channel {
 
     /// Runs a program; its calls' failures are in the reply.
     pub fn run(&mut self, p: &Program) -> Result<Reply> {
+        let refused = self.judge.refused(p.for_judge());
+        if !refused.is_empty() {
+            let (calls, suspended) = (refused.join(", "), self.judge.is_suspended());
+            return Err(Error::Filtered { pid: self.pid, calls, suspended });
+        }
         let op = if p.for_threads() { wire::OP_THREADS } else { wire::OP_BATCH };
         let v = self.ask(op, &p.encode())?;
         let bad = || Error::Peer { peer: "parasite", what: "its answer is too short".into() };

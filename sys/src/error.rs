@@ -56,6 +56,16 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The target's seccomp filters do not let through what would be called inside it. Nothing was called.
+    #[error("the seccomp filters of {pid} do not let through {calls}")]
+    Filtered {
+        /// The process.
+        pid: i32,
+        /// Names of the calls.
+        calls: String,
+        /// The filters would be suspended, but the calls could kill.
+        suspended: bool,
+    },
     /// A file of /proc or another file could not be read.
     #[error("{path}: {source}")]
     File {

@@ -20,6 +20,7 @@ pub mod program;
 pub mod restart;
 pub mod rlimit;
 pub mod sched;
+pub mod seccomp;
 pub mod sigframe;
 pub mod sockdiag;
 pub mod sockopt;

@@ -211,6 +211,12 @@ impl Program {
         }
     }
 
+    /// The calls for a judge of filters: arguments that are not plain values are not known.
+    pub fn for_judge(&self) -> impl Iterator<Item = (i64, crate::seccomp::Args)> + '_ {
+        let known = |c: &Call, i: usize| (c.kinds[i] == ARG_IMM).then_some(c.args[i]);
+        self.calls.iter().map(move |c| (c.nr as i64, std::array::from_fn(|i| known(c, i))))
+    }
+
     /// Payload of the frame.
     pub fn encode(&self) -> Vec<u8> {
         let (a, z) = self.ret.unwrap_or((0, 0));

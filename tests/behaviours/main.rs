@@ -8,6 +8,7 @@ mod matrix;
 mod newcomer;
 mod refusal;
 mod resume;
+mod seccomp;
 mod sessions;
 mod terminal;
 mod triggers;
@@ -30,6 +31,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(newcomer::cases());
     all.extend(refusal::cases());
     all.extend(resume::cases());
+    all.extend(seccomp::cases());
     all.extend(sessions::cases());
     all.extend(terminal::cases());
     all.extend(triggers::cases());

@@ -54,13 +54,14 @@ const BY_THE_AGENT: [Kill; 4] = [
 /// Program, arguments, options of the checkpoint, step. Calls that any signal interrupts, threads that spin and that wait, signals that wait;
 /// one that opens itself to its recorder, and must not stay so.
 type Agent = (&'static str, &'static [&'static str], &'static [&'static str], u32);
-const AGENTS: [Agent; 6] = [
+const AGENTS: [Agent; 7] = [
     ("blocked", &["--call", "epoll_wait"], &[], 1),
     ("cpu_regs", &[], &[], 3),
     ("thr_sync", &[], &[], 7),
     ("sig_pending", &[], &[], 1),
     ("thr_join", &[], &["--kill"], 3),
     ("proc_dumpable", &["--zero"], &[], 1),
+    ("seccomp", &["--what", "threads"], &[], 3),
 ];
 
 /// More points than any checkpoint of these passes.
@@ -87,6 +88,10 @@ pub fn cases() -> Vec<Case> {
                 }
             }
         }
+        // its filters are suspended, and are there again when the tracer dies
+        let name = format!("{}-{}/seccomp", kill.site, kill.action);
+        let body = move |bed: &mut Bed| every_point(bed, kill, "seccomp", &["--what", "threads"], &[], 1);
+        all.push(Case::new(&name, Who::Root, body).limit(240));
         // A checkpoint that is to kill or stop takes another way from the record on.
         for option in ["--kill", "--stop"] {
             let name = format!("{}-{}/thr_join{option}", kill.site, kill.action);

@@ -25,7 +25,7 @@ pub struct Variant {
     pub alike: bool,
 }
 
-/// Not rows of the matrix: `six`, `restricted`, `fd_external` and `fd_shared` are to be refused, `heartbeat` measures, `api` does as it is told. They have cases of their own.
+/// Not rows of the matrix: `six`, `restricted`, `fd_external` and `fd_shared` are to be refused, `heartbeat` measures, `api` does as it is told, `seccomp` needs the agent or root. They have cases of their own.
 const APART: &[&str] = &[
     "six",
     "restricted",
@@ -37,6 +37,7 @@ const APART: &[&str] = &[
     "sock_odd",
     "sig_woken",
     "api",
+    "seccomp",
 ];
 
 impl Variant {

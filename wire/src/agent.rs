@@ -58,18 +58,26 @@ pub struct AgentPage {
     pub pid: i32,
     /// Threads, beside the first, that have an alternate signal stack of the agent's.
     pub covered: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How often the program has begun to set a seccomp filter, by a function of libc. The handler makes no call if these are others than its recorder knows.
+    pub filters_begun: u32,
     /// What the program has set for the signal: handler, flags, mask.
     pub action: [u64; 3],
+    /// How often it has done so, or failed; not yet `filters_begun`: it is in the middle of it.
+    pub filters_ended: u32,
+    /// Bytes from [`AGENT_FILTERS`] on in which filters are kept: instructions (u32), flags (u32), the instructions (8 bytes each); the oldest first.
+    pub filters_used: u32,
 }
 
-/// [`AgentPage::flags`]: a seccomp filter has come, or is about to: the handler makes no call.
-pub const AGENT_SECCOMP: u32 = 1;
+/// [`AgentPage::flags`]: a filter could not be kept, or not in its order.
+pub const AGENT_FILTERS_LOST: u32 = 1;
 /// [`AgentPage::flags`]: the program has set an alternate stack that is small.
 pub const AGENT_SMALL_STACK: u32 = 2;
 /// Bytes of a thread's alternate stack; the first thread's lies behind the page.
 pub const AGENT_STACK: u64 = 64 << 10;
+/// Where filters are kept: behind that stack.
+pub const AGENT_FILTERS: u64 = AGENT_PAGE + 4096 + AGENT_STACK;
+/// Room for as many as the kernel takes of a thread (MAX_INSNS_PER_PATH instructions of 8 bytes, in which each filter counts four more).
+pub const AGENT_FILTERS_LEN: u64 = 256 << 10;
 
 /// The first 48 bytes of the siginfo.
 #[repr(C)]
@@ -81,8 +89,8 @@ pub struct AgentInfo {
     pub number: i32,
     /// [`code_serve`], [`code_open`] or [`code_park`].
     pub code: i32,
-    /// Zero.
-    pub reserved: i32,
+    /// [`AgentPage::filters_begun`] as its recorder knows it, and [`NO_VM_READV`].
+    pub filters: u32,
     /// Sender.
     pub pid: i32,
     /// Sender.
@@ -96,6 +104,9 @@ pub struct AgentInfo {
     /// [`crate::interrupted::fingerprint`] of its stack pointer and arguments there.
     pub print: u64,
 }
+
+/// [`AgentInfo::filters`]: process_vm_readv(2) is not let through.
+pub const NO_VM_READV: u32 = 1 << 31;
 
 /// Bytes of `ucontext` up to and with the signal mask.
 pub const UCONTEXT: usize = 304;

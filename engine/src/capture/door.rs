@@ -1,7 +1,7 @@
 //! The doors: how a target is entered, and how it is let go. Behind them the recorder works the same way; what differs is who is
 //! asked: on the attach door the tracer and the kernel (ptrace, pidfd_getfd, kcmp), on the agent's the program's own threads.
 use super::files::{Look, Outside};
-use super::{Step, Survey};
+use super::{Fault, Step, Survey};
 use crate::{After, CaptureOptions, Captured, Door, DoorChoice, Error, Kind, Reason, Result};
 use std::collections::BTreeMap;
 use std::io;
@@ -49,7 +49,7 @@ impl Doors {
     pub fn new(o: &CaptureOptions<'_>, pid: i32) -> Doors {
         let (choice, after) = (o.door, o.after);
         let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
-        let mut there = sys::agent::present(pid);
+        let mut there = sys::agent::present(pid).map(drop);
         let hidden = o.agent && there == Err(Absent::None) && sys::agent::may_open(pid);
         if hidden {
             there = Ok(());
@@ -64,7 +64,7 @@ impl Doors {
                 doors.reasons.extend((after == After::Stop).then(|| cannot_stop(pid)));
             }
             (DoorChoice::Auto, _) if after == After::Stop => {}
-            (DoorChoice::Auto, Ok(())) => doors.door = Door::Agent,
+            (DoorChoice::Auto, Ok(_)) => doors.door = Door::Agent,
             (DoorChoice::Auto, Err(Absent::None)) => {}
             (DoorChoice::Auto, Err(why)) => doors.shut = Some(why),
         }
@@ -175,13 +175,18 @@ impl Way {
     pub fn freeze(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
         match self {
             Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
-            Way::Agent { inside: Some(q), patience, .. } => {
-                q.call_others(l, *patience)?;
-                call_in(q, s)
-            }
             Way::Agent { inside, patience, .. } => {
-                let q = sys::agent::freeze(s.pid, s.status.uid.effective, l, *patience)?;
-                call_in(inside.insert(q), s)
+                match inside {
+                    Some(q) => q.call_others(l, *patience)?,
+                    None => *inside = Some(sys::agent::freeze(s.pid, s.status.uid.effective, l, *patience)?),
+                }
+                let Some(q) = inside else { return Err(nothing_frozen().into()) };
+                let why = match call_in(q, s) {
+                    Err(Fault::Shut(s)) => s.why,
+                    Err(Fault::Sys(sys::Error::Filtered { calls, .. })) => Absent::Filtered(calls),
+                    done => return done,
+                };
+                Err(Shut { why, pause: q.release() }.into())
             }
         }
     }
@@ -208,30 +213,37 @@ impl Way {
         match self {
             Way::Attach { tracer, .. } => Ok(tracer.collect()?),
             Way::Agent { inside: Some(q), .. } => Ok(q.collect(&RemoteMem::open(from)?)?),
-            Way::Agent { .. } => Err(sys::Error::Unfit { what: "nothing is frozen".into() }.into()),
+            Way::Agent { .. } => Err(nothing_frozen().into()),
         }
     }
 }
 
+fn nothing_frozen() -> sys::Error {
+    sys::Error::Unfit { what: "nothing is frozen".into() }
+}
+
 fn attach(tracer: &mut Tracer, plan: Option<EntryPlan>, s: &mut Survey, l: &Listener) -> Step<Inside> {
     let plan = plan.ok_or(sys::Error::Unfit { what: "no way in was looked for".into() })?;
-    let frozen = tracer.freeze(s.pid)?;
+    let frozen = tracer.freeze(s.pid, s.is_filtered())?;
     // of the leader before anything is run in it, and of the others while it is, but before anything is run in them
     s.still(&frozen.tids)?;
+    s.seccomp_frozen(frozen.filters)?;
     tracer.begin_to_enter(plan)?;
     let pid = s.pid;
     s.still_all(&frozen.tids, &|tid, what| sys::kcmp::shares(pid, tid, what))?;
     let entered = tracer.enter()?;
     let watch = tracer.watch()?;
     let (sock, _) = l.accept(s.pid, s.status.uid.effective, Some(&watch))?;
-    Ok(Inside { channel: Channel::watched(sock, s.pid, watch)?, entered, sock: None, opened: false })
+    let channel = Channel::watched(sock, s.pid, watch)?.judged(s.judge.clone());
+    Ok(Inside { channel, entered, sock: None, opened: false })
 }
 
 /// The threads have come in: they are asked what is asked of frozen ones.
 fn call_in(q: &Quiesced, s: &mut Survey) -> Step<Inside> {
-    let mut channel = q.channel()?;
     let tids = q.tids();
     s.still(&tids)?;
+    s.seccomp_frozen(None)?;
+    let mut channel = q.channel()?.judged(s.judge.clone());
     let apart = apart(&mut channel, s, &tids)?;
     s.still_all(&tids, &|tid, what| match apart.get(&(tid, what as i32)) {
         Some(e) if *e < 0 => Err(io::Error::from_raw_os_error(-*e as i32)),

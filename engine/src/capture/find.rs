@@ -7,6 +7,7 @@ use crate::{objects, Door, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
 use sys::procfs::{self, ns::NsKind, stat::Stat, status::Status};
+use sys::seccomp::Judge;
 
 /// What is known of a target before it is stopped.
 #[derive(Debug)]
@@ -33,6 +34,10 @@ pub struct Survey {
     pub threads: std::collections::BTreeMap<i32, super::threads::Facts>,
     /// What makes room for a descriptor of each of them.
     raised: Option<sys::rlimit::Raised>,
+    /// By which it is to be entered.
+    pub(super) door: Door,
+    /// Of its seccomp filters.
+    pub(super) judge: Judge,
     /// What the caller decided about external ends.
     pub external: Externals,
     /// PID namespaces of our own making around it.
@@ -128,6 +133,8 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         spaces: None,
         threads: Default::default(),
         raised: None,
+        door,
+        judge: Judge::default(),
         external: external.clone(),
         private: false,
         reasons: Vec::new(),
@@ -156,6 +163,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
     s.raised = raised;
     s.reasons.extend(odd);
     s.process();
+    s.seccomp();
     s.mappings();
     s.open_files(look).map_err(|f| explain(f, &s.attempted, "find", false))?;
     Ok(s)
@@ -224,19 +232,6 @@ impl Survey {
                 "run its 64-bit build",
             );
         }
-        match self.status.seccomp {
-            Some(0) | None => {}
-            Some(1) => self.reason(
-                format!("PID {pid}"),
-                "it is in strict seccomp mode: the first foreign system call would kill it",
-                "start it without strict seccomp",
-            ),
-            Some(_) => self.reason(
-                format!("PID {pid}"),
-                "a seccomp filter restricts it, and the first forbidden call made inside could kill it",
-                "start it without the filter",
-            ),
-        }
         if self.status.x86_features.iter().any(|f| f == b"shstk") {
             self.reason(
                 format!("PID {pid}"),
@@ -287,7 +282,7 @@ impl Survey {
         let leader = procfs::status::read(self.pid)?;
         if leader.seccomp != self.status.seccomp {
             let w = "it has come under seccomp while it was looked at";
-            reasons.push(Reason::new(&pid, w, "start it without seccomp"));
+            reasons.push(Reason::new(&pid, w, "it runs on as before; try again"));
         }
         self.status = leader;
         let (then, now) = (&self.spaces, procfs::ns::read(self.pid)?);
@@ -306,7 +301,7 @@ impl Survey {
         self.refuse_for(reasons)
     }
 
-    fn refuse_for(&self, reasons: Vec<Reason>) -> Step<()> {
+    pub(super) fn refuse_for(&self, reasons: Vec<Reason>) -> Step<()> {
         if reasons.is_empty() {
             return Ok(());
         }

@@ -9,6 +9,7 @@ mod memory;
 mod observe;
 mod pending;
 mod record;
+mod seccomp;
 mod shared;
 mod swapped;
 mod threads;
@@ -69,9 +70,13 @@ impl Phase {
 /// reported as not kept.
 pub fn preflight(pid: i32, external: &Externals) -> Result<Vec<String>> {
     let door = if sys::agent::present(pid).is_ok() { Door::Agent } else { Door::Attach };
-    let s = survey(pid, format!("checkpoint PID {pid}"), external, door, Vec::new())?;
+    let look = |door| survey(pid, format!("checkpoint PID {pid}"), external, door, Vec::new());
+    let s = match look(door)? {
+        s if door == Door::Agent && s.shut_to_agent().is_some() => look(Door::Attach)?,
+        s => s,
+    };
     s.refuse_unsure_too()?;
-    if door == Door::Attach {
+    if s.door == Door::Attach {
         way_in(&s, &[0; 8])?;
     }
     Ok(s.reported)
@@ -174,6 +179,9 @@ impl Run<'_> {
         let listener = Listener::new()?;
         way.open(&listener)?;
         let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
+        if let Some(why) = survey.shut_to_agent() {
+            return Err(why.into());
+        }
         survey.refuse()?;
         way.prepare(&survey, &listener)?;
         let incoming = store.begin(name)?;
@@ -185,10 +193,9 @@ impl Run<'_> {
         let sink = sink(&incoming)?;
         let mut obs = Observer::new(&survey, inside, sink)?;
         let seen = match obs.everything(&listener) {
-            Err(Fault::Shut(s)) => {
-                drop(obs);
-                let (pause, _) = way.release(tracer::After::Run)?;
-                return Err(Fault::Shut(sys::agent::Shut { pause, ..s }));
+            Err(Fault::Shut(s)) => return shut_behind(obs, way, s.why),
+            Err(Fault::Sys(sys::Error::Filtered { calls, .. })) if way.door() == Door::Agent => {
+                return shut_behind(obs, way, sys::agent::Absent::Filtered(calls))
             }
             seen => seen?,
         };
@@ -278,6 +285,13 @@ impl Run<'_> {
     }
 }
 
+/// The agent cannot do what is wanted: everyone is let go.
+fn shut_behind<T>(obs: Observer<'_>, mut way: Way, why: sys::agent::Absent) -> Step<T> {
+    drop(obs);
+    let (pause, _) = way.release(tracer::After::Run)?;
+    Err(Fault::Shut(sys::agent::Shut { why, pause }))
+}
+
 /// An error of another room in the engine's words.
 pub(crate) fn explain(f: Fault, attempted: &str, phase: &str, begun: bool) -> Error {
     let late = if begun { Kind::PutBack } else { Kind::Refused };
@@ -311,6 +325,10 @@ pub(crate) fn explain(f: Fault, attempted: &str, phase: &str, begun: bool) -> Er
             "look at that file of /proc; run as the target's user",
         ),
         Fault::Sys(sys::Error::Died { .. }) => died(attempted, phase),
+        Fault::Sys(sys::Error::Filtered { pid, calls, suspended }) => {
+            let reasons = vec![seccomp::refused(pid, &calls, suspended)];
+            Error { kind: Kind::Refused, attempted: attempted.into(), reasons }
+        }
         Fault::Sys(e @ (sys::Error::Unfit { .. } | sys::Error::Stuck { .. })) => Error::new(
             Kind::Refused,
             attempted,

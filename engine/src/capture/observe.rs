@@ -573,6 +573,11 @@ impl<'a> Observer<'a> {
             self.reported.push(why.into());
             return Ok(None);
         }
+        let judge = self.survey.judge.beside();
+        if let Some(why) = super::seccomp::no_child(&judge, subreaper) {
+            self.reported.push(why);
+            return Ok(None);
+        }
         let a = self.channel.ask(wire::OP_FORK, &[subreaper as u8, 0, 0, 0, 0, 0, 0, 0])?;
         let pid = a.try_into().map_or(-libc::EPROTO as i64, i64::from_le_bytes);
         if pid < 0 {
@@ -582,7 +587,7 @@ impl<'a> Observer<'a> {
             return Ok(None);
         }
         let (sock, pid) = l.accept(0, self.survey.status.uid.effective, self.channel.watch())?;
-        Ok(Some(Child { pid, channel: Channel::beside(sock, pid) }))
+        Ok(Some(Child { pid, channel: Channel::beside(sock, pid).judged(judge) }))
     }
 }
 

@@ -6,6 +6,7 @@ use super::{threads, Step};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
 use image::v1::process::Thread;
+use image::v1::seccomp::Filter;
 use image::v1::{self, memory::Memory, meta::Meta};
 use image::{ManifestWriter, PackRef, PageSink};
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use sys::mem::RemoteMem;
 use sys::procfs::pagemap::{Categories, Pagemap, Region};
 use sys::procfs::{self, smaps::VmFlag, smaps::VmFlags};
+use sys::seccomp::{Judge, FLAG_LOG};
 use sys::tracer::Snapshot;
 
 /// sched(7)
@@ -74,6 +76,7 @@ pub(super) struct Recorder {
     attempted: String,
     pid: i32,
     door: Door,
+    filters: Vec<Filter>,
     /// Held open while a frozen target is read: when it closes, the blob lets everyone go.
     pub talk: Option<sys::channel::Channel>,
 }
@@ -100,6 +103,7 @@ impl Recorder {
             sink: obs.sink,
             ours: vec![(l.base, l.base + l.len)],
             door,
+            filters: filters(&obs.survey.judge),
             before: obs.smaps.into_owned(),
             dropped,
             reported,
@@ -228,6 +232,9 @@ impl Recorder {
         m.write_section(v1::SECTION_THREADS, v1::VERSION, true, &self.threads)?;
         m.write_section(v1::SECTION_MEMORY, v1::VERSION, true, &self.memory)?;
         m.write_section(v1::SECTION_FILES, v1::VERSION, true, &self.seen.files)?;
+        if !self.filters.is_empty() {
+            m.write_section(v1::SECTION_SECCOMP, v1::VERSION, true, &self.filters)?;
+        }
         let (bytes, _) = m.finish();
         incoming.write_manifest(&bytes)?;
         let n = incoming.publish()?;
@@ -242,6 +249,12 @@ impl Recorder {
             notes: Vec::new(),
         })
     }
+}
+
+/// Seccomp filters in the image's words.
+fn filters(judge: &Judge) -> Vec<Filter> {
+    let one = |f: &sys::seccomp::Filter| Filter { code: f.code.clone().into(), flags: f.flags & FLAG_LOG };
+    judge.filters().iter().map(one).collect()
 }
 
 fn proc_line(path: &str) -> String {

@@ -138,6 +138,8 @@ fn odd(leader: &Status, s: &Status) -> Option<(&'static str, &'static str)> {
             "seccomp restricts it, and the first forbidden call made inside could kill it",
             "start the program without seccomp",
         ))
+    } else if (leader.seccomp, leader.seccomp_filters) != (s.seccomp, s.seccomp_filters) {
+        Some(super::seccomp::OTHERS)
     } else if rights(leader) != rights(s) {
         Some((
             "its user, groups, capabilities or no_new_privs are not those of the process, which is not kept yet",

@@ -26,7 +26,11 @@ const ROOM: usize = 256;
 impl Observer<'_> {
     /// Asks the snapshot child.
     pub(super) fn unseen(&mut self, child: &mut Child) -> Step<()> {
-        let Some(layers) = layers_free(child)? else { return self.session_keyring(child) };
+        let layers = match layers_free(child) {
+            Err(sys::Error::Filtered { calls, .. }) => return self.unseen_filtered("Landlock", &calls),
+            layers => layers?,
+        };
+        let Some(layers) = layers else { return self.session_keyring(child) };
         let own = if layers < LAYERS { sys::own::landlock_layers_free(LAYERS).unwrap_or(layers) } else { layers };
         if layers < own {
             return Err(Error::new(
@@ -60,13 +64,23 @@ impl Observer<'_> {
         self.reported.push(what.into());
     }
 
+    /// Its filters keep the child from finding out.
+    fn unseen_filtered(&mut self, what: &str, calls: &str) -> Step<()> {
+        let line = format!("{what}: its seccomp filters do not let through what would find out whether it has any ({calls}); it is not kept");
+        self.reported.push(line);
+        Ok(())
+    }
+
     fn session_keyring(&mut self, child: &mut Child) -> Step<()> {
         let mut p = Program::new();
         let id = p.may(libc::SYS_keyctl, &[Imm(GET_KEYRING_ID), SESSION.into(), Imm(0)]);
         let name = describe(&mut p, id.arg());
         let keys = p.out(ROOM);
         let n = p.may(libc::SYS_keyctl, &[Imm(READ), id.arg(), keys.arg(), Imm(ROOM as u64)]);
-        let r = child.channel.run(&p)?;
+        let r = match child.channel.run(&p) {
+            Err(sys::Error::Filtered { calls, .. }) => return self.unseen_filtered("session keyring", &calls),
+            r => r?,
+        };
         let (id, bytes) = (r.raw(id), r.raw(n));
         // none (or no keys in this kernel), or the one that we have too
         if id < 0 || sys::own::session_keyring() == Some(id as i32) {

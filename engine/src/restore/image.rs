@@ -1,9 +1,12 @@
 //! What is to be made: the sections of a checkpoint, read and checked for sense.
 use super::{Fault, Step};
 use crate::{Error, Kind};
-use ::image::v1::{self, files::Files, memory::Memory, meta::Meta, objects, process::Process, process::Thread};
+use ::image::v1::{
+    self, files::Files, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Filter,
+};
 use ::image::{CheckpointHandle, PAGE_SIZE};
 use serde::de::DeserializeOwned;
+use sys::seccomp::INSTRUCTION;
 
 /// A checkpoint in memory; its pages are still in the packs.
 pub struct Image<'a> {
@@ -19,6 +22,8 @@ pub struct Image<'a> {
     pub memory: Memory,
     /// Its open files.
     pub files: Files,
+    /// Its seccomp filters, the oldest first.
+    pub filters: Vec<Filter>,
 }
 
 /// Bytes of a siginfo.
@@ -40,12 +45,14 @@ impl<'a> Image<'a> {
             threads: section(handle, v1::SECTION_THREADS, "of the threads")?,
             memory: section(handle, v1::SECTION_MEMORY, "of the memory")?,
             files: section(handle, v1::SECTION_FILES, "of the open files")?,
+            filters: handle.manifest().read_section(v1::SECTION_SECCOMP)?.unwrap_or_default(),
         };
         let pid = image.process.pid;
         let Some(leader) = image.threads.iter().position(|t| t.tid == pid) else {
             return Err(damaged(format!("it has no leading thread of PID {pid}")));
         };
         image.threads.swap(0, leader);
+        programs(&image.filters).map_err(damaged)?;
         sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
         Ok(image)
     }
@@ -58,6 +65,19 @@ impl<'a> Image<'a> {
     /// Descriptors of an open file.
     pub fn fds_of(&self, open: u32) -> impl Iterator<Item = i32> + '_ {
         self.files.fds.iter().filter(move |f| f.open == open).map(|f| f.fd)
+    }
+}
+
+/// Seccomp filters have programs, not larger than the kernel's (BPF_MAXINSNS, and MAX_INSNS_PER_PATH for all together).
+fn programs(filters: &[Filter]) -> std::result::Result<(), String> {
+    const MOST: usize = 4096 * INSTRUCTION;
+    const ALL: usize = 8 * MOST;
+    let size = |f: &Filter| f.code.len();
+    let odd = |n: usize| n == 0 || !n.is_multiple_of(INSTRUCTION) || n > MOST;
+    match filters.iter().map(size).find(|n| odd(*n)) {
+        Some(n) => Err(format!("a seccomp filter of {n} bytes makes no sense")),
+        None if filters.iter().map(size).sum::<usize>() > ALL => Err("its seccomp filters are too long".into()),
+        None => Ok(()),
     }
 }
 
@@ -165,6 +185,19 @@ mod tests {
     #[test]
     fn an_image_that_makes_sense_is_not_refused() {
         assert_eq!(said(|_| ()), "");
+    }
+
+    #[test]
+    fn filters_that_the_kernel_could_not_have_are_named() {
+        let said = |sizes: &[usize]| {
+            let filters: Vec<_> = sizes.iter().map(|n| Filter { code: vec![0; *n].into(), flags: 0 }).collect();
+            programs(&filters).err().unwrap_or_default()
+        };
+        assert_eq!((said(&[]), said(&[8, 32768])), (String::new(), String::new()));
+        for odd in [0, 7, 32776] {
+            assert_eq!(said(&[8, odd]), format!("a seccomp filter of {odd} bytes makes no sense"));
+        }
+        assert_eq!(said(&[32768; 9]), "its seccomp filters are too long");
     }
 
     #[test]

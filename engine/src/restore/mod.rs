@@ -15,6 +15,7 @@ pub(crate) mod pids;
 mod place;
 mod process;
 mod puppet;
+pub(crate) mod seccomp;
 mod stdio;
 mod threads;
 pub(crate) mod vdso;

@@ -1,7 +1,7 @@
 //! Phase wake: every thread is given its registers, extended state and signal mask, the leader unmaps the blob, and all
 //! are let go. Until then a failure kills the process; from then on it is the program.
 use super::puppet::Puppet;
-use super::{cannot, vdso, Image, Step};
+use super::{cannot, seccomp, vdso, Image, Step};
 use crate::{Pids, Restored};
 use ::image::v1::process::Thread;
 use sys::sigframe::Regs;
@@ -9,8 +9,9 @@ use sys::tracer::{LastCalls, Rseq, ThreadState};
 
 /// Wakes it.
 pub fn wake(mut p: Puppet, image: &Image<'_>, mut notes: Vec<String>) -> Step<Restored> {
-    let last =
-        LastCalls { syscall: vdso::syscall_instruction(&p)?, close: p.sock, unmap: (p.layout.base, p.layout.len) };
+    let filters = seccomp::prepare(&p, image)?;
+    let (syscall, unmap) = (vdso::syscall_instruction(&p)?, (p.layout.base, p.layout.len));
+    let last = LastCalls { syscall, close: p.sock, filters, unmap };
     let Some(mut tracer) = p.tracer.take() else { return Err(cannot("tracer", "there is none", "report this")) };
     if let Err(e) = tracer.wake(p.tids.clone(), last).and_then(|()| tracer.let_go(image.process.stopped)) {
         p.tracer = Some(tracer);

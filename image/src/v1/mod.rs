@@ -10,6 +10,7 @@ pub mod memory;
 pub mod meta;
 pub mod objects;
 pub mod process;
+pub mod seccomp;
 pub mod sockets;
 
 /// Section: [`meta::Meta`].
@@ -22,10 +23,19 @@ pub const SECTION_THREADS: u32 = 18;
 pub const SECTION_MEMORY: u32 = 19;
 /// Section: [`files::Files`].
 pub const SECTION_FILES: u32 = 20;
+/// Section: `Vec<seccomp::Filter>`, the oldest first; not there if there are none.
+pub const SECTION_SECCOMP: u32 = 21;
 
 /// Every section that this build reads, for the refusal of unknown ones.
-pub const KNOWN: &[u32] =
-    &[crate::section::SECTION_PACKS, SECTION_META, SECTION_PROCESS, SECTION_THREADS, SECTION_MEMORY, SECTION_FILES];
+pub const KNOWN: &[u32] = &[
+    crate::section::SECTION_PACKS,
+    SECTION_META,
+    SECTION_PROCESS,
+    SECTION_THREADS,
+    SECTION_MEMORY,
+    SECTION_FILES,
+    SECTION_SECCOMP,
+];
 
 /// Version of each section that this build writes.
 pub const VERSION: u16 = 1;

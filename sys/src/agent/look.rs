@@ -2,10 +2,11 @@
 use crate::mem::RemoteMem;
 use crate::procfs::maps::VmaKind;
 use crate::procfs::{self, State};
+use crate::seccomp::{self, needs, Judge};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::offset_of;
-use wire::agent::{AgentPage, AGENT_MAGIC, AGENT_PAGE, AGENT_SECCOMP, AGENT_SIGNAL, AGENT_SMALL_STACK};
+use wire::agent::{AgentPage, AGENT_MAGIC, AGENT_PAGE, AGENT_SIGNAL, AGENT_SMALL_STACK, NO_VM_READV};
 use wire::interrupted::fingerprint;
 
 /// Why the agent's door is shut.
@@ -21,8 +22,10 @@ pub enum Absent {
     Stopped,
     /// What an earlier recorder worked in is still there: a thread is leaving it, or attach left it.
     Leaving,
-    /// A filter could kill it for the calls that its handler makes.
-    Seccomp,
+    /// What filters restrict it is not known, and they could kill it for the calls that its handler makes.
+    Seccomp(String),
+    /// Its filters do not let these calls through.
+    Filtered(String),
     /// This thread may stand where there is no room for a signal's frame.
     Stack(i32),
     /// This thread blocks its signal.
@@ -46,7 +49,8 @@ impl fmt::Display for Absent {
             Absent::Uncaught => write!(f, "its agent's signal ({AGENT_SIGNAL}) has no handler any more"),
             Absent::Stopped => write!(f, "it is stopped, and its agent is reached by a signal"),
             Absent::Leaving => write!(f, "a thread is just leaving an earlier checkpoint that was broken off, or its mapping was left: try again in a moment"),
-            Absent::Seccomp => write!(f, "seccomp restricts it, and its agent's calls could kill it"),
+            Absent::Seccomp(why) => write!(f, "seccomp restricts it, and its agent's calls could kill it: {why}"),
+            Absent::Filtered(calls) => write!(f, "its seccomp filters do not let through what its agent calls: {calls}"),
             Absent::Stack(tid) => write!(f, "thread {tid} has no alternate signal stack of its agent's, and may stand where there is no room for a signal"),
             Absent::Blocks(tid) => write!(f, "thread {tid} blocks its agent's signal ({AGENT_SIGNAL})"),
             Absent::Pending => write!(f, "more signals of its own are pending than the agent can look at"),
@@ -56,8 +60,8 @@ impl fmt::Display for Absent {
     }
 }
 
-/// Looks whether a process can be called. Changes nothing.
-pub fn present(pid: i32) -> Result<(), Absent> {
+/// Looks whether a process can be called, and gives what its agent is told of filters ([`wire::agent::AgentInfo::filters`]). Changes nothing.
+pub fn present(pid: i32) -> Result<u32, Absent> {
     let page = page(pid).ok_or(Absent::None)?;
     if page.version != wire::WIRE_VERSION as u32 {
         return Err(Absent::Version(page.version));
@@ -66,9 +70,7 @@ pub fn present(pid: i32) -> Result<(), Absent> {
     if status.state == State::Stopped {
         return Err(Absent::Stopped);
     }
-    if status.seccomp.unwrap_or(0) != 0 || page.flags & AGENT_SECCOMP != 0 {
-        return Err(Absent::Seccomp);
-    }
+    let filters = filters(pid, &status)?;
     if status.sig_caught & signal_bit() == 0 {
         return Err(Absent::Uncaught);
     }
@@ -76,7 +78,23 @@ pub fn present(pid: i32) -> Result<(), Absent> {
     if has_region(pid) {
         return Err(Absent::Leaving);
     }
-    Ok(())
+    Ok(filters)
+}
+
+/// That its seccomp filters are known, and let its agent's calls through.
+fn filters(pid: i32, status: &procfs::status::Status) -> Result<u32, Absent> {
+    if status.seccomp == Some(1) {
+        return Err(Absent::Seccomp("its mode is strict".into()));
+    }
+    let kept = seccomp::kept(pid, status).map_err(|why| Absent::Seccomp(why.to_string()))?;
+    let judge = Judge::new(kept.filters, false);
+    let calls = [needs::essential(), needs::conversation(), needs::agent()].concat();
+    let refused = judge.refused(calls);
+    if !refused.is_empty() {
+        return Err(Absent::Filtered(refused.join(", ")));
+    }
+    let may_read = judge.refused(needs::agent_may()).is_empty();
+    Ok(kept.begun | if may_read { 0 } else { NO_VM_READV })
 }
 
 /// Whether a process that its user may not look at (PR_SET_DUMPABLE 0) may be called all the same, by somebody who knows that it has an agent: it is ours,

@@ -8,7 +8,7 @@ use super::state;
 use crate::channel::{Channel, Listener};
 use crate::mem::RemoteMem;
 use crate::tracer::{Snapshot, ThreadState};
-use crate::{fault, procfs, Error, Result};
+use crate::{fault, procfs, seccomp, Error, Result};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use wire::agent::{
     code_open, code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_OPENED, ARRIVED_RSEQ_UNKNOWN,
-    OP_ARRIVED,
+    NO_VM_READV, OP_ARRIVED,
 };
 
 /// Longest wait for threads that have been called while nobody but the serving one stands still.
@@ -39,12 +39,15 @@ pub struct Quiesced {
     pid: i32,
     server: i32,
     arrived: BTreeMap<i32, Arrived>,
+    /// What it was told of its filters.
+    filters: u32,
     since: Instant,
 }
 
 struct Call<'a> {
     pid: i32,
     nonce: u64,
+    filters: u32,
     seen: &'a BTreeMap<i32, Doing>,
 }
 
@@ -60,7 +63,7 @@ impl Call<'_> {
             signo: AGENT_SIGNAL,
             number,
             code,
-            reserved: 0,
+            filters: self.filters,
             pid: me,
             uid,
             nonce: self.nonce,
@@ -111,9 +114,9 @@ impl From<Absent> for Shut {
 /// anybody is called.
 pub fn freeze(pid: i32, uid: u32, l: &Listener, patience: Duration) -> std::result::Result<Quiesced, Shut> {
     fault::target(pid);
-    look::present(pid)?;
+    let filters = look::present(pid)?;
     let (seen, blocking) = look_at_all(pid, None, patience)?;
-    let call = Call { pid, nonce: l.key(), seen: &seen };
+    let call = Call { pid, nonce: l.key(), filters, seen: &seen };
     let mut q = call_first(&call, seen.keys().copied().filter(|t| !blocking.contains(t)), code_serve(), uid, l)?;
     match q.call_all(&call, &blocking) {
         Ok(()) => Ok(q),
@@ -129,7 +132,7 @@ pub fn open(pid: i32, uid: u32, l: &Listener) -> std::result::Result<Quiesced, S
     // the one that is most likely to stand where there is room for a signal
     let first = tids.into_iter().filter(|tid| !look::blocks(pid, *tid).unwrap_or(true));
     let nothing = BTreeMap::new();
-    let call = Call { pid, nonce: l.key(), seen: &nothing };
+    let call = Call { pid, nonce: l.key(), filters: 0, seen: &nothing };
     let mut q = call_first(&call, first, code_open(), uid, l)?;
     if RemoteMem::open(pid).is_err() {
         let why = other("it cannot be looked into, and not because it is not dumpable");
@@ -155,7 +158,7 @@ fn call_first(
         return Err(Absent::Late(server).into());
     }
     let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
-    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), since };
+    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), filters: call.filters, since };
     match q.take(&mut BTreeSet::from([server]), PATIENCE) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
@@ -210,7 +213,7 @@ impl Quiesced {
     /// Calls in all but the one that serves already.
     pub fn call_others(&mut self, l: &Listener, patience: Duration) -> std::result::Result<(), Shut> {
         let came = look_at_all(self.pid, Some(self.server), patience).and_then(|(seen, blocking)| {
-            let call = Call { pid: self.pid, nonce: l.key(), seen: &seen };
+            let call = Call { pid: self.pid, nonce: l.key(), filters: self.filters, seen: &seen };
             self.call_all(&call, &blocking)
         });
         came.map_err(|why| Shut { why, pause: self.release() })
@@ -255,8 +258,9 @@ impl Quiesced {
         while let Some(first) = wanted.first().copied() {
             if !self.readable()? {
                 wanted.retain(|t| procfs::stat::read_task(self.pid, *t).is_ok_and(|s| !s.state.is_ended()));
-                if procfs::status::read_task(self.pid, first).is_ok_and(|s| s.seccomp.unwrap_or(0) != 0) {
-                    return Err(Absent::Seccomp);
+                // then nobody else will come
+                if seccomp::begun(self.pid) != self.filters & !NO_VM_READV {
+                    return Err(Absent::Seccomp("it is setting a filter at this moment".into()));
                 }
                 if wanted.contains(&first) && Instant::now() > end {
                     return Err(match look::blocks(self.pid, first) {

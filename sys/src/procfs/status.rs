@@ -294,8 +294,8 @@ pub fn read(pid: Pid) -> Result<Status> {
     read_with(&path_of(pid, FILE), parse)
 }
 
-/// What a thread may have otherwise than its process: name, IDs, groups, capabilities, no_new_privs, seccomp, CPUs.
-const OWN: [&[u8]; 12] = [
+/// What a thread may have otherwise than its process: name, IDs, groups, capabilities, no_new_privs, seccomp and its filters, CPUs.
+const OWN: [&[u8]; 13] = [
     b"Name:",
     b"Uid:",
     b"Gid:",
@@ -307,6 +307,7 @@ const OWN: [&[u8]; 12] = [
     b"CapAmb:",
     b"NoNewPrivs:",
     b"Seccomp:",
+    b"Seccomp_filters:",
     b"Cpus_allowed:",
 ];
 

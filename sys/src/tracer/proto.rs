@@ -2,6 +2,7 @@
 use super::{raw::Rseq, EntryPlan};
 use crate::channel::Watch;
 use crate::inject::Layout;
+use crate::seccomp::Filter;
 use crate::sigframe::Regs;
 use crate::{Error, Result};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
@@ -46,6 +47,17 @@ pub struct Frozen {
     pub tids: Vec<i32>,
     /// Threads that have ended but still stand in the list (a leader that called pthread_exit).
     pub ended: Vec<i32>,
+    /// Where they were asked for, and the kernel tells: the seccomp filters, which are suspended until the release.
+    pub filters: Option<Suspended>,
+}
+
+/// Seccomp filters as the kernel tells them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspended {
+    /// Of the first thread, the oldest first.
+    pub filters: Vec<Filter>,
+    /// Threads that have others.
+    pub apart: Vec<i32>,
 }
 
 /// The blob is in.
@@ -73,21 +85,33 @@ pub struct Snapshot {
 }
 
 /// What a restored process does before its threads go on: the last traces of the restore go.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LastCalls {
     /// Address of a `syscall` instruction that is the process's own.
     pub syscall: u64,
     /// Descriptor to close: the blob's socket.
     pub close: i32,
+    /// Its seccomp filters.
+    pub filters: SetFilters,
     /// Address and bytes of the blob.
     pub unmap: (u64, u64),
+}
+
+/// How a restored process gets its seccomp filters.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SetFilters {
+    /// The system calls that set them: number and arguments. What they need lies in the blob's buffer.
+    pub calls: Vec<(i64, [u64; 3])>,
+    /// They would not let through what comes after them: they are suspended until it is let go.
+    pub suspend: bool,
 }
 
 /// Requests to the tracer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Ask {
-    /// Seize and stop all threads of a process, then read their states: two answers, [`Tell::Frozen`] and [`Tell::Read`].
-    Freeze(i32),
+    /// Seize and stop all threads of a process, then read their states: two answers, [`Tell::Frozen`] and [`Tell::Read`]. `filtered`: its seccomp
+    /// filters are told and suspended, if that is permitted.
+    Freeze { pid: i32, filtered: bool },
     /// Bring the blob in; threads other than the serving one are not sent into it before [`Ask::Go`].
     Enter(EntryPlan),
     /// Every thread may be sent in.
@@ -241,9 +265,10 @@ impl Tracer {
         }
     }
 
-    /// Stops all threads of a process. Their states are read while the caller does something else.
-    pub fn freeze(&mut self, pid: i32) -> Result<Frozen> {
-        match self.ask(Ask::Freeze(pid))? {
+    /// Stops all threads of a process. Their states are read while the caller does something else. `filtered`: it is under seccomp filters,
+    /// which are told and suspended where that is permitted.
+    pub fn freeze(&mut self, pid: i32, filtered: bool) -> Result<Frozen> {
+        match self.ask(Ask::Freeze { pid, filtered })? {
             Tell::Frozen(f) => Ok(f),
             t => Err(odd(&t)),
         }

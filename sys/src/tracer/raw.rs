@@ -1,4 +1,5 @@
 //! The ptrace calls themselves (ptrace(2)), each a site of fault injection.
+use crate::seccomp::Filter;
 use crate::sigframe::Regs;
 use crate::{fault, Error, Result};
 use std::io;
@@ -12,6 +13,12 @@ const PEEKSIGINFO: u32 = 0x4209;
 const GETSIGMASK: u32 = 0x420a;
 const SETSIGMASK: u32 = 0x420b;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+const SETOPTIONS: u32 = 0x4200;
+const SECCOMP_GET_FILTER: u32 = 0x420c;
+const SECCOMP_GET_METADATA: u32 = 0x420d;
+const O_TRACESYSGOOD: u64 = 1;
+const O_EXITKILL: u64 = 0x10_0000;
+const O_SUSPEND_SECCOMP: u64 = 0x20_0000;
 const NT_PRSTATUS: u64 = 1;
 const NT_X86_XSTATE: u64 = 0x202;
 /// Largest extended state of today's CPUs, AMX included, with room to spare.
@@ -44,12 +51,12 @@ fn call(name: &str, request: u32, tid: i32, addr: u64, data: u64) -> Result<i64>
 
 /// Attaches without stopping; system call stops will be marked (TRACESYSGOOD).
 pub fn seize(tid: i32) -> Result<()> {
-    call("PTRACE_SEIZE", SEIZE, tid, 0, 1).map(drop)
+    call("PTRACE_SEIZE", SEIZE, tid, 0, O_TRACESYSGOOD).map(drop)
 }
 
 /// The same, and the thread is killed if this tracer ends (EXITKILL): for a process that is not yet whole.
 pub fn seize_or_die(tid: i32) -> Result<()> {
-    call("PTRACE_SEIZE", SEIZE, tid, 0, 1 | 0x10_0000).map(drop)
+    call("PTRACE_SEIZE", SEIZE, tid, 0, O_TRACESYSGOOD | O_EXITKILL).map(drop)
 }
 
 /// Asks the thread to stop.
@@ -154,6 +161,31 @@ pub fn pending(tid: i32, shared: bool) -> Result<Vec<Vec<u8>>> {
             return Ok(all);
         }
     }
+}
+
+/// The seccomp filters of a stopped thread, the oldest first. Only for who has CAP_SYS_ADMIN, and is under no filter itself.
+pub fn seccomp_filters(tid: i32) -> Result<Vec<Filter>> {
+    let mut all = Vec::new();
+    loop {
+        let n = all.len() as u64;
+        let len = match call("PTRACE_SECCOMP_GET_FILTER", SECCOMP_GET_FILTER, tid, n, 0) {
+            Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(all),
+            len => len? as usize,
+        };
+        let mut code = vec![0u64; len];
+        call("PTRACE_SECCOMP_GET_FILTER", SECCOMP_GET_FILTER, tid, n, code.as_mut_ptr() as u64)?;
+        let mut metadata = [n, 0]; // struct seccomp_metadata: filter_off, flags
+        let size = size_of_val(&metadata) as u64;
+        let at = metadata.as_mut_ptr() as u64;
+        call("PTRACE_SECCOMP_GET_METADATA", SECCOMP_GET_METADATA, tid, size, at)?;
+        all.push(Filter { code: code.iter().flat_map(|i| i.to_le_bytes()).collect(), flags: metadata[1] as u32 });
+    }
+}
+
+/// Keeps the filters of a stopped thread off as long as it is traced. `or_die`: it was seized by [`seize_or_die`].
+pub fn suspend_seccomp(tid: i32, or_die: bool) -> Result<()> {
+    let options = O_TRACESYSGOOD | O_SUSPEND_SECCOMP | if or_die { O_EXITKILL } else { 0 };
+    call("PTRACE_SETOPTIONS(SUSPEND_SECCOMP)", SETOPTIONS, tid, 0, options).map(drop)
 }
 
 /// What wait4 says of a thread.

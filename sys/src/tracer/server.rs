@@ -1,5 +1,7 @@
 //! The tracer process's main loop.
-use super::proto::{read_msg, write_msg, After, Ask, Entered, Frozen, LastCalls, Snapshot, Tell, ThreadState};
+use super::proto::{
+    read_msg, write_msg, After, Ask, Entered, Frozen, LastCalls, Snapshot, Suspended, Tell, ThreadState,
+};
 use super::tasks::Tasks;
 use super::{enter, raw, wake, EntryPlan};
 use crate::inject::Layout;
@@ -147,7 +149,7 @@ impl Server {
 
     fn answer(&mut self, a: Ask) -> Result<Tell> {
         match a {
-            Ask::Freeze(pid) => self.freeze(pid),
+            Ask::Freeze { pid, filtered } => self.freeze(pid, filtered),
             Ask::Enter(plan) => self.enter(plan),
             Ask::Go => Err(Error::Unfit { what: "nothing is entered".into() }),
             Ask::Collect => match self.tasks.as_ref().map(snapshot).or(self.snapshot.take()) {
@@ -165,7 +167,7 @@ impl Server {
         }
     }
 
-    fn freeze(&mut self, pid: i32) -> Result<Tell> {
+    fn freeze(&mut self, pid: i32, filtered: bool) -> Result<Tell> {
         fault::target(pid);
         // before the first stop: an open file that stays with the address space
         self.mem = Some(RemoteMem::open(pid)?);
@@ -173,7 +175,8 @@ impl Server {
         let tasks = self.tasks.insert(Tasks::new(pid)?);
         tasks.freeze()?;
         let tids: Vec<i32> = tasks.all.keys().copied().collect();
-        Ok(Tell::Frozen(Frozen { tids, ended: Vec::new() }))
+        let filters = if filtered { suspended(tasks)? } else { None };
+        Ok(Tell::Frozen(Frozen { tids, ended: Vec::new(), filters }))
     }
 
     fn read(&mut self) -> Result<Tell> {
@@ -280,6 +283,28 @@ impl Server {
         wake::let_go(&mut tasks)?;
         Ok(Tell::Released { pause_ns: 0, late: 0 })
     }
+}
+
+/// The seccomp filters of stopped threads, from here on suspended; None where that is not permitted.
+fn suspended(tasks: &Tasks) -> Result<Option<Suspended>> {
+    let denied = |e: &Error| matches!(e.errno(), Some(libc::EACCES | libc::EPERM | libc::EINVAL | libc::EIO));
+    let stopped: Vec<i32> = tasks.all.iter().filter(|(_, t)| t.stopped).map(|(tid, _)| *tid).collect();
+    let first = stopped.iter().find(|t| **t == tasks.pid).or(stopped.first()).copied().unwrap_or(tasks.pid);
+    let filters = match raw::seccomp_filters(first) {
+        Err(e) if denied(&e) => return Ok(None),
+        f => f?,
+    };
+    let mut apart = Vec::new();
+    for tid in stopped {
+        if tid != first && raw::seccomp_filters(tid)? != filters {
+            apart.push(tid);
+        }
+        match raw::suspend_seccomp(tid, false) {
+            Err(e) if denied(&e) => return Ok(None),
+            done => done?,
+        }
+    }
+    Ok(Some(Suspended { filters, apart }))
 }
 
 fn kill(pid: i32, sig: i32) -> Result<()> {

@@ -19,8 +19,14 @@ pub fn wake(tasks: &mut Tasks, tids: &[i32], states: &[ThreadState], last: LastC
     for (tid, state) in all {
         set_state(*tid, state, xstate)?;
     }
-    last_call(tasks, last.syscall, libc::SYS_close, [last.close as u64, 0])?;
-    last_call(tasks, last.syscall, libc::SYS_munmap, [last.unmap.0, last.unmap.1])?;
+    if last.filters.suspend {
+        raw::suspend_seccomp(pid, true)?;
+    }
+    last_call(tasks, last.syscall, libc::SYS_close, [last.close as u64, 0, 0])?;
+    for (nr, args) in &last.filters.calls {
+        last_call(tasks, last.syscall, *nr, *args)?;
+    }
+    last_call(tasks, last.syscall, libc::SYS_munmap, [last.unmap.0, last.unmap.1, 0])?;
     set_state(pid, leader, xstate)
 }
 
@@ -36,9 +42,10 @@ pub fn let_go(tasks: &mut Tasks) -> Result<()> {
 }
 
 /// A system call of the stopped leader, led from entry to exit.
-fn last_call(tasks: &mut Tasks, syscall: u64, nr: i64, a: [u64; 2]) -> Result<()> {
+fn last_call(tasks: &mut Tasks, syscall: u64, nr: i64, a: [u64; 3]) -> Result<()> {
     let pid = tasks.pid;
-    let r = Regs { rax: nr as u64, orig_rax: u64::MAX, rdi: a[0], rsi: a[1], rip: syscall, ..raw::regs(pid)? };
+    let r =
+        Regs { rax: nr as u64, orig_rax: u64::MAX, rdi: a[0], rsi: a[1], rdx: a[2], rip: syscall, ..raw::regs(pid)? };
     raw::set_regs(pid, &r)?;
     let mut seen = 0;
     while seen < 2 {

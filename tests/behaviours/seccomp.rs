@@ -1,0 +1,197 @@
+//! Programs under seccomp filters: kept by both doors with what the agent knows, by root with what the kernel tells, and refused where a filter would not
+//! let us in or out again.
+use anyhow::{ensure, Context, Result};
+use dormouse_tests::bed::LIMIT;
+use dormouse_tests::target::{Door, Start, Target};
+use dormouse_tests::{proc, run, unharmed, Bed, Case, Who};
+
+/// What is let through, whatever the door.
+const KEPT: [&str; 4] = ["errno", "two", "threads", "kill"];
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for what in KEPT {
+        for (door, agent) in [("agent", true), ("attach", false)] {
+            let case = move |bed: &mut Bed| cycles(bed, what, agent);
+            all.extend(Case::each(&format!("seccomp/{what}-{door}"), case));
+        }
+        all.extend(Case::each(&format!("seccomp/{what}-run-on-restored"), move |bed| run_on_restored(bed, what)));
+        all.extend(Case::each(&format!("seccomp/{what}-sabotage"), move |bed| sabotage(bed, what)));
+    }
+    for what in ["errno", "threads", "raw", "no-socket", "no-munmap"] {
+        all.push(Case::new(format!("seccomp/{what}-told-by-the-kernel"), Who::Root, move |bed| by_root(bed, what)));
+    }
+    all.extend(Case::each("seccomp/not-let-through", not_let_through));
+    all.extend(Case::each("seccomp/deadly", deadly));
+    all.extend(Case::each("seccomp/apart", apart));
+    all.extend(Case::each("seccomp/set-in-between", set_in_between));
+    all.push(Case::new("seccomp/not-known", Who::User, not_known));
+    all
+}
+
+fn start(bed: &mut Bed, what: &str) -> Result<Target> {
+    Start::program("seccomp").args(["--what", what]).door(Door::Launched).agent().ready(bed)
+}
+
+/// Five times in a row, and once more, after which it runs on. With `agent` by its agent, else by ptrace.
+fn cycles(bed: &mut Bed, what: &str, agent: bool) -> Result<()> {
+    let mut target = start(bed, what)?;
+    target.agent = agent;
+    for _ in 0..5 {
+        target.kill(bed)?;
+        target.restore(bed)?;
+    }
+    target.checkpoint(bed)?;
+    target.by_the_door(bed)?;
+    let said = bed.ctl_json(&["inspect", &target.session.clone()])?["summary"]["seccomp_filters"].as_u64();
+    let filters = if what == "errno" { 1 } else { 2 };
+    ensure!(said == Some(filters), "inspect should tell of {filters} filters, not {said:?}");
+    target.prove(bed).map(drop)
+}
+
+fn run_on_restored(bed: &mut Bed, what: &str) -> Result<()> {
+    let mut target = start(bed, what)?;
+    for agent in [true, false] {
+        target.agent = agent;
+        target.checkpoint(bed)?;
+        unharmed::entirely(target.pid)?;
+    }
+    bed.ctl(&["kill", &target.session.clone()])?.expect(0)?;
+    target.gone(bed)?;
+    target.restore(bed)?;
+    target.prove(bed).map(drop)
+}
+
+fn sabotage(bed: &mut Bed, what: &str) -> Result<()> {
+    let start = Start::program("seccomp").args(["--what", what, "--sabotage"]).door(Door::Launched).agent();
+    let mut target = start.ready(bed)?;
+    target.kill(bed)?;
+    target.restore(bed)?;
+    target.fail(bed)
+}
+
+/// Without any agent: the kernel tells root the filters, which are suspended in the freeze.
+fn by_root(bed: &mut Bed, what: &str) -> Result<()> {
+    let mut target = Start::program("seccomp").args(["--what", what]).ready(bed)?;
+    for _ in 0..3 {
+        target.kill(bed)?;
+        target.restore(bed)?;
+    }
+    target.checkpoint(bed)?;
+    target.by_the_door(bed)?;
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(drop)
+}
+
+/// What a filter answers with an error is not called: the call is named, and root is told that he may.
+fn not_let_through(bed: &mut Bed) -> Result<()> {
+    let mut target = start(bed, "no-socket")?;
+    let words = ["cannot checkpoint", "its seccomp filters do not let through what its agent calls: socket"];
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &words)?;
+    target.agent = false;
+    let words = ["cannot checkpoint", "do not let through calls that a checkpoint makes inside it (socket)", "root"];
+    let pid = target.pid.to_string();
+    match bed.who {
+        Who::Root => {
+            // without a door asked for, by the one that is open
+            let said = bed.ctl(&["checkpoint", &target.session.clone()])?.expect(0)?;
+            ensure!(
+                said.err.contains("made by attach (ptrace), not by its agent: its seccomp filters"),
+                "{}",
+                said.err
+            );
+            target.checkpoint(bed)?
+        }
+        _ => {
+            bed.ctl(&["check", "--pid", &pid])?.refused(3, &words)?;
+            bed.ctl(&target.checkpoint_args(&["--kill"]))?.refused(3, &words)?;
+        }
+    }
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(drop)
+}
+
+/// What a filter kills for is not called, suspended or not.
+fn deadly(bed: &mut Bed) -> Result<()> {
+    let mut target = start(bed, "kill-socket")?;
+    for agent in [true, false] {
+        target.agent = agent;
+        bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint", "seccomp filters", "socket", "; "])?;
+        unharmed::entirely(target.pid)?;
+    }
+    target.prove(bed).map(drop)
+}
+
+/// A thread that has one more than the others.
+fn apart(bed: &mut Bed) -> Result<()> {
+    let mut target = start(bed, "apart")?;
+    target.agent = false;
+    let words = ["cannot checkpoint", "seccomp", "; "];
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &words)?;
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(drop)
+}
+
+/// Sets a filter that kills for socket(2), when it is told to.
+const SETS: &str = "
+import ctypes, os, struct, time
+libc = ctypes.CDLL(None)
+libc.prctl(38, 1, 0, 0, 0)
+def wait(name):
+    while not os.path.exists(name): time.sleep(0.001)
+open('ready', 'w').close()
+wait('act')
+words = 0x20,0,0,0, 0x15,0,1,41, 6,0,0,0x80000000, 6,0,0,0x7fff0000
+code = ctypes.create_string_buffer(struct.pack('<' + 'HBBI' * 4, *words))
+program = ctypes.create_string_buffer(struct.pack('<HxxxxxxQ', 4, ctypes.addressof(code)))
+assert libc.prctl(22, 2, program, 0, 0) == 0
+open('acted', 'w').close()
+wait('gate')
+open('over', 'w').close()
+wait('never')
+";
+
+/// A filter that would kill for what the agent calls comes between its recorder's look and the signal: then the handler makes no call.
+fn set_in_between(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let mut c = bed.launcher_command(&["--name", "sets", "--detach", "--json", "--door", "agent", "--"]);
+    c.args(["python3", "-c", SETS]).current_dir(&dir);
+    let pid = bed.run(&mut c)?.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
+    let there = |name: &str| run::until(name, LIMIT, || Ok(dir.join(name).exists()));
+    there("ready")?;
+    let mut ctl = bed.ctl_command(&["checkpoint", "sets", "--door", "agent"]);
+    ctl.env("DORMOUSE_FAULT", "agent:1:stop-self");
+    let (mut recorder, _, said) = bed.spawn(&mut ctl)?;
+    let me = recorder.id() as i32;
+    run::until("ctl before the signal", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
+    std::fs::write(dir.join("act"), "")?;
+    there("acted")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(me), nix::sys::signal::SIGCONT)?;
+    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
+    bed.let_go(&recorder);
+    let said = std::fs::read_to_string(said)?;
+    ensure!(run::code(status) == 3 && said.contains("agent"), "it should be refused: {status}: {said}");
+    unharmed::entirely(pid)?;
+    std::fs::write(dir.join("gate"), "")?;
+    there("over")?;
+    // and now that it is known
+    let words = ["its seccomp filters do not let through what its agent calls: socket"];
+    bed.ctl(&["checkpoint", "sets", "--door", "agent"])?.refused(3, &words)?;
+    bed.ctl(&["kill", "sets"])?.expect(0).map(drop)
+}
+
+/// Filters that no agent has seen, to an ordinary user.
+fn not_known(bed: &mut Bed) -> Result<()> {
+    for launched in [true, false] {
+        let start = Start::program("seccomp").args(["--what", "raw"]);
+        let mut target = if launched { start.door(Door::Launched).agent() } else { start }.ready(bed)?;
+        target.agent = false;
+        let why = if launched { "its agent has seen 0 being set" } else { "it has no agent" };
+        let words = ["cannot checkpoint", "a seccomp filter restricts it", why, "run ctl as root"];
+        bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &words)?;
+        bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &words)?;
+        unharmed::entirely(target.pid)?;
+        target.prove(bed)?;
+    }
+    Ok(())
+}
