@@ -37,6 +37,7 @@ const APART: &[&str] = &[
     "sock_odd",
     "sig_woken",
     "api",
+    "calls",
 ];
 
 impl Variant {
