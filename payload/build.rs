@@ -69,7 +69,8 @@ fn agent(rustc: &str, lld: &Path, root: &Path, out: &Path) {
         "-Cpanic=abort",
         "-Ccodegen-units=1",
         "-Crelocation-model=pic",
-        "-Cforce-unwind-tables=no",
+        // a cancelled thread is unwound through what is interposed
+        "-Cforce-unwind-tables=yes",
         "-Coverflow-checks=off",
         "-Cdebug-assertions=off",
         "-Cdebuginfo=0",
@@ -98,6 +99,7 @@ fn agent(rustc: &str, lld: &Path, root: &Path, out: &Path) {
         "-znow",
         "-zrelro",
         "--gc-sections",
+        "--eh-frame-hdr",
         "--soname=dormouse-agent.so",
         "--hash-style=both",
     ] {

@@ -65,15 +65,35 @@ impl Context {
         if seen && info.call as i64 != RESTART_SYSCALL {
             return Some(info.call as i64);
         }
-        let first = rip - 2 - BEFORE as u64;
         // what lies in the same page can be read as the instruction could
-        if first & !(PAGE - 1) == (rip - 2) & !(PAGE - 1) {
-            // SAFETY: see above.
-            if let Some(nr) = interrupted::number_in(unsafe { &*(first as *const [u8; BEFORE]) }) {
-                return Some(nr);
+        let mut code = [0u8; BEFORE];
+        for (back, b) in (1..).zip(code.iter_mut().rev()) {
+            let at = rip - 2 - back;
+            if at & !(PAGE - 1) == (rip - 2) & !(PAGE - 1) {
+                // SAFETY: see above.
+                *b = unsafe { *(at as *const u8) };
             }
         }
+        if let Some(nr) = interrupted::number_in(&code) {
+            return Some(nr);
+        }
         seen.then_some(RESTART_SYSCALL)
+    }
+
+    /// The stack pointer.
+    pub fn sp(&self) -> u64 {
+        self.words[RSP]
+    }
+
+    /// First to fourth argument of the call that the thread is in.
+    pub fn arguments(&self) -> [u64; 4] {
+        let [a, b, c, d, ..] = self.args();
+        [a, b, c, d]
+    }
+
+    /// Another fourth argument.
+    pub fn set_fourth(&mut self, value: u64) {
+        self.words[R10] = value;
     }
 
     /// How the thread goes on with that call.

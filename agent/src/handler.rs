@@ -1,6 +1,7 @@
 //! The signal handler: a thread parks, or serves its recorder, and goes on as if nothing had been.
 use crate::arch;
 use crate::context::Context;
+use crate::deadline;
 use crate::interpose::foreign;
 use crate::page::{self, state};
 use crate::start::{map, unmap};
@@ -79,7 +80,13 @@ pub unsafe fn go_on(i: &AgentInfo, c: &mut Context, call: Option<i64>, reads: bo
             // the program's own signal came meanwhile: it has a handler, which ends such calls
             (_, Some(_)) if ended != Ends::Not => {}
             (_, None) if ended == Ends::All && c.restarted(i) => c.end(),
-            (Onward::Again | Onward::AgainWhole, Some(nr)) => c.again(nr),
+            (Onward::Again, Some(nr)) => c.again(nr),
+            (Onward::AgainWhole, Some(nr)) => {
+                if reads {
+                    deadline::correct(c, nr);
+                }
+                c.again(nr)
+            }
             (Onward::Resume, Some(_)) => {
                 c.again(RESTART_SYSCALL);
                 resume(c)

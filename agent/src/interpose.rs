@@ -1,5 +1,6 @@
 //! What programs find here before they find it in the C library, so that the agent's signal is not blocked, taken or replaced by accident, and a
 //! seccomp filter is kept (filters.rs). Whatever is a cancellation point stays one: the real function is called, with another mask.
+use crate::deadline::Timed;
 use crate::filters::{self, SYS_PRCTL};
 use crate::libc::{result, Real};
 pub use crate::stacks::{pthread_create, sigaltstack};
@@ -112,7 +113,12 @@ pub unsafe extern "C" fn sigtimedwait(set: *const Set, info: u64, time: u64) -> 
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("sigtimedwait", (set, info, time))
+    let mut timed = Timed::none();
+    // SAFETY: the caller's time, or null.
+    let time = unsafe { timed.until(time) };
+    let r = real!("sigtimedwait", (set, info, time));
+    timed.over();
+    r
 }
 
 /// signalfd(2).
@@ -159,6 +165,31 @@ pub unsafe extern "C" fn pselect(n: i32, r: u64, w: u64, e: u64, time: u64, set:
     real!("pselect", (n, r, w, e, time, set))
 }
 
+/// epoll_wait(2): when its time is over is noted.
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn epoll_wait(fd: i32, events: u64, n: i32, time: i32) -> i32 {
+    let mut timed = Timed::none();
+    timed.within([fd as u64, events, n as u64], time);
+    let r = real!("epoll_wait", (fd, events, n, time));
+    timed.over();
+    r
+}
+
+/// semtimedop(2): when its time is over is noted.
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn semtimedop(id: i32, ops: u64, n: u64, time: u64) -> i32 {
+    let mut timed = Timed::none();
+    // SAFETY: the caller's time, or null.
+    let time = unsafe { timed.until(time) };
+    let r = real!("semtimedop", (id, ops, n, time));
+    timed.over();
+    r
+}
+
 /// epoll_pwait(2).
 ///
 /// # Safety
@@ -167,7 +198,11 @@ pub unsafe extern "C" fn epoll_pwait(fd: i32, events: u64, n: i32, time: i32, se
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("epoll_pwait", (fd, events, n, time, set))
+    let mut timed = Timed::none();
+    timed.within([fd as u64, events, n as u64], time);
+    let r = real!("epoll_pwait", (fd, events, n, time, set));
+    timed.over();
+    r
 }
 
 /// epoll_pwait2(2).
@@ -178,7 +213,12 @@ pub unsafe extern "C" fn epoll_pwait2(fd: i32, events: u64, n: i32, time: u64, s
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("epoll_pwait2", (fd, events, n, time, set))
+    let mut timed = Timed::none();
+    // SAFETY: the caller's time, or null.
+    let time = unsafe { timed.until(time) };
+    let r = real!("epoll_pwait2", (fd, events, n, time, set));
+    timed.over();
+    r
 }
 
 /// struct sigaction of the C libraries.

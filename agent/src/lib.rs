@@ -9,6 +9,7 @@
 
 pub mod arch;
 mod context;
+mod deadline;
 mod filters;
 mod handler;
 pub mod interpose;

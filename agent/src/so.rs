@@ -48,6 +48,8 @@ export! {
     ppoll = interpose::ppoll,
     __ppoll_chk = interpose::__ppoll_chk,
     pselect = interpose::pselect,
+    epoll_wait = interpose::epoll_wait,
+    semtimedop = interpose::semtimedop,
     epoll_pwait = interpose::epoll_pwait,
     epoll_pwait2 = interpose::epoll_pwait2,
     execve = interpose::execve,

@@ -33,6 +33,7 @@ pub const EINTR_CALLS: &[(i64, Option<usize>)] = &[
     (libc::SYS_readv, None),
     (libc::SYS_write, None),
     (libc::SYS_writev, None),
+    (libc::SYS_connect, None),
     (libc::SYS_accept, None),
     (libc::SYS_accept4, None),
     (libc::SYS_recvfrom, None),
@@ -191,11 +192,16 @@ mod tests {
 
     #[test]
     fn what_is_gone_on_with_is_told_by_code_or_arguments() {
-        let (at, moved) = (at(libc::SYS_restart_syscall, -516), |nr: u8| [0, 0, 0, 0, 0xb8, nr, 0, 0, 0, 0x0f, 0x05]);
+        let code = |last: &[u8]| {
+            let mut all = [0; CALL_CODE];
+            all[CALL_CODE - last.len()..].copy_from_slice(last);
+            all
+        };
+        let (at, moved) = (at(libc::SYS_restart_syscall, -516), |nr: u8| code(&[0xb8, nr, 0, 0, 0, 0x0f, 0x05]));
         assert!(goes_on(&at) && !goes_on(&Regs { rax: 0, ..at }));
         assert_eq!(gone_on_with(&at, &moved(230), |_| None), Some(230));
         // pthread_cond_timedwait: the private bit is put in between
-        let futex = [0xb8, 202, 0, 0, 0, 0x40, 0x80, 0xf6, 0x80, 0x0f, 0x05];
+        let futex = code(&[0xb8, 202, 0, 0, 0, 0x40, 0x80, 0xf6, 0x80, 0x0f, 0x05]);
         assert_eq!(gone_on_with(&at, &futex, |_| None), Some(libc::SYS_futex));
         // memory: one second and a half, nothing else
         const T: u64 = 0x7f00_0000_5000;

@@ -1,6 +1,7 @@
 //! What must be kept: every behaviour program through every mode ([`matrix`]), and what takes more than a program.
 mod agent;
 mod api;
+mod calls;
 mod doors;
 mod external;
 mod fresh;
@@ -27,6 +28,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     let mut all = matrix::cases(stage)?;
     all.extend(api::cases());
     all.extend(agent::cases(stage)?);
+    all.extend(calls::cases());
     all.extend(doors::cases());
     all.extend(external::cases());
     all.extend(fresh::cases());

@@ -8,6 +8,7 @@
 //! Each case runs in a process of its own, which is a subreaper: whatever it starts ends up below it, and when the case is
 //! over nothing may be left there. It kills only what is below it. A run that is killed itself has a watcher ([`mod@watch`]).
 
+pub mod agent;
 pub mod bed;
 pub mod case;
 pub mod job;

@@ -51,6 +51,12 @@ pub fn alive(pid: i32) -> bool {
     status(pid).is_some_and(|s| !matches!(s.state, 'Z' | 'X'))
 }
 
+/// Its threads.
+pub fn threads(pid: i32) -> Vec<i32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return vec![] };
+    tasks.filter_map(|t| t.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// Start time, which with the PID names a process for good.
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

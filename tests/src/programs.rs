@@ -39,6 +39,7 @@ const APART: &[&str] = &[
     "thr_named",
     "api",
     "seccomp",
+    "calls",
 ];
 
 impl Variant {

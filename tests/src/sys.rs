@@ -54,6 +54,14 @@ pub fn send_to_thread(pid: i32, tid: i32, signal: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// CLOCK_MONOTONIC in nanoseconds.
+pub fn monotonic_ns() -> i64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is written.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
+    t.tv_sec * 1_000_000_000 + t.tv_nsec
+}
+
 /// What ptrace and its kin are made of: a recorder that is denied them gets in by the agent or not at all.
 pub const TRACING: [libc::c_long; 5] =
     [libc::SYS_ptrace, libc::SYS_process_vm_readv, libc::SYS_process_vm_writev, libc::SYS_pidfd_getfd, libc::SYS_kcmp];

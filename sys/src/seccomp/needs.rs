@@ -64,6 +64,7 @@ pub fn agent() -> Vec<(i64, Args)> {
         with(SYS_getsockopt, &[(1, SOL_SOCKET as u64), (2, SO_PEERCRED as u64)]),
         any(SYS_geteuid),
         any(SYS_getpid),
+        with(SYS_clock_gettime, &[(0, CLOCK_MONOTONIC as u64)]),
         with(SYS_arch_prctl, &[(0, 0x1003)]),
         with(SYS_arch_prctl, &[(0, 0x1004)]),
         any(SYS_rseq),
@@ -129,6 +130,7 @@ mod tests {
         let sources = [
             include_str!("../../../agent/src/handler.rs"),
             include_str!("../../../agent/src/context.rs"),
+            include_str!("../../../agent/src/deadline.rs"),
             include_str!("../../../agent/src/arch/x86_64.rs"),
             include_str!("../../../parasite/src/serve.rs"),
             include_str!("../../../parasite/src/snapshot.rs"),
