@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::bytes::{int32, Words};
-use super::{path_of, read_path, stat, ParseError, Pid, ReadError, Result};
+use super::{path_of, read_path, stat, status, ParseError, Pid, ReadError, Result};
 
 /// The numeric names in a directory, ascending.
 pub(super) fn numbers_in(path: &Path) -> Result<Vec<i32>> {
@@ -27,11 +27,13 @@ pub fn tasks(pid: Pid) -> Result<Vec<Pid>> {
 }
 
 /// A process has ended, or is about to and will run nothing of its own any more: each thread has PF_EXITING (flags in
-/// proc_pid_stat(5), include/linux/sched.h), or is gone.
+/// proc_pid_stat(5), include/linux/sched.h) or a SIGKILL that waits for it (kernel/signal.c, complete_signal), or is gone.
 pub fn is_ending(pid: Pid) -> bool {
     const PF_EXITING: u32 = 4;
-    let ends = |r: Result<stat::Stat>| !r.is_ok_and(|s| s.flags & PF_EXITING == 0);
-    ends(stat::read(pid)) && tasks(pid).unwrap_or_default().into_iter().all(|tid| ends(stat::read(tid)))
+    const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+    let runs = |tid| stat::read(tid).is_ok_and(|s| s.flags & PF_EXITING == 0);
+    let ends = |tid| !runs(tid) || status::read(tid).is_ok_and(|s| s.sig_pending & KILLED != 0);
+    ends(pid) && tasks(pid).unwrap_or_default().into_iter().all(ends)
 }
 
 /// All PIDs the caller's `/proc` shows, ascending.
