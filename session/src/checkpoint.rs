@@ -222,7 +222,7 @@ fn take(
         }
     };
     if request.after == After::Kill {
-        if let Some(e) = supervisor.as_mut().and_then(|s| s.ask(&Request::Left { n: captured.n }).err()) {
+        if let Some(e) = supervisor.as_mut().and_then(|s| s.left(captured.n).err()) {
             notes.push(format!("the supervisor did not confirm the end of {name} ({e})"));
         }
         if handle.is_some_and(|h| !h.wait_end(PATIENCE)) {

@@ -168,6 +168,12 @@ impl Client {
         self.ask_within(request, PATIENCE)
     }
 
+    /// Says that the program was killed, complete in this checkpoint, and waits until it has ended, however long that takes: on a busy machine a thread of
+    /// SCHED_IDLE is long in dying.
+    pub fn left(&mut self, n: u64) -> io::Result<Answer> {
+        self.ask_within(&Request::Left { n }, -1)
+    }
+
     /// Has the supervisor make a checkpoint and waits for it, however long it takes; gives its number.
     pub fn checkpoint(&mut self, end: bool) -> io::Result<u64> {
         let answer = self.ask_within(&Request::Checkpoint { end, fd: None }, -1)?;
