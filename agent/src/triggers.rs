@@ -76,6 +76,9 @@ pub fn entry() -> u64 {
 }
 
 /// What is behind the name in the environment.
+///
+/// # Safety
+/// Nobody changes the environment meanwhile.
 unsafe fn line() -> Option<*const u8> {
     // SAFETY: the C library's array of strings, which ends with a null pointer; each ends with a NUL.
     unsafe {

@@ -219,6 +219,8 @@ pub unsafe fn converse(p: *mut Params) -> i32 {
                 answer_error(p, &h, E2BIG);
                 return LEFT_BAD_FRAME;
             }
+            // a visit's calls lie where this request comes to be
+            (*p).visit_calls = 0;
             if !recv_all((*p).sock, (*p).request, h.len as u64) {
                 return LEFT_EOF;
             }

@@ -41,6 +41,8 @@ pub struct Quiesced {
     server: i32,
     pub(super) arrived: BTreeMap<i32, Arrived>,
     pub(super) answers: Option<Answers>,
+    /// Room for so many threads.
+    slots: i32,
     /// What it was told of its filters.
     filters: u32,
     since: Instant,
@@ -160,13 +162,14 @@ fn call_first(
     let pid = call.pid;
     let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
     let server = tids.find(|t| !ended(*t)).ok_or(Absent::Blocks(pid))?;
-    let slots = procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS;
+    let slots = (procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS) as i32;
     let since = Instant::now();
-    if !call.send(server, code, slots as i32).map_err(other)? {
+    if !call.send(server, code, slots).map_err(other)? {
         return Err(Absent::Late(server).into());
     }
     let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
-    let mut q = Quiesced { sock, pid, server, arrived: BTreeMap::new(), answers: None, filters: call.filters, since };
+    let mut q =
+        Quiesced { sock, pid, server, arrived: BTreeMap::new(), answers: None, slots, filters: call.filters, since };
     match q.take(&mut BTreeSet::from([server]), PATIENCE, &mut |_| ()) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
@@ -298,7 +301,9 @@ impl Quiesced {
             let op = u16::from_le_bytes([b[6], b[7]]);
             let said =
                 state::decode(&b[16..]).filter(|_| b[..4] == wire::FRAME_MAGIC.to_le_bytes() && op == OP_ARRIVED);
-            let said = said.ok_or_else(|| other("what its agent says is not a frame of ours"))?;
+            let said = said
+                .filter(|a| a.slot < self.slots)
+                .ok_or_else(|| other("what its agent says is not a frame of ours"))?;
             let tid = if said.slot < 0 { self.server } else { said.tid };
             if said.flags & ARRIVED_RSEQ_UNKNOWN != 0 {
                 return Err(other(format!("thread {tid} has a restartable sequence that only ptrace can look at")));
