@@ -1,5 +1,5 @@
 //! Checkpointing a live session, or any process.
-use crate::control::{Client, Request, PATIENCE};
+use crate::control::{Client, Request};
 use crate::hooks::Program;
 use crate::lock::Lock;
 use crate::recorder::{Made, Order};
@@ -12,6 +12,9 @@ use engine::{After, CaptureOptions, Error, Kind};
 use image::{SessionName, Store};
 use std::collections::BTreeMap;
 use sys::pidfd::PidFd;
+
+/// Longest wait for a killed program's end, milliseconds: on a busy machine a thread of SCHED_IDLE is long in dying; one in an uninterruptible call may never.
+const DYING: i32 = 60_000;
 
 /// Label under which a checkpoint has the path of its session's log.
 pub(crate) const LOG_LABEL: &str = "log";
@@ -222,10 +225,17 @@ fn take(
         }
     };
     if request.after == After::Kill {
-        if let Some(e) = supervisor.as_mut().and_then(|s| s.left(captured.n).err()) {
-            notes.push(format!("the supervisor did not confirm the end of {name} ({e})"));
+        let mut dead = true;
+        let ended = || dead = handle.is_none_or(|h| h.wait_end(DYING));
+        match supervisor.as_mut() {
+            Some(s) => {
+                if let Err(e) = s.left(captured.n, ended) {
+                    notes.push(format!("the supervisor did not confirm the end of {name} ({e})"));
+                }
+            }
+            None => ended(),
         }
-        if handle.is_some_and(|h| !h.wait_end(PATIENCE)) {
+        if !dead {
             notes.push(format!("process {pid} is killed but has not ended yet"));
         }
         if !live.supervised() {
