@@ -185,7 +185,7 @@ impl Way {
             Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
             Way::Agent { inside, patience, .. } => {
                 // what a filter may forbid is called when that has been looked at
-                let calls = Some(super::observe::visit_program()).filter(|_| !s.is_filtered());
+                let calls = Some(super::told::visit_program()).filter(|_| !s.is_filtered());
                 let mut heard = Heard::default();
                 let mut heed = |tid| heard.ask(&s.threads, tid);
                 let mut visit = Visit { calls: calls.as_ref(), heed: &mut heed };

@@ -14,6 +14,7 @@ mod seccomp;
 mod shared;
 mod swapped;
 mod threads;
+mod told;
 mod unseen;
 
 pub use files::{FileView, SocketView};
@@ -372,7 +373,7 @@ fn way_in(s: &Survey, addr: &[u8]) -> Result<tracer::EntryPlan> {
         let remedy = "nothing was touched; it runs on";
         return Err(Error::new(Kind::Refused, s.attempted.clone(), format!("PID {}", s.pid), why, remedy));
     }
-    let visit = observe::visit_program();
+    let visit = told::visit_program();
     tracer::prepare(s.pid, addr, tracer::Visit::All, visit.encode_calls()).map_err(|e| match e {
         sys::Error::Unfit { what } => {
             let remedy = "nothing was touched; run a build of it that uses an ordinary C library and stack";

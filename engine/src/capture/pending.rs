@@ -1,6 +1,7 @@
 //! Pending signals with what they carry, where there is no tracer to peek at them: each thread takes those that wait for it, and queues them again, in
 //! one program of calls, so that nobody's death can lose any. All signals are blocked meanwhile.
-use super::observe::{Observer, Told};
+use super::observe::Observer;
+use super::told::Told;
 use super::{Fault, Step};
 use serde_bytes::ByteBuf;
 use sys::agent::Absent;

@@ -71,7 +71,7 @@ impl Survey {
         if self.door != Door::Agent {
             return None;
         }
-        let refused = self.judge.refused(super::observe::visit_program().for_judge());
+        let refused = self.judge.refused(super::told::visit_program().for_judge());
         (!refused.is_empty()).then(|| Absent::Filtered(refused.join(", ")))
     }
 
@@ -82,7 +82,7 @@ impl Survey {
         let suspended = names.is_empty() && self.judge.is_suspended();
         if self.door == Door::Attach {
             let mut calls = [needs::conversation(), needs::attach()].concat();
-            calls.extend(super::observe::visit_program().for_judge());
+            calls.extend(super::told::visit_program().for_judge());
             names.extend(self.judge.refused(calls));
         }
         if !names.is_empty() {

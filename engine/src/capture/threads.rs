@@ -1,5 +1,6 @@
 //! Threads in the image's words: what was known before the freeze, what each said of itself, and what the tracer read.
-use super::observe::{Seen, Told};
+use super::observe::Seen;
+use super::told::Told;
 use super::Step;
 use crate::Reason;
 use image::v1::process::Thread;
