@@ -1,5 +1,6 @@
 //! From the program: libdormouse in C, Rust and Python; what each call gives alone, launched, restored; hooks, critical sections, memory not worth
 //! keeping; other threads in the middle of anything.
+mod critical;
 mod hooks;
 
 use hooks::order;
@@ -27,9 +28,9 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("api/veto", hooks::veto));
     all.extend(Case::each("api/hook-time-out", hooks::hook_time_out));
     all.extend(Case::each("api/hooks-of-a-stopped-program", hooks::hooks_stopped));
-    all.extend(Case::each("api/critical-nested", critical_nested));
-    all.extend(Case::each("api/critical-too-long", critical_too_long));
-    all.extend(Case::each("api/critical-at-a-tick", critical_tick));
+    all.extend(Case::each("api/critical-nested", critical::critical_nested));
+    all.extend(Case::each("api/critical-too-long", critical::critical_too_long));
+    all.extend(Case::each("api/critical-at-a-tick", critical::critical_tick));
     all.extend(Case::each("api/dropped-memory", dropped));
     all.extend(Case::each("api/two-at-once", two_at_once));
     all.extend(Case::each("api/session-of-its-own", embedded));
@@ -374,69 +375,6 @@ fn child(bed: &mut Bed) -> Result<()> {
     let mut c = bed.launcher_command(&["--name", "sh", "--", "/bin/sh", "-c", &script]);
     let ran = bed.run(&mut c)?.expect(0)?;
     ensure_has(&ran.out, "alone: no checkpoint was made: this process is not the program of session sh: PID ")
-}
-
-/// Two threads are each twice in a critical section: a checkpoint waits until the last has left it.
-fn critical_nested(bed: &mut Bed) -> Result<()> {
-    let mut api = Api::launched(bed, None)?;
-    let name = api.session.clone();
-    let k = api.begin(bed, "nested")?;
-    api.answer(&k)?;
-    api.line("first: entered")?;
-    api.line("second: entered")?;
-    let (mut ctl, _, err) = bed.spawn(&mut bed.ctl_command(&["checkpoint", &name]))?;
-    // It waits, if it is seen to have said so in the program's block.
-    run::until("ctl waits for the critical sections", SOON, || {
-        ensure!(ctl.try_wait()?.is_none(), "ctl did not wait: {}", fs::read_to_string(&err)?);
-        Ok(proc::word(api.pid, WAITER)? != 0)
-    })?;
-    store::holds(bed, &name, &[])?;
-    fs::write(api.dir.join("leave"), "")?;
-    let status = run::end(&mut ctl, "ctl checkpoint", LIMIT)?;
-    bed.let_go(&ctl);
-    ensure!(status.success(), "ctl checkpoint: {}", fs::read_to_string(&err)?);
-    api.line("both left")?;
-    store::holds(bed, &name, &[1])?;
-    ensure!(proc::word(api.pid, WAITER)? == 0, "the block still names a waiter");
-    api.end(bed)
-}
-
-/// Where the block has the key of who waits for a critical section's end (wire/src/api.rs).
-const WAITER: u64 = 0x444f_524c_0000 + 48;
-
-/// One that is not left: busy, which names it; its own checkpoint too.
-fn critical_too_long(bed: &mut Bed) -> Result<()> {
-    let mut api = Api::launched(bed, None)?;
-    let name = api.session.clone();
-    api.says(bed, "disable", "")?;
-    api.says(bed, "disable", "")?;
-    bed.ctl(&["checkpoint", &name])?
-        .refused(6, &["it is in a critical section (dormouse_disable, 2 deep), for 10 s", "dormouse_enable"])?;
-    ensure!(proc::word(api.pid, WAITER)? == 0, "the block still names a waiter");
-    let said = api.tell(bed, "checkpoint")?;
-    ensure_has(&said, "error -6 (cannot checkpoint")?;
-    api.says(bed, "enable", "0")?;
-    api.says(bed, "enable", "0")?;
-    api.says(bed, "enable", "-2")?;
-    api.says(bed, "checkpoint", "continued (checkpoint 1 is complete), generation 0")?;
-    api.end(bed)
-}
-
-/// A checkpoint by the clock that a critical section keeps from being made is said, and the next one is made.
-fn critical_tick(bed: &mut Bed) -> Result<()> {
-    let mut api = Api::launched_with(bed, &["--every", "300ms"], None)?;
-    let name = api.session.clone();
-    api.says(bed, "disable", "")?;
-    let log = bed.state().join("sessions").join(&name).join("log");
-    let said = || {
-        Ok(fs::read_to_string(&log)
-            .is_ok_and(|l| l.contains("it is in a critical section (dormouse_disable, 1 deep), for 10 s")))
-    };
-    run::until("the refusal in the session's log", LIMIT, said)?;
-    let before = store::numbers(bed, &name).len();
-    api.says(bed, "enable", "0")?;
-    run::until("the next checkpoint", LIMIT, || Ok(store::numbers(bed, &name).len() > before))?;
-    api.end(bed)
 }
 
 /// 32 MiB that do not compress are not in the image, are said to be left out, and are zeros after a restore; but for the two pages that are not
