@@ -225,17 +225,10 @@ fn take(
         }
     };
     if request.after == After::Kill {
-        let mut dead = true;
-        let ended = || dead = handle.is_none_or(|h| h.wait_end(DYING));
-        match supervisor.as_mut() {
-            Some(s) => {
-                if let Err(e) = s.left(captured.n, ended) {
-                    notes.push(format!("the supervisor did not confirm the end of {name} ({e})"));
-                }
-            }
-            None => ended(),
+        if let Some(e) = supervisor.as_mut().and_then(|s| s.left(captured.n, DYING).err()) {
+            notes.push(format!("the supervisor did not confirm the end of {name} ({e})"));
         }
-        if !dead {
+        if handle.is_some_and(|h| !h.wait_end(DYING)) {
             notes.push(format!("process {pid} is killed but has not ended yet"));
         }
         if !live.supervised() {

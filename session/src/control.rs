@@ -168,12 +168,9 @@ impl Client {
         self.ask_within(request, PATIENCE)
     }
 
-    /// Says that the program was killed, complete in this checkpoint, and waits (bounded) for the answer, which comes when it has ended: once `ended` has
-    /// waited for that.
-    pub fn left(&mut self, n: u64, ended: impl FnOnce()) -> io::Result<Answer> {
-        let sent = self.conn.send(&Request::Left { n }, PATIENCE);
-        ended();
-        self.answer(sent, PATIENCE)
+    /// Says that the program was killed, complete in this checkpoint, and waits for the answer, which comes when it has ended, for `ms` milliseconds.
+    pub fn left(&mut self, n: u64, ms: i32) -> io::Result<Answer> {
+        self.ask_within(&Request::Left { n }, ms)
     }
 
     /// Has the supervisor make a checkpoint and waits for it, however long it takes; gives its number.
@@ -183,12 +180,8 @@ impl Client {
     }
 
     fn ask_within(&mut self, request: &Request, ms: i32) -> io::Result<Answer> {
+        // A supervisor that refuses us may have hung up before our frame: its reason is what counts.
         let sent = self.conn.send(request, PATIENCE);
-        self.answer(sent, ms)
-    }
-
-    /// A supervisor that refuses us may have hung up before our frame: its reason is what counts, not what became of sending it.
-    fn answer(&mut self, sent: io::Result<()>, ms: i32) -> io::Result<Answer> {
         match self.conn.receive::<Answer>(ms)? {
             Some(Answer { ok: false, error, .. }) => Err(io::Error::other(error.unwrap_or_else(|| "refused".into()))),
             Some(answer) => Ok(answer),
