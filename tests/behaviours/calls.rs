@@ -246,8 +246,9 @@ fn terminal(bed: &mut Bed) -> Result<()> {
     run::until("both calls", SOON, || Ok(seen(&target)?.iter().filter(|s| blocked(target.pid, s)).count() == 2))?;
     let mut count = Count::new(&target)?;
     let (mut typed, mut late) = (0, 0);
-    while !count.enough() {
-        ensure!(count.times < 4 * TIMES, "after {} checkpoints: {:?} {:?}", count.times, count.through, seen(&target)?);
+    // On a fast machine the checkpoints are made before both calls have ended.
+    while !count.enough() || seen(&target)?.iter().any(|s| s.rounds < 2) {
+        ensure!(count.times < 20 * TIMES, "after {} checkpoints: {:?} {:?}", count.times, count.through, seen(&target)?);
         let args = target.checkpoint_args(&[]);
         count.once(&target, || bed.ctl(&args)?.expect(0).map(drop))?;
         bed.log.clear();
@@ -261,7 +262,6 @@ fn terminal(bed: &mut Bed) -> Result<()> {
     }
     ensure!(typed > 0 && late < 50 * MS, "what was typed was read {} us later", late / 1000);
     target.by_the_door(bed)?;
-    ensure!(seen(&target)?.iter().all(|s| s.rounds > 1), "they should have ended: {:?}", seen(&target)?);
     drop(watch);
     target.prove(bed).map(drop)
 }
