@@ -26,9 +26,13 @@ pub fn tasks(pid: Pid) -> Result<Vec<Pid>> {
     numbers_in(&path_of(pid, "task"))
 }
 
-/// A process has ended, or is about to and will run nothing of its own any more: each thread has PF_EXITING (flags in
-/// proc_pid_stat(5), include/linux/sched.h) or a SIGKILL that waits for it (kernel/signal.c, complete_signal), or is gone.
+/// A process has ended, or is about to and will run nothing of its own any more: a signal that ends it has been taken (kernel/signal.c, complete_signal,
+/// sets the exit code at once; proc_pid_stat(5)), or each thread has PF_EXITING (flags, include/linux/sched.h) or a SIGKILL that waits for it, or is gone.
 pub fn is_ending(pid: Pid) -> bool {
+    const STOPS: [i32; 5] = [0, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    if stat::read(pid).is_ok_and(|s| !STOPS.contains(&(s.exit_code & 0x7f))) {
+        return true;
+    }
     const PF_EXITING: u32 = 4;
     const KILLED: u64 = 1 << (libc::SIGKILL - 1);
     let runs = |tid| stat::read(tid).is_ok_and(|s| s.flags & PF_EXITING == 0);
