@@ -91,6 +91,11 @@ impl Context {
         [a, b, c, d]
     }
 
+    /// The fifth.
+    pub fn fifth(&self) -> u64 {
+        self.words[R8]
+    }
+
     /// Another fourth argument.
     pub fn set_fourth(&mut self, value: u64) {
         self.words[R10] = value;

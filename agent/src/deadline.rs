@@ -1,6 +1,7 @@
 //! When the time of a call is over that a signal ends and the kernel does not resume: epoll_wait and its kin, sigtimedwait, semtimedop. Issued again
 //! with its whole time at each checkpoint, a wait of a minute would never end under `--every 30s`. So what is interposed notes it: in a [`Timed`] on the
-//! caller's stack, where the handler finds it, and makes the time left the call's.
+//! caller's stack, where the handler finds it, and makes the time left the call's. What the kernel resumes with the time that was left when the signal
+//! came (select and its kin) needs no record: what went by in the handler is taken off ([`Stay`]).
 use crate::context::Context;
 use crate::libc::Real;
 use crate::page;
@@ -8,6 +9,9 @@ use core::sync::atomic::{compiler_fence, Ordering::SeqCst};
 use parasite::arch::syscall6;
 
 const SYS_CLOCK_GETTIME: u64 = 228;
+const SYS_SELECT: i64 = 23;
+const SYS_PSELECT6: i64 = 270;
+const SYS_PPOLL: i64 = 271;
 const SYS_GETPID: u64 = 39;
 const SYS_PROCESS_VM_READV: u64 = 310;
 const CLOCK_MONOTONIC: u64 = 1;
@@ -124,6 +128,48 @@ pub unsafe fn correct(c: &mut Context, nr: i64) {
     }
 }
 
+/// A thread's stay in the handler, if it interrupted a call that has the time left in a timespec or timeval of its caller's.
+pub struct Stay(i64);
+
+/// Bytes above the stack pointer in which a C library's function has its own copy of the time: stack that this thread is using, so that it can be written.
+const FRAME: u64 = 1024;
+
+impl Stay {
+    /// It begins. `may`: the clock may be asked.
+    pub fn begin(call: Option<i64>, may: bool) -> Stay {
+        let kept = may && matches!(call, Some(SYS_SELECT | SYS_PSELECT6 | SYS_PPOLL));
+        Stay(if kept { now() } else { 0 })
+    }
+
+    /// It is over, and the call is issued again: with so much less time. The kernel has written the time that was left when the signal came.
+    ///
+    /// # Safety
+    /// As [`correct`].
+    pub unsafe fn over(self, c: &Context, nr: i64) {
+        let (at, unit) = match nr {
+            SYS_PPOLL => (c.arguments()[2], 1),
+            SYS_PSELECT6 => (c.fifth(), 1),
+            SYS_SELECT => (c.fifth(), 1000),
+            _ => return,
+        };
+        let mut time = [0; 2];
+        // a time elsewhere may be of memory that only the kernel can try to write: that call ends later by its stay
+        let near = at.wrapping_sub(c.sp()) < FRAME && at % 8 == 0;
+        // SAFETY: read only if it is there; this thread's stack, in use.
+        unsafe {
+            if self.0 == 0 || !near || !read(at, &mut time) {
+                return;
+            }
+            let [sec, part] = time.map(|w| w as i64);
+            let sensible = (0..SEC / unit).contains(&part) && (0..i64::MAX / SEC / 2).contains(&sec);
+            let left = (sec * SEC + part * unit - (now() - self.0).max(0)).max(0);
+            if sensible {
+                (at as *mut [i64; 2]).write_volatile([left / SEC, left % SEC / unit]);
+            }
+        }
+    }
+}
+
 /// # Safety
 /// As [`correct`].
 unsafe fn shorten(at: u64) {
@@ -184,8 +230,13 @@ unsafe fn read<const N: usize>(at: u64, to: &mut [u64; N]) -> bool {
 
 /// Nanoseconds until then; 0 if it is over.
 fn left(deadline: i64) -> i64 {
+    (deadline - now()).max(0)
+}
+
+/// CLOCK_MONOTONIC in nanoseconds.
+fn now() -> i64 {
     let mut now = [0i64; 2];
     // SAFETY: the kernel writes a timespec.
     unsafe { syscall6(SYS_CLOCK_GETTIME, [CLOCK_MONOTONIC, now.as_mut_ptr() as u64, 0, 0, 0, 0]) };
-    (deadline - now[0] * SEC - now[1]).max(0)
+    now[0] * SEC + now[1]
 }

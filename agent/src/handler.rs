@@ -1,7 +1,7 @@
 //! The signal handler: a thread parks, or serves its recorder, and goes on as if nothing had been.
 use crate::arch;
 use crate::context::Context;
-use crate::deadline;
+use crate::deadline::{self, Stay};
 use crate::interpose::foreign;
 use crate::page::{self, state};
 use crate::start::{map, unmap};
@@ -54,6 +54,8 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
             // no call may be made: there is a filter that its recorder has not judged. That sees it too, and nobody come
             return c.again_if(call);
         }
+        let reads = i.filters & NO_VM_READV == 0;
+        let stay = Stay::begin(call, reads);
         if i.code == code_serve() || i.code == code_open() {
             serve(i, c, call);
         } else if i.code == code_park() {
@@ -64,15 +66,15 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
             }
             return; // its EINTR is the program's
         }
-        go_on(i, c, call, i.filters & NO_VM_READV == 0);
+        go_on(i, c, call, reads, stay);
     }
 }
 
-/// Goes on as if there had been no signal. `reads`: process_vm_readv may be called.
+/// Goes on as if there had been no signal. `reads`: process_vm_readv may be called. `stay`: how long there was one.
 ///
 /// # Safety
 /// As [`on_signal`], with the context's interrupted call.
-pub unsafe fn go_on(i: &AgentInfo, c: &mut Context, call: Option<i64>, reads: bool) {
+pub unsafe fn go_on(i: &AgentInfo, c: &mut Context, call: Option<i64>, reads: bool, stay: Stay) {
     // SAFETY: the caller's.
     unsafe {
         let ended = waiting(c, call, reads);
@@ -80,7 +82,10 @@ pub unsafe fn go_on(i: &AgentInfo, c: &mut Context, call: Option<i64>, reads: bo
             // the program's own signal came meanwhile: it has a handler, which ends such calls
             (_, Some(_)) if ended != Ends::Not => {}
             (_, None) if ended == Ends::All && c.restarted(i) => c.end(),
-            (Onward::Again, Some(nr)) => c.again(nr),
+            (Onward::Again, Some(nr)) => {
+                stay.over(c, nr);
+                c.again(nr)
+            }
             (Onward::AgainWhole, Some(nr)) => {
                 if reads {
                     deadline::correct(c, nr);

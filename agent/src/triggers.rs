@@ -4,6 +4,7 @@
 //! launcher says in the environment which signals those are, and who the supervisor is. Where a process is not the session's program they are
 //! ignored, as they were in the program from its start: one to the whole process group is not meant for it.
 use crate::context::Context;
+use crate::deadline::Stay;
 use crate::handler::go_on;
 use crate::libc::Real;
 use crate::start::handle;
@@ -182,12 +183,13 @@ unsafe extern "C" fn on_trigger(signal: i32, info: *const AgentInfo, context: *m
             // no call may be made, for nobody has judged whether its filters let them through
             return c.again_if(call);
         }
+        let stay = Stay::begin(call, true);
         if (*info).code != SI_KERNEL && page::is_program() {
             let parent = page::parent();
             if parent > 0 && sys3(SYS_GETPPID, 0, 0, 0) == parent as i64 {
                 sys3(SYS_KILL, parent as u64, signal as u64, 0);
             }
         }
-        go_on(&nothing, c, call, true);
+        go_on(&nothing, c, call, true, stay);
     }
 }

@@ -119,12 +119,32 @@ pub unsafe fn release_all(p: *mut Params, n: u64) {
         (*(&raw const (*p).release as *const AtomicU32)).store(1, SeqCst);
         let mut i = 0;
         while i < n {
-            let s = slot(p, i);
-            (*(&raw const (*s).futex as *const AtomicU32)).store(SLOT_LEAVE, SeqCst);
-            sys3(SYS_FUTEX, &raw const (*s).futex as u64, FUTEX_WAKE_PRIVATE, 1);
+            state(slot(p, i)).store(SLOT_LEAVE, SeqCst);
             i += 1;
         }
+        next_turn(p);
     }
+}
+
+/// Has all parked threads look at their slots: one call, for a thousand would take longer than all the threads' ways out.
+///
+/// # Safety
+/// As [`converse`].
+unsafe fn next_turn(p: *mut Params) {
+    // SAFETY: `turn` lies in the mapping.
+    unsafe {
+        (*(&raw const (*p).turn as *const AtomicU32)).fetch_add(1, SeqCst);
+        sys3(SYS_FUTEX, &raw const (*p).turn as u64, FUTEX_WAKE_PRIVATE, i32::MAX as u64);
+    }
+}
+
+/// A slot's state.
+///
+/// # Safety
+/// `s` lies in the mapping, for as long as the reference is used.
+unsafe fn state<'a>(s: *mut Slot) -> &'a AtomicU32 {
+    // SAFETY: the caller's.
+    unsafe { &*(&raw const (*s).state as *const AtomicU32) }
 }
 
 /// Address of slot `i`.
@@ -423,10 +443,10 @@ unsafe fn run_threads(p: *mut Params, progs: u64, n: u64, calls: u64, results: u
             (*s).ncalls = t.ncalls;
             (*s).calls = calls + t.first as u64 * size_of::<Call>() as u64;
             (*s).results = results + t.first as u64 * 8;
-            (*(&raw const (*s).futex as *const AtomicU32)).store(SLOT_RUN, SeqCst);
-            sys3(SYS_FUTEX, &raw const (*s).futex as u64, FUTEX_WAKE_PRIVATE, 1);
+            state(s).store(SLOT_RUN, SeqCst);
             i += 1;
         }
+        next_turn(p);
         wait_pending(p);
         true
     }
@@ -456,24 +476,27 @@ unsafe fn wait_pending(p: *mut Params) {
 /// `s` is the thread's own [`Slot`], and `Slot::params` is set.
 #[inline(always)]
 pub unsafe fn work(s: *mut Slot) {
-    // SAFETY: the slot and what it points to lie in the mapping; host and serving thread hand it over by the futex.
+    // SAFETY: the slot and what it points to lie in the mapping; host and serving thread hand it over by its state.
     unsafe {
-        let futex = &*(&raw const (*s).futex as *const AtomicU32);
+        let state = state(s);
         let p = (*s).params as *mut Params;
+        let turn = &*(&raw const (*p).turn as *const AtomicU32);
         loop {
-            match futex.load(SeqCst) {
+            // before the slot: what changes after that ends the wait
+            let now = turn.load(SeqCst);
+            match state.load(SeqCst) {
                 SLOT_RUN => {
                     run((*p).buf, (*s).calls, (*s).results, (*s).ncalls as u64, (*p).buf_len);
                     // a release may have come meanwhile: only RUN becomes IDLE
-                    let _ = futex.compare_exchange(SLOT_RUN, SLOT_IDLE, SeqCst, SeqCst);
+                    let _ = state.compare_exchange(SLOT_RUN, SLOT_IDLE, SeqCst, SeqCst);
                     let pending = &*(&raw const (*p).pending as *const AtomicU32);
                     if pending.fetch_sub(1, SeqCst) == 1 {
                         sys3(SYS_FUTEX, &raw const (*p).pending as u64, FUTEX_WAKE_PRIVATE, 1);
                     }
                 }
                 SLOT_LEAVE => return,
-                v => {
-                    syscall6(SYS_FUTEX, [futex.as_ptr() as u64, FUTEX_WAIT_PRIVATE, v as u64, 0, 0, 0]);
+                _ => {
+                    syscall6(SYS_FUTEX, [turn.as_ptr() as u64, FUTEX_WAIT_PRIVATE, now as u64, 0, 0, 0]);
                 }
             }
         }

@@ -40,8 +40,6 @@ enum Bound {
     Exact,
     /// After its time, which may begin anew with a checkpoint.
     Whole,
-    /// After its time and that of the pauses: what is left is what was left when it was interrupted.
-    OnTop,
 }
 
 /// What the program notes of one call.
@@ -73,7 +71,6 @@ fn seen_in(dir: &Path) -> Result<Vec<Seen>> {
             0 => Bound::Woken,
             1 => Bound::Exact,
             2 => Bound::Whole,
-            3 => Bound::OnTop,
             n => bail!("calls.c has a bound {n}"),
         };
         all.push(Seen {
@@ -176,7 +173,7 @@ fn under_checkpoints(bed: &mut Bed) -> Result<()> {
     let mut twin = calls.clone().ready(bed)?;
     let mut target = calls.args(["--watched"]).door(Door::Launched).agent().ready(bed)?;
     let watch = Watch::start(&target)?;
-    let (mut count, mut pause, mut pauses) = (Count::new(&target)?, 0.0f64, 0.0);
+    let (mut count, mut pause) = (Count::new(&target)?, 0.0f64);
     ensure!(count.through.len() > 40, "only {} calls", count.through.len());
     while count.times < TIMES || seen(&target)?.iter().any(|s| s.rounds == 0 && s.bound != Bound::Whole) {
         ensure!(
@@ -188,7 +185,7 @@ fn under_checkpoints(bed: &mut Bed) -> Result<()> {
         let args = target.checkpoint_args(&[]);
         count.once(&target, || {
             let this = bed.ctl_json(&args)?["pause_ms"].as_f64().context("no pause_ms")?;
-            (pause, pauses) = (pause.max(this), pauses + this);
+            pause = pause.max(this);
             Ok(())
         })?;
         bed.log.clear();
@@ -206,7 +203,6 @@ fn under_checkpoints(bed: &mut Bed) -> Result<()> {
         let (late, allowed) = match s.bound {
             // from the last checkpoint its whole time; a socket's is kept in ticks, as seen alone
             Bound::Whole => (s.ended - s.began.max(last).min(s.ended) - s.timeout, allowed + t.late),
-            Bound::OnTop => (s.late, allowed + (pauses * MS as f64) as i64),
             _ => (s.late, allowed),
         };
         ensure!(late <= allowed, "{} was {} us late, {} are allowed: {s:?}", s.name, late / 1000, allowed / 1000);

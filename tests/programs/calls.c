@@ -47,7 +47,7 @@ static struct seen {
     volatile int64_t asleep; // written by the test: in round `asleep - 1` the thread was seen asleep in its call
 } *shared;
 // untimed; timed, and to end when it should; timed, and its time may begin anew with a checkpoint; timed, and each pause comes on top
-enum bound { WOKEN, EXACT, WHOLE, ON_TOP };
+enum bound { WOKEN, EXACT, WHOLE };
 struct call {
     const char *name;
     int nr;
@@ -342,9 +342,9 @@ static const struct call calls[] = {
     {"io_getevents", SYS_io_getevents, WOKEN, mk_aio, c_getevents, w_aio, 1, 0, 'a', false},
     {"io_pgetevents", 333, WOKEN, mk_aio, c_pgetevents, w_aio, 1, 0, 'a', false},
     {"poll_timed", SYS_poll, EXACT, mk_pipe, c_poll_timed, NULL, 0, 0, 'a', false},
-    {"ppoll_timed", SYS_ppoll, ON_TOP, mk_pipe, c_ppoll_timed, NULL, 0, 0, 'a', false},
-    {"select_timed", SYS_pselect6, ON_TOP, mk_pipe, c_select_timed, NULL, 0, 0, 'a', false},
-    {"pselect_timed", SYS_pselect6, ON_TOP, mk_pipe, c_pselect_timed, NULL, 0, 0, 'a', false},
+    {"ppoll_timed", SYS_ppoll, EXACT, mk_pipe, c_ppoll_timed, NULL, 0, 0, 'a', false},
+    {"select_timed", SYS_pselect6, EXACT, mk_pipe, c_select_timed, NULL, 0, 0, 'a', false},
+    {"pselect_timed", SYS_pselect6, EXACT, mk_pipe, c_pselect_timed, NULL, 0, 0, 'a', false},
     {"epoll_wait_timed", SYS_epoll_wait, EXACT, mk_epoll, c_epoll_timed, NULL, 0, 0, 'a', false},
     {"epoll_pwait_timed", SYS_epoll_pwait, EXACT, mk_epoll, c_epoll_pwait_timed, NULL, 0, 0, 'a', false},
     {"epoll_pwait2_timed", SYS_epoll_pwait2, EXACT, mk_epoll, c_epoll_pwait2_timed, NULL, 0, 0, 'a', false},

@@ -265,8 +265,8 @@ pub const SLOT_LEAVE: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
-    /// One of the `SLOT_` constants; a futex.
-    pub futex: u32,
+    /// One of the `SLOT_` constants.
+    pub state: u32,
     /// Number of calls.
     pub ncalls: u32,
     /// Address of the calls.
@@ -328,6 +328,10 @@ pub struct Params {
     pub visit_calls: u32,
     /// Bytes of `buf` that each slot's have, from `i * visit_buf`.
     pub visit_buf: u32,
+    /// Changes whenever slots have; the futex on which all parked threads wait.
+    pub turn: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 impl Params {
@@ -352,6 +356,8 @@ impl Params {
         visit: 0,
         visit_calls: 0,
         visit_buf: 0,
+        turn: 0,
+        reserved: 0,
     };
 }
 
