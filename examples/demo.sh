@@ -1,6 +1,7 @@
 #!/bin/bash
 # The main job, with timings: a web server with a memory is put to sleep and wakes where it was. Builds what it needs; leaves no
 # process, no port and no file behind; needs no right that its caller does not have. Usage: examples/demo.sh
+# DORMOUSE_DEMO_BIN=DIR: takes launcher and ctl from there, and builds nothing.
 set -eu
 cd "$(dirname "$0")/.."
 here=$(pwd)
@@ -11,15 +12,20 @@ for fd in /proc/$$/fd/*; do
     if [ "$fd" -gt 2 ] && [ "$fd" -lt 255 ]; then eval "exec $fd>&-"; fi
 done
 target=${CARGO_TARGET_DIR:-target}
+bin=${DORMOUSE_DEMO_BIN:-}
 missing=""
-for tool in cargo gcc python3; do command -v $tool >/dev/null || missing="$missing $tool"; done
+tools="python3"
+[ -n "$bin" ] || tools="cargo gcc python3"
+for tool in $tools; do command -v $tool >/dev/null || missing="$missing $tool"; done
 [ -z "$missing" ] || { echo "demo: please install:$missing" >&2; exit 1; }
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] || say() { printf '\n%s\n' "$*"; }
-say "Building launcher and ctl (release)"
-cargo build --release -q -p dormouse-launcher -p dormouse-ctl
-bin=$(cd "$target/release" && pwd)
+if [ -z "$bin" ]; then
+    say "Building launcher and ctl (release)"
+    cargo build --release -q -p dormouse-launcher -p dormouse-ctl
+    bin=$(cd "$target/release" && pwd)
+fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/dormouse-demo.XXXXXX")
 export DORMOUSE_STATE_DIR=$work/state

@@ -17,6 +17,7 @@ missing() { # programs and packages that the tests need, as apt names them
     [ -x /usr/bin/python3 ] || echo python3
     echo '#include <stdio.h>' | gcc -E - >/dev/null 2>&1 || echo libc6-dev
     command -v setpriv >/dev/null || echo util-linux
+    command -v curl >/dev/null || echo curl
 }
 need=$(missing | sort -u | tr '\n' ' ')
 if [ -n "${need// /}" ]; then

@@ -1,6 +1,6 @@
 //! What only a restore needs: threads and processes with chosen IDs, and the init of a private PID namespace.
 use crate::arch::{clone3_thread, fill, syscall6, vfork_call};
-use crate::serve::{answer, slot, sys3};
+use crate::serve::{answer, answer_error, slot, sys3};
 use core::mem::size_of;
 use wire::*;
 
@@ -26,7 +26,7 @@ pub unsafe fn start(p: *mut Params, h: &FrameHeader) -> bool {
         let n = h.len as u64 / size_of::<StartThread>() as u64;
         let results = ((*p).request + h.len as u64 + 7) & !7;
         if results + n * 8 > (*p).request + (*p).request_len {
-            return false;
+            return answer_error(p, h, EINVAL);
         }
         let mut i = 0;
         while i < n {
@@ -68,7 +68,7 @@ pub unsafe fn spawn(p: *mut Params, h: &FrameHeader) -> bool {
     // SAFETY: the child has its own copy of the memory and goes on in the serve loop with the other socket.
     unsafe {
         if (h.len as usize) < size_of::<SpawnRequest>() {
-            return false;
+            return answer_error(p, h, EINVAL);
         }
         let q = core::ptr::read_unaligned((*p).request as *const SpawnRequest);
         let mut args = [0u64; CLONE_ARGS];
@@ -98,7 +98,7 @@ pub unsafe fn aside(p: *mut Params, h: &FrameHeader) -> bool {
     // SAFETY: the child is as vfork's; it makes that call and ends.
     unsafe {
         if (h.len as usize) < size_of::<AsideCall>() {
-            return false;
+            return answer_error(p, h, EINVAL);
         }
         let q = core::ptr::read_unaligned((*p).request as *const AsideCall);
         let mut r = vfork_call(ASIDE_FLAGS, &raw const q as u64);
@@ -123,7 +123,7 @@ pub unsafe fn reap(p: *mut Params, h: &FrameHeader) -> bool {
     // SAFETY: wait4, rt_sigtimedwait and write touch this stack only.
     unsafe {
         if (h.len as usize) < size_of::<Reap>() {
-            return false;
+            return answer_error(p, h, EINVAL);
         }
         let q = core::ptr::read_unaligned((*p).request as *const Reap);
         sys3(3, (*p).sock as u64, 0, 0);

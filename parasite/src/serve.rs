@@ -214,7 +214,7 @@ pub unsafe fn answer(p: *mut Params, h: &FrameHeader, op: u16, value: u64, len: 
 ///
 /// # Safety
 /// As [`converse`].
-unsafe fn answer_error(p: *mut Params, h: &FrameHeader, errno: i64) -> bool {
+pub unsafe fn answer_error(p: *mut Params, h: &FrameHeader, errno: i64) -> bool {
     // SAFETY: `errno` lives until the call has returned.
     unsafe { answer(p, h, OP_ERROR, &raw const errno as u64, 8) }
 }
@@ -419,7 +419,8 @@ unsafe fn run(buf: u64, calls: u64, results: u64, n: u64, buf_len: u64) -> u64 {
     n
 }
 
-/// Hands programs to parked threads and waits until `pending` is zero.
+/// Hands programs to parked threads and waits until `pending` is zero. False, and none is handed over, if one is for a slot in which nobody is, or two
+/// are for the same: for those would be waited for ever.
 ///
 /// # Safety
 /// As [`converse`].
@@ -431,6 +432,19 @@ unsafe fn run_threads(p: *mut Params, progs: u64, n: u64, calls: u64, results: u
         while i < n {
             let t = core::ptr::read_unaligned((progs + i * 16) as *const ThreadProgram);
             if t.slot as u64 >= (*p).nslots || t.first as u64 + t.ncalls as u64 > ncalls {
+                return false;
+            }
+            let s = slot(p, t.slot as u64);
+            if (*s).params == 0 {
+                return false;
+            }
+            (*s).ncalls = i as u32;
+            i += 1;
+        }
+        let mut i = 0;
+        while i < n {
+            let t = core::ptr::read_unaligned((progs + i * 16) as *const ThreadProgram);
+            if (*slot(p, t.slot as u64)).ncalls != i as u32 {
                 return false;
             }
             i += 1;

@@ -1,7 +1,7 @@
 //! The supervisor's control socket: what ctl tells a live session. `sessions/NAME/control`, 0600, this user's only.
 //!
-//! A peer sends [`Request`]s and gets an [`Answer`] to each. A peer of another uid, a frame that cannot be understood
-//! and one that is too long are answered with an error and hung up on.
+//! A peer sends [`Request`]s, one at a time, and gets an [`Answer`] to each. A peer of another uid (root, too), a frame that cannot be understood, that is
+//! too long or cut short, and a request out of order are answered with an error and hung up on.
 use crate::errors::storage;
 use crate::frame::{Conn, MAX_CONTROL};
 use crate::{Result, StateDir};
@@ -41,7 +41,7 @@ pub enum Request {
         /// It ends the program.
         #[serde(default)]
         end: bool,
-        /// If the program itself asks: the number of this connection in it. The checkpoint leaves it out, so that in the restored
+        /// If the program itself asks (refused to every other process): the number of this connection in it. The checkpoint leaves it out, so that in the restored
         /// program it is closed (EBADF).
         #[serde(default)]
         fd: Option<i32>,
@@ -76,11 +76,18 @@ impl Answer {
         Answer { ok: true, error: None, pid, n: None, code: None, name: None }
     }
 
-    /// It was not, and why.
+    /// It was not, and why; of what would be longer than a frame the beginning.
     pub(crate) fn refused(why: String) -> Answer {
-        Answer { ok: false, error: Some(why), ..Answer::done(0) }
+        let error = match why.char_indices().nth(LONGEST) {
+            None => why,
+            Some((end, _)) => format!("{}... ({} bytes more)", &why[..end], why.len() - end),
+        };
+        Answer { ok: false, error: Some(error), ..Answer::done(0) }
     }
 }
+
+/// Characters of an error that is told: whatever they are, six bytes each in JSON at most, it fits into a frame.
+const LONGEST: usize = 10_000;
 
 /// How long a client waits for an answer, and a supervisor for room to answer: milliseconds.
 pub const PATIENCE: i32 = 5000;
@@ -187,5 +194,21 @@ impl Client {
             Some(answer) => Ok(answer),
             None => Err(sent.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_fits_into_a_frame_whatever_is_said_of_it() {
+        for c in ["x", "\u{1}", "\"", "\u{1f42d}", "\n"] {
+            let answer = Answer::refused(c.repeat(1 << 20));
+            let frame = serde_json::to_vec(&answer).unwrap();
+            assert!(frame.len() < MAX_CONTROL, "{c:?}: {}", frame.len());
+            assert!(answer.error.unwrap().ends_with(" bytes more)"));
+        }
+        assert_eq!(Answer::refused("why".into()).error.as_deref(), Some("why"));
     }
 }

@@ -51,9 +51,19 @@ impl Conn {
             return Some(Err(format!("a frame of {length} bytes is longer than {}", self.max)));
         }
         let body = self.buffer.get(4..4 + length)?;
-        let said = serde_json::from_slice(body).map_err(|e| format!("a frame cannot be understood: {e}"));
+        let said = serde_json::from_slice(body).map_err(|e| not_understood(&e));
         self.buffer.drain(..4 + length);
         Some(said)
+    }
+
+    /// What is wrong if the peer says nothing more: it has begun a frame that it did not end.
+    pub(crate) fn cut_short(&self) -> Option<String> {
+        let head = self.buffer.get(..4).and_then(|h| h.try_into().ok()).map(u32::from_le_bytes);
+        match (self.buffer.len(), head) {
+            (0, _) => None,
+            (n, None) => Some(format!("a frame is cut short: {n} bytes of its length, which has 4")),
+            (n, Some(length)) => Some(format!("a frame is cut short: {} bytes of {length}", n - 4)),
+        }
     }
 
     /// Sends a frame, waiting up to `ms` milliseconds (-1: without limit) for room.
@@ -98,6 +108,15 @@ impl AsFd for Conn {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
+}
+
+/// What is wrong with a frame, in one line: the words of whoever sent it may be many, and control characters among them.
+fn not_understood(e: &serde_json::Error) -> String {
+    let e = e.to_string();
+    let shown: String =
+        e.chars().take(200).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    let more = if e.chars().nth(200).is_some() { "..." } else { "" };
+    format!("a frame cannot be understood: {shown}{more}")
 }
 
 /// Waits for one descriptor.

@@ -1,14 +1,15 @@
 //! The supervisor: parent of a session's program, subreaper of everything that descends from it. One thread, one poll
 //! loop over its signals, its front, its control socket, the program's status and its pty; nothing in it waits or sleeps.
 //!
-//! Checkpoints that a trigger or a peer wants are in `triggered`.
+//! Checkpoints that a trigger or a peer wants are in `triggered`, the peers of the control socket in `peers`.
 //!
 //! It lives until the last process of the session has ended. In the foreground it is in its front's process group, as a
 //! witness of group signals (see `front`); without a front it has a session of its own.
+mod peers;
 mod triggered;
 
-use crate::control::{peer_is_me, peer_pid, Answer, Request, PATIENCE};
-use crate::frame::{Conn, MAX_CONTROL};
+use crate::control::{Answer, PATIENCE};
+use crate::frame::Conn;
 use crate::front::{drain, exit_code, let_go_of_stdio, not_passed, Got, ToFront, ToSupervisor};
 use crate::lock::Lock;
 use crate::procfs::descendants;
@@ -18,6 +19,7 @@ use image::SessionName;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{getpgid, getpgrp, Pid};
+use peers::Peer;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,9 +28,6 @@ use std::os::unix::net::UnixListener;
 use sys::pidfd::PidFd;
 use sys::spawn::{wait_any, Waited};
 use triggered::Triggered;
-
-/// Connections served at once; one more makes the oldest give way, so silent ones cannot keep others out.
-const MAX_CONNS: usize = 16;
 
 /// A session that was just started.
 pub(crate) struct Running {
@@ -59,19 +58,6 @@ struct Witnessed {
     id: u64,
     sig: i32,
     from: i32,
-}
-
-struct Peer {
-    id: u64,
-    /// As seen from here.
-    pid: Option<i32>,
-    conn: Conn,
-    /// Told that a checkpoint with --kill is under way; with the latest checkpoint at that time.
-    leaving: Option<Option<u64>>,
-    /// Wants an answer when the session has ended.
-    waits: bool,
-    /// Wants one when its checkpoint is done.
-    asks: bool,
 }
 
 pub(crate) struct Supervisor {
@@ -460,97 +446,14 @@ impl Supervisor {
         }
     }
 
-    // --- control socket ---
-
-    fn accept(&mut self) {
-        while let Some(Ok((stream, _))) = self.running.listener.as_ref().map(UnixListener::accept) {
-            let (who, pid) = (peer_is_me(&stream), peer_pid(&stream));
-            let Ok(mut conn) = Conn::new(stream, MAX_CONTROL) else { continue };
-            if let Err(why) = who {
-                let _ = conn.send(&Answer::refused(why), 0);
-                continue;
-            }
-            if self.peers.len() >= MAX_CONNS {
-                let oldest = self.peers.iter().position(|p| p.leaving.is_none() && !p.waits && !p.asks).unwrap_or(0);
-                self.peers.remove(oldest);
-            }
-            self.next_id += 1;
-            self.peers.push(Peer { id: self.next_id, pid, conn, leaving: None, waits: false, asks: false });
-        }
-    }
-
-    fn hear_peer(&mut self, id: u64) {
-        let Some(at) = self.peers.iter().position(|p| p.id == id) else { return };
-        let open = self.peers[at].conn.fill();
-        while let Some(said) = self.peers[at].conn.next::<Request>() {
-            let answer = match said {
-                Ok(request) => self.answer(at, request),
-                Err(why) => Some(Answer::refused(why)),
-            };
-            let hang_up = answer.as_ref().is_some_and(|a| !a.ok);
-            // Room for an answer this short is missing only if the peer never reads: not worth waiting for.
-            let sent = answer.is_none_or(|a| self.peers[at].conn.send(&a, 0).is_ok());
-            if hang_up || !sent {
-                self.peers.remove(at);
-                return;
-            }
-        }
-        if !open {
-            let peer = self.peers.remove(at);
-            self.gone(&peer);
-        }
-    }
-
-    fn answer(&mut self, at: usize, request: Request) -> Option<Answer> {
-        let mut done = Answer::done(self.running.live.program.pid);
-        match request {
-            Request::Ping => {}
-            Request::Leaving => self.peers[at].leaving = Some(self.latest()),
-            Request::Stays => self.peers[at].leaving = None,
-            Request::Left { n } => {
-                self.left = Some(n);
-                self.peers[at].leaving = None;
-                self.peers[at].waits = true;
-                return None;
-            }
-            Request::Terminate => {
-                self.signal_all(libc::SIGTERM);
-                self.signal_all(libc::SIGCONT);
-            }
-            Request::Session if self.peers[at].pid != Some(done.pid) => {
-                let name = &self.running.name;
-                let why = format!("this process is not the program of session {name}: PID {} is", done.pid);
-                return Some(Answer::refused(why));
-            }
-            Request::Session => done.name = Some(self.running.name.to_string()),
-            Request::Checkpoint { end, fd } => {
-                self.peers[at].asks = true;
-                self.asked(self.peers[at].id, end, fd);
-                return None;
-            }
-        }
-        Some(done)
-    }
-
-    /// A peer went away. If it was about to leave with the program and did not come to say so, the store knows.
-    fn gone(&mut self, peer: &Peer) {
-        if let Some(before) = peer.leaving {
-            self.left_unsaid(before);
-        }
-    }
-
-    /// Whoever was to kill the program after a checkpoint is gone; `before` was the latest one then.
-    fn left_unsaid(&mut self, before: Option<u64>) {
-        let killed = self.ended.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == libc::SIGKILL);
-        let now = self.latest();
-        if killed && now > before {
-            self.left = now;
-        }
-    }
-
     fn latest(&self) -> Option<u64> {
+        self.checkpoints()?.last().copied()
+    }
+
+    /// Numbers of the complete ones; None if that cannot be told.
+    fn checkpoints(&self) -> Option<Vec<u64>> {
         let store = self.running.state.store().ok()?;
-        store_calls::numbers(&store, &self.running.name).ok()?.last().copied()
+        store_calls::numbers(&store, &self.running.name).ok()
     }
 }
 

@@ -2,6 +2,7 @@
 mod agent;
 mod golden;
 mod preflight;
+mod readme;
 mod server;
 mod train;
 
@@ -12,6 +13,7 @@ fn main() -> std::process::ExitCode {
         let mut all = server::cases();
         all.extend(agent::cases());
         all.extend(preflight::cases());
+        all.extend(readme::cases());
         all.extend(train::cases());
         all.extend(golden::cases());
         runner::no_two_alike(&all)?;

@@ -2,12 +2,15 @@
 //! nothing and goes, never harms the program.
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::agent::{self, head, MAGIC};
+use dormouse_tests::fuzz::{self, Rng};
 use dormouse_tests::target::{Door, Start};
 use dormouse_tests::{proc, unharmed, Bed, Case};
 use std::io::{Read, Write};
 
 pub fn cases() -> Vec<Case> {
-    Case::each("agent/foreign-frames", foreign).into_iter().map(|c| c.limit(120)).collect()
+    let mut all = Case::each("agent/foreign-frames", foreign);
+    all.extend(Case::each("agent/fuzz", by_chance));
+    all.into_iter().map(|c| c.limit(if std::env::var_os("FULL").is_some() { 600 } else { 120 })).collect()
 }
 
 fn foreign(bed: &mut Bed) -> Result<()> {
@@ -80,4 +83,129 @@ fn converse(pid: i32, number: u64, words: &[u8]) -> Result<()> {
     let mut rest = Vec::new();
     let _ = sock.read_to_end(&mut rest);
     Ok(())
+}
+
+const OP_ERROR: u16 = 0xffff;
+
+/// One request, and what must come of it.
+struct Request {
+    bytes: Vec<u8>,
+    /// It is none: the answer is an error.
+    bad: bool,
+    /// Nothing after it is heard.
+    last: bool,
+}
+
+/// What no recorder says, by chance; each frame that came whole is answered, what is none with an error.
+fn by_chance(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_sync").door(Door::Launched).agent().ready(bed)?;
+    let version = agent::version(target.pid)?;
+    let mut number = 1000;
+    fuzz::rounds(120, |rng| {
+        number += 1;
+        let requests: Vec<Request> = (0..1 + rng.below(12)).map(|_| request(rng, version)).collect();
+        let (mut sock, _) = agent::serve(target.pid, number, *rng.pick(&[0, 1, 8, 1000]))?;
+        for r in &requests {
+            // it may have hung up by then
+            let _ = sock.write_all(&r.bytes);
+        }
+        let cut = if rng.one_in(4) { rng.below(40) } else { 0 };
+        let _ = sock.write_all(&head(MAGIC, version, 1, 100)[..cut.min(16)]);
+        let _ = sock.shutdown(std::net::Shutdown::Write);
+        for (i, r) in requests.iter().enumerate() {
+            let op = answered(&mut sock)
+                .with_context(|| format!("request {i}: {:x?}", &r.bytes[..r.bytes.len().min(64)]))?;
+            let said = u16::from_le_bytes([r.bytes[6], r.bytes[7]]);
+            ensure!(
+                op == if r.bad { OP_ERROR } else { said } || (!r.bad && op == OP_ERROR),
+                "request {i} ({said}) is answered with {op}"
+            );
+            if r.last {
+                break;
+            }
+        }
+        ensure!(sock.read(&mut [0]).unwrap_or(0) == 0, "more answers than requests");
+        ensure!(proc::alive(target.pid), "it died");
+        Ok(())
+    })?;
+    unharmed::entirely(target.pid)?;
+    target.checkpoint(bed)?;
+    target.kill(bed)?;
+    target.restore(bed)?;
+    target.prove(bed).map(drop)
+}
+
+/// Reads one answer; its op.
+fn answered(sock: &mut impl Read) -> Result<u16> {
+    let mut h = [0; 16];
+    sock.read_exact(&mut h).context("no answer")?;
+    let word = |at: usize| u32::from_le_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
+    ensure!(word(0) == MAGIC && word(12) == 7 && word(8) <= 4 << 20, "an answer that is no frame: {h:x?}");
+    sock.read_exact(&mut vec![0; word(8) as usize]).context("an answer that is cut short")?;
+    Ok(u16::from_le_bytes([h[6], h[7]]))
+}
+
+/// Words that are no system call's number, no address and no small count.
+fn large(rng: &mut Rng, n: usize) -> Vec<u8> {
+    (0..n).flat_map(|_| (rng.next() as u32 | 1 << 31).to_le_bytes()).collect()
+}
+
+/// A whole frame.
+fn request(rng: &mut Rng, version: u32) -> Request {
+    let whole = |op, body: Vec<u8>| [head(MAGIC, version, op, body.len() as u32), body].concat();
+    let bad = |bytes| Request { bytes, bad: true, last: false };
+    let words = |all: &[u32]| all.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+    match rng.below(9) {
+        // asks who is there: the one good one
+        0 => Request { bad: false, ..bad(whole(5, vec![])) },
+        // an op that there is not
+        1 => bad(whole(*rng.pick(&[0, 8, 11, 12, 99, 0x1000, 0xffff]), rng.bytes(40))),
+        // not ours, another version, longer than it can be
+        2 => {
+            let h = *rng.pick(&[
+                (MAGIC ^ 1, version, 5, 0),
+                (MAGIC, version + 1, 5, 0),
+                (MAGIC, version, 1, u32::MAX),
+                (MAGIC, version, 3, 5 << 20),
+            ]);
+            Request { last: true, ..bad(head(h.0, h.1, h.2, h.3)) }
+        }
+        // too short for what it says that it is (reap, spawn, aside, visit, batch, threads)
+        3 => {
+            let (op, len) = *rng.pick(&[(6, 16), (7, 16), (9, 48), (10, 8), (1, 32), (3, 32)]);
+            let n = rng.below(len);
+            bad(whole(op, rng.bytes(n)))
+        }
+        // counts that do not fit
+        4 => {
+            let n = 8 + rng.below(60);
+            let mut body = large(rng, n);
+            for at in 0..8 {
+                if rng.one_in(2) {
+                    let small = (rng.next() as u32 >> 27).to_le_bytes();
+                    body[at * 4..at * 4 + 4].copy_from_slice(&small);
+                }
+            }
+            Request { bad: false, ..bad(whole(*rng.pick(&[1, 3, 10]), body)) }
+        }
+        // programs for threads that are not there, or for one twice
+        5 => {
+            let slot = *rng.pick(&[0, 1, 7, 8, 999, 1000, u32::MAX]);
+            let n = 1 + rng.below(3) as u32;
+            let mut body = words(&[1, 0, 0, 64, 0, 0, n, 0]);
+            (0..n).for_each(|_| body.extend(words(&[slot, 0, 1, 0])));
+            body.extend(large(rng, 16));
+            bad(whole(3, body))
+        }
+        // threads that cannot be started
+        6 => Request { bad: false, ..bad(whole(4, words(&[*rng.pick(&[0, 8, 1000, u32::MAX]), 0]))) },
+        // more calls for each that visits than there is room
+        7 => bad(whole(10, words(&[*rng.pick(&[1, 0xffff, u32::MAX]), *rng.pick(&[0, 1 << 20, u32::MAX])]))),
+        // a program whose calls the kernel refuses, with places that are not in its buffer
+        _ => {
+            let mut body = words(&[1, 0, 0, 64, 0, 64, 0, 0]);
+            body.extend(large(rng, 16));
+            Request { bad: false, ..bad(whole(1, body)) }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! How it must fail: each with its documented exit code and a message that says what to do next, the target unharmed, and the
 //! store as it was.
+mod control;
 mod frames;
 mod harness;
 mod input;
@@ -16,6 +17,7 @@ use dormouse_tests::runner;
 fn main() -> std::process::ExitCode {
     runner::main(|_| {
         let mut all = harness::cases();
+        all.extend(control::cases());
         all.extend(frames::cases());
         all.extend(input::cases());
         all.extend(kills::cases());

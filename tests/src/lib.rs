@@ -11,6 +11,8 @@
 pub mod agent;
 pub mod bed;
 pub mod case;
+pub mod control;
+pub mod fuzz;
 pub mod job;
 pub mod proc;
 pub mod programs;

@@ -69,3 +69,15 @@ impl Who {
         Ok(())
     }
 }
+
+/// Does something as another user, as far as files and sockets go: this process has to be root, or that user. It has one thread.
+pub fn acting<T>(uid: u32, f: impl FnOnce() -> T) -> Result<T> {
+    let me = nix::unistd::geteuid();
+    if me.as_raw() == uid {
+        return Ok(f());
+    }
+    nix::unistd::seteuid(uid.into())?;
+    let done = f();
+    nix::unistd::seteuid(me)?;
+    Ok(done)
+}

@@ -248,12 +248,10 @@ impl Supervisor {
             Err(e) => Answer { code: Some(e.kind.exit_code()), ..Answer::refused(e.to_string()) },
         };
         for (id, _) in &wish.askers {
-            let Some(at) = self.peers.iter().position(|p| p.id == *id) else { continue };
-            self.peers[at].asks = false;
-            // One that does not read, and one that was refused, is hung up on.
-            if self.peers[at].conn.send(&answer, 0).is_err() || !answer.ok {
-                self.peers.remove(at);
+            if let Some(peer) = self.peers.iter_mut().find(|p| p.id == *id) {
+                peer.asks = false;
             }
+            self.tell_peer(*id, &answer);
         }
     }
 
