@@ -1,7 +1,7 @@
 #!/bin/bash
 # make test: installs what is missing (as root), builds, runs the tests of every crate, and ends with one line,
 # "N passed, N failed, N skipped". ONE=CASE: only that case. ONLY=TEXT: only cases with that in their names.
-# FULL=1: also what `make test-full` adds. REPEAT=N: each case of tests/ N times.
+# FULL=1: also what `make test-full` adds. SOAK=1: only the long soak. REPEAT=N: each case of tests/ N times.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 exec </dev/null
@@ -44,6 +44,8 @@ if [ $status = 0 ] && [ -n "${ONE:-}${ONLY:-}" ]; then
     one=("${ONE:-$ONLY}")
     [ -n "${ONE:-}" ] && one+=(--exact)
     run "$cargo" test -p dormouse-tests --no-fail-fast --tests -- "${one[@]}"
+elif [ $status = 0 ] && [ -n "${SOAK:-}" ]; then
+    run "$cargo" test -p dormouse-tests --no-fail-fast --test soak -- --full --jobs 2 soak.long/
 elif [ $status = 0 ]; then
     # In this order, so that the small tests are over when the large ones begin.
     run "$cargo" test --workspace --exclude dormouse-tests --no-fail-fast

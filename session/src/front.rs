@@ -152,7 +152,8 @@ pub(crate) fn run(
             spawn::exit_now(supervise(theirs, inherited, detach, start))
         }
         Ok(Fork::Parent(supervisor)) => {
-            drop(theirs);
+            // What it holds is the supervisor's to use.
+            drop((theirs, start));
             match Front::new(ours, supervisor, detach, on_event) {
                 Ok(mut front) => {
                     front.inherited = Some(inherited);

@@ -49,6 +49,8 @@ pub fn restore(
     let name = request.as_name.clone().unwrap_or_else(|| spec.name.clone());
     let before = registry::Before::of(state, &name);
     let outcome = front::run(&attempted, request.detach, on_event, |starting| {
+        // It ends here: a supervisor that kept its packs open would keep their room on the disk, when they have long been removed.
+        let handle = handle;
         start(state, &name, request, &spec, &handle, starting, &attempted).inspect_err(|_| before.again(state, &name))
     });
     // Again: a supervisor that was killed has done nothing.

@@ -2,11 +2,12 @@
 //! launched by us and not, with its stdout on a terminal, in a file and in a pipe.
 use anyhow::{bail, ensure, Context, Result};
 use dormouse_tests::bed::SOON;
+use dormouse_tests::port::own_port;
 use dormouse_tests::pty::Pty;
 use dormouse_tests::{proc, run, sys, unharmed, Bed, Case};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
@@ -259,16 +260,4 @@ impl Job {
         let out = self.out.clone();
         run::until(&format!("{text:?} in {}", out.display()), SOON, || Ok(fs::read_to_string(&out)?.contains(text)))
     }
-}
-
-/// A port for this case alone, below those that the kernel gives to connections (ip_local_port_range): while the server is
-/// away between checkpoint and restore, nobody else may get it. Each case is a process, so its PID tells them apart.
-fn own_port() -> Result<u16> {
-    let first = 20_000 + std::process::id() % 12_000;
-    for port in (first..32_000).chain(20_000..first) {
-        if TcpListener::bind(("127.0.0.1", port as u16)).is_ok() {
-            return Ok(port as u16);
-        }
-    }
-    anyhow::bail!("no port between 20000 and 32000 is free")
 }

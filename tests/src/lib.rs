@@ -3,7 +3,7 @@
 //! What belongs here: starting, watching and ending what a test needs ([`bed`], [`target`], [`pty`]), looking at processes
 //! and at the store without any code of the product ([`proc`], [`store`]), and running cases ([`runner`]). What may not
 //! enter: a dependency on another crate of the workspace (what is tested is not its own judge), and what a case checks
-//! (that is in `behaviours/`, `apps/` and `faults/`).
+//! (that is in `behaviours/`, `apps/`, `faults/` and `soak/`).
 //!
 //! Each case runs in a process of its own, which is a subreaper: whatever it starts ends up below it, and when the case is
 //! over nothing may be left there. It kills only what is below it. A run that is killed itself has a watcher ([`mod@watch`]).
@@ -14,6 +14,7 @@ pub mod case;
 pub mod control;
 pub mod fuzz;
 pub mod job;
+pub mod port;
 pub mod proc;
 pub mod programs;
 pub mod pty;

@@ -14,6 +14,9 @@ const PASSED: u8 = 0;
 const FAILED: u8 = 1;
 const SKIPPED: u8 = 77;
 
+/// How a line begins that is said of a case that has passed, too.
+pub const FIGURES: &str = "figures: ";
+
 /// How many at a time; a case mostly waits.
 const JOBS: usize = 3;
 
@@ -253,6 +256,8 @@ impl<'a> Runs<'a> {
             _ => "FAILED",
         };
         println!("test {name} ... {word} ({seconds:.1} s)");
+        // Of a case that has passed, its figures.
+        report.lines().filter(|l| l.starts_with(FIGURES)).for_each(|l| println!("    {l}"));
         match code {
             0 => self.passed += 1,
             77 => self.skipped += 1,
