@@ -163,4 +163,60 @@ mod tests {
         conn.fill();
         assert!(conn.next::<u32>().unwrap().unwrap_err().starts_with("a frame cannot be understood"));
     }
+
+    /// Whatever comes, however it is cut: no panic, one answer to each frame until one is none, never more kept than one frame and a chunk.
+    #[test]
+    fn nothing_that_comes_is_a_panic_and_little_of_it_is_kept() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = |n: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % n
+        };
+        for round in 0..3000 {
+            let (mut peer, mut conn) = pair(100);
+            let good = next(5);
+            let mut all = b"\x02\x00\x00\x0042".repeat(good);
+            all.extend((0..next(3000)).map(|_| if next(3) == 0 { 0 } else { next(256) as u8 }));
+            let (mut heard, mut rest) = (0, &all[..]);
+            'all: while !rest.is_empty() {
+                let (now, later) = rest.split_at(1 + next(rest.len()));
+                peer.write_all(now).unwrap();
+                rest = later;
+                conn.fill();
+                assert!(conn.buffer.len() <= 104 + 4096, "round {round}");
+                while let Some(said) = conn.next::<u32>() {
+                    match said {
+                        Ok(n) => heard += usize::from(n == 42),
+                        Err(why) => {
+                            assert!(why.chars().count() < 300, "round {round}: {why}");
+                            break 'all;
+                        }
+                    }
+                }
+            }
+            assert!(heard >= good, "round {round}: {heard} of {good}");
+        }
+    }
+
+    #[test]
+    fn a_frame_survives_the_way_and_says_where_it_was_cut() {
+        let text = "\u{1f42d}\u{1}../\n".repeat(5);
+        let (peer, mut conn) = pair(1000);
+        let mut sender = Conn::new(peer, 1000).unwrap();
+        sender.send(&text, 0).unwrap();
+        assert!(sender.send(&"x".repeat(1000), 0).is_err());
+        assert!(conn.fill());
+        assert_eq!(conn.next::<String>(), Some(Ok(text)));
+        assert_eq!(conn.cut_short(), None);
+        for (bytes, why) in [
+            (&[5, 0][..], "a frame is cut short: 2 bytes of its length, which has 4"),
+            (&[5, 0, 0, 0, b'1'], "a frame is cut short: 1 bytes of 5"),
+        ] {
+            let (mut peer, mut conn) = pair(100);
+            peer.write_all(bytes).unwrap();
+            conn.fill();
+            assert!(conn.next::<u32>().is_none());
+            assert_eq!(conn.cut_short().as_deref(), Some(why));
+        }
+    }
 }

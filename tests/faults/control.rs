@@ -53,12 +53,10 @@ impl Session {
         let target = Start::program("thr_sync").door(Door::Launched).agent().ready(bed)?;
         let supervisor = control::supervisor(bed, &target.session)?;
         bed.who.assert_is("the supervisor", supervisor)?;
-        let mut s = Session { target, supervisor, descriptors: vec![], memory: 0 };
+        let descriptors = proc::descriptors(supervisor);
+        ensure!(!descriptors.is_empty(), "its descriptors are not to be seen");
+        let mut s = Session { target, supervisor, descriptors, memory: 0 };
         s.serves(bed)?;
-        run::until("the first connection closed", SOON, || {
-            s.descriptors = proc::descriptors(supervisor);
-            Ok(sockets(&s.descriptors) == sockets(&proc::descriptors(supervisor)) && !s.descriptors.is_empty())
-        })?;
         s.memory = memory(supervisor)?;
         Ok(s)
     }
@@ -83,7 +81,7 @@ impl Session {
         self.serves(bed)?;
         run::until("nothing left of the connections", SOON, || {
             ensure!(proc::alive(supervisor), "the supervisor has ended");
-            Ok(sockets(&proc::descriptors(supervisor)) <= sockets(&self.descriptors))
+            Ok(proc::descriptors(supervisor).len() <= self.descriptors.len())
         })
         .with_context(|| format!("{:?}; before {:?}", proc::descriptors(supervisor), self.descriptors))?;
         let now = memory(supervisor)?;
@@ -95,10 +93,6 @@ impl Session {
         self.target.restore(bed)?;
         self.target.prove(bed).map(drop)
     }
-}
-
-fn sockets(all: &[(i32, String)]) -> usize {
-    all.len()
 }
 
 /// Anonymous memory of a process, in KiB.

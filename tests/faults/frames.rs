@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 pub fn cases() -> Vec<Case> {
     let mut all = Case::each("agent/foreign-frames", foreign);
     all.extend(Case::each("agent/fuzz", by_chance));
+    all.extend(Case::each("agent/program-for-nobody", for_nobody));
     all.into_iter().map(|c| c.limit(if std::env::var_os("FULL").is_some() { 600 } else { 120 })).collect()
 }
 
@@ -85,6 +86,35 @@ fn converse(pid: i32, number: u64, words: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// A program for a slot in which no thread is, and two for one: neither is waited for.
+fn for_nobody(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_sync").door(Door::Launched).agent().ready(bed)?;
+    let version = agent::version(target.pid)?;
+    let other = proc::threads(target.pid).into_iter().find(|t| *t != target.pid).context("it has one thread")?;
+    for (number, parked) in [(1, false), (2, true)] {
+        let (mut sock, nonce) = agent::serve(target.pid, number, 8)?;
+        if parked {
+            agent::call(target.pid, other, agent::to_park(version), other, nonce)?;
+            sock.read_exact(&mut [0; agent::ARRIVAL])?;
+        }
+        let words: Vec<u32> = if parked {
+            vec![2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 1, 1, 0]
+        } else {
+            vec![1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0]
+        };
+        let mut body: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        // calls that the kernel does not know
+        body.extend(vec![0xff; if parked { 128 } else { 64 }]);
+        sock.write_all(&[head(MAGIC, version, 3, body.len() as u32), body].concat())?;
+        let op = answered(&mut sock)?;
+        ensure!(op == OP_ERROR, "it is answered with {op}");
+        drop(sock);
+        unharmed::entirely(target.pid)?;
+    }
+    target.checkpoint(bed)?;
+    target.prove(bed).map(drop)
+}
+
 const OP_ERROR: u16 = 0xffff;
 
 /// One request, and what must come of it.
@@ -147,7 +177,7 @@ fn answered(sock: &mut impl Read) -> Result<u16> {
 
 /// Words that are no system call's number, no address and no small count.
 fn large(rng: &mut Rng, n: usize) -> Vec<u8> {
-    (0..n).flat_map(|_| (rng.next() as u32 | 1 << 31).to_le_bytes()).collect()
+    (0..n).flat_map(|_| (rng.number() as u32 | 1 << 31).to_le_bytes()).collect()
 }
 
 /// A whole frame.
@@ -182,7 +212,7 @@ fn request(rng: &mut Rng, version: u32) -> Request {
             let mut body = large(rng, n);
             for at in 0..8 {
                 if rng.one_in(2) {
-                    let small = (rng.next() as u32 >> 27).to_le_bytes();
+                    let small = (rng.number() as u32 >> 27).to_le_bytes();
                     body[at * 4..at * 4 + 4].copy_from_slice(&small);
                 }
             }

@@ -12,7 +12,7 @@ impl Rng {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -21,7 +21,7 @@ impl Rng {
 
     /// A number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
+        (self.number() % n.max(1) as u64) as usize
     }
 
     /// True once in `n` times.
@@ -36,7 +36,7 @@ impl Rng {
 
     /// So many bytes.
     pub fn bytes(&mut self, n: usize) -> Vec<u8> {
-        (0..n).map(|_| self.next() as u8).collect()
+        (0..n).map(|_| self.number() as u8).collect()
     }
 
     /// Turns one to four bits over.
@@ -70,9 +70,9 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_again() {
-        let numbers = |seed| (0..100).map(|_| Rng::new(seed).next()).collect::<Vec<u64>>();
+        let numbers = |seed| (0..100).map(|_| Rng::new(seed).number()).collect::<Vec<u64>>();
         assert_eq!(numbers(7), numbers(7));
-        assert_ne!(Rng::new(7).next(), Rng::new(8).next());
+        assert_ne!(Rng::new(7).number(), Rng::new(8).number());
         let mut rng = Rng::new(1);
         let (mut few, before) = ([false; 5], rng.bytes(40));
         (0..200).for_each(|_| few[rng.below(5)] = true);
