@@ -1,7 +1,8 @@
 // What the agent costs a program that nobody checkpoints, for bench/run.
 //   cost start N PRELOAD LAUNCHER...   N times in turns, from exec to main, us: as it is, with LD_PRELOAD=PRELOAD, by the command LAUNCHER...
 //   cost main                          says the time as its main begins, and what is preloaded
-//   cost calls MS                      what is preloaded, and ns for each kind of call: the median of MS pieces of about a millisecond
+//   cost calls                         says what is preloaded and its kinds of calls; then for each number of a kind on stdin ns a call, the median of
+//                                      some pieces of a millisecond
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
@@ -91,41 +92,42 @@ static void nanosleep_1(void) { nanosleep(&(struct timespec){0, 1}, NULL); }
 static void epoll_0(void) { epoll_wait(ep, &(struct epoll_event){0}, 1, 0); }
 static void epoll_timed(void) { epoll_wait(ready, &(struct epoll_event){0}, 1, 1000); }
 static int ascending(const void *a, const void *b) { return *(double *)a < *(double *)b ? -1 : 1; }
-static double per_call(void (*what)(void), int pieces) {
+static const struct { const char *name; void (*run)(void); } kinds[] = {
+    {"CPU loop of 100", cpu}, {"poll(0)", poll_0}, {"sigprocmask, one", mask}, {"sigprocmask, all and back", masks},
+    {"nanosleep(1 ns)", nanosleep_1}, {"epoll_wait(0)", epoll_0}, {"epoll_wait(1 s), ready", epoll_timed},
+};
+enum { KINDS = sizeof kinds / sizeof *kinds, PIECES = 7 };
+static double per_call(void (*what)(void)) {
     int64_t began = now(), n = 0;
     for (; now() - began < 2000000; n++) what();
     n = n / 2 + 1;
-    double each[pieces];
-    for (int i = 0; i < pieces; i++) {
+    double each[PIECES];
+    for (int i = 0; i < PIECES; i++) {
         began = now();
         for (int64_t j = 0; j < n; j++) what();
         each[i] = (double)(now() - began) / n;
     }
-    qsort(each, pieces, sizeof *each, ascending);
-    return each[pieces / 2];
+    qsort(each, PIECES, sizeof *each, ascending);
+    return each[PIECES / 2];
 }
-static int calls(int pieces) {
+static int calls(void) {
     ep = MUST(epoll_create1(0)), ready = MUST(epoll_create1(0));
     int off = MUST(eventfd(0, 0)), on = MUST(eventfd(1, 0));
     MUST(epoll_ctl(ep, EPOLL_CTL_ADD, off, &(struct epoll_event){.events = EPOLLIN}));
     MUST(epoll_ctl(ready, EPOLL_CTL_ADD, on, &(struct epoll_event){.events = EPOLLIN}));
     sigemptyset(&some), sigaddset(&some, SIGUSR1), sigfillset(&all);
     MUST(prctl(PR_SET_TIMERSLACK, 1)); // or nanosleep is a matter of 50 us
-    printf("%s\n", preloaded());
-    printf("CPU loop of 100: %.3f\n", per_call(cpu, pieces));
-    printf("poll(0): %.3f\n", per_call(poll_0, pieces));
-    printf("sigprocmask, one: %.3f\n", per_call(mask, pieces));
-    printf("sigprocmask, all and back: %.3f\n", per_call(masks, pieces) / 2);
-    printf("nanosleep(1 ns): %.3f\n", per_call(nanosleep_1, pieces));
-    printf("epoll_wait(0): %.3f\n", per_call(epoll_0, pieces));
-    printf("epoll_wait(1 s), ready: %.3f\n", per_call(epoll_timed, pieces));
+    printf("%s", preloaded());
+    for (int i = 0; i < KINDS; i++) printf(";%s", kinds[i].name);
+    puts(""), fflush(stdout);
+    for (int i; scanf("%d", &i) == 1 && i >= 0 && i < KINDS;) printf("%.3f\n", per_call(kinds[i].run)), fflush(stdout);
     return 0;
 }
 int main(int argc, char **argv) {
     int64_t began = now();
     if (argc == 2 && !strcmp(argv[1], "main")) return printf("%lld %s\n", (long long)began, preloaded()), 0;
     if (argc >= 5 && !strcmp(argv[1], "start")) return starts(atoi(argv[2]), argv[3], argv + 4);
-    if (argc == 3 && !strcmp(argv[1], "calls")) return calls(atoi(argv[2]));
+    if (argc == 2 && !strcmp(argv[1], "calls")) return calls();
     fputs("usage: cost start|main|calls ... (cost.c)\n", stderr);
     return 2;
 }

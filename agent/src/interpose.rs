@@ -7,7 +7,6 @@ pub use crate::stacks::{pthread_create, sigaltstack};
 use crate::{page, triggers};
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::SeqCst;
-use parasite::arch::copy;
 use wire::agent::{AGENT_SIGNAL, TRIGGERS};
 
 /// sigset_t of the C libraries, of which the kernel uses the first word.
@@ -15,23 +14,35 @@ type Set = [u64; 16];
 const ENOSYS: i64 = -38;
 const SA_SIGINFO: i32 = 4;
 
-/// Copies a set without the agent's signals into `room`; the copy's address, or 0 if there is no set.
+/// Whether none of the agent's signals is in a set.
+///
+/// # Safety
+/// `set` is a set, or null.
+unsafe fn as_it_is(set: *const Set) -> bool {
+    // SAFETY: the caller's set.
+    set.is_null() || !page::ready() || page::ours_of(unsafe { (*set)[0] }) == 0
+}
+
+/// A set without the agent's signals: the caller's own if they are not in it, else a copy in `room`. Its address, or 0 if there is no set.
 ///
 /// # Safety
 /// `set` is a set, or null.
 unsafe fn without(set: *const Set, room: &mut MaybeUninit<Set>) -> u64 {
-    if set.is_null() {
-        return 0;
+    if set.is_null() || !page::ready() {
+        return set as u64;
     }
-    let at = room.as_mut_ptr() as u64;
     // SAFETY: the caller's set; the room is as large.
     unsafe {
-        copy(at, set as u64, size_of::<Set>() as u64);
-        if page::ready() {
-            *(at as *mut u64) &= !page::ours_of(*(at as *const u64));
+        let first = (*set)[0];
+        match page::ours_of(first) {
+            0 => set as u64,
+            // the other words are room for more signals than there are: the C libraries may copy them, nobody looks at them
+            ours => {
+                (room.as_mut_ptr() as *mut u64).write(first & !ours);
+                room.as_ptr() as u64
+            }
         }
     }
-    at
 }
 
 /// Calls the real function, or answers ENOSYS where the C library has none.
@@ -40,13 +51,16 @@ macro_rules! real {
         static REAL: Real = Real::new(concat!($name, "\0").as_bytes());
         match REAL.get() {
             0 => result(ENOSYS) as i32,
-            // SAFETY: the C library's function of that name takes these, all of which are words, and gives an int.
-            f => unsafe {
-                let f: unsafe extern "C" fn($(real!(@word $arg)),*) -> i32 = core::mem::transmute(f);
-                f($($arg as u64),*)
-            },
+            f => real!(@call f, ($($arg),*)),
         }
     }};
+    (@call $f:expr, ($($arg:expr),*)) => {
+        // SAFETY: the C library's function of that name takes these, all of which are words, and gives an int.
+        unsafe {
+            let f: unsafe extern "C" fn($(real!(@word $arg)),*) -> i32 = core::mem::transmute($f);
+            f($($arg as u64),*)
+        }
+    };
     (@word $arg:expr) => { u64 };
 }
 
@@ -55,10 +69,9 @@ macro_rules! real {
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn sigprocmask(how: i32, set: *const Set, old: *mut Set) -> i32 {
-    let mut room = MaybeUninit::uninit();
-    // SAFETY: the caller's set.
-    let set = unsafe { without(set, &mut room) };
-    real!("sigprocmask", (how, set, old))
+    static REAL: Real = Real::new(b"sigprocmask\0");
+    // SAFETY: the caller's sets.
+    unsafe { mask(&REAL, how, set, old) }
 }
 
 /// pthread_sigmask(3).
@@ -66,10 +79,36 @@ pub unsafe extern "C" fn sigprocmask(how: i32, set: *const Set, old: *mut Set) -
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn pthread_sigmask(how: i32, set: *const Set, old: *mut Set) -> i32 {
+    static REAL: Real = Real::new(b"pthread_sigmask\0");
+    // SAFETY: the caller's sets.
+    unsafe { mask(&REAL, how, set, old) }
+}
+
+/// Called often: mostly there is nothing to do, and then this is a jump to the C library.
+///
+/// # Safety
+/// As that function's.
+#[inline(always)]
+unsafe fn mask(real: &Real, how: i32, set: *const Set, old: *mut Set) -> i32 {
+    match real.known() {
+        // SAFETY: the caller's set.
+        f if f != 0 && unsafe { as_it_is(set) } => real!(@call f, (how, set, old)),
+        // SAFETY: the caller's sets.
+        _ => unsafe { mask_without(real, how, set, old) },
+    }
+}
+
+/// # Safety
+/// As [`mask`].
+#[inline(never)]
+unsafe fn mask_without(real: &Real, how: i32, set: *const Set, old: *mut Set) -> i32 {
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("pthread_sigmask", (how, set, old))
+    match real.get() {
+        0 => result(ENOSYS) as i32,
+        f => real!(@call f, (how, set, old)),
+    }
 }
 
 /// sigsuspend(2).
@@ -170,9 +209,21 @@ pub unsafe extern "C" fn pselect(n: i32, r: u64, w: u64, e: u64, time: u64, set:
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn epoll_wait(fd: i32, events: u64, n: i32, time: i32) -> i32 {
+    static REAL: Real = Real::new(b"epoll_wait\0");
+    match REAL.known() {
+        f if f != 0 && time <= 0 => real!(@call f, (fd, events, n, time)),
+        _ => epoll_wait_timed(&REAL, fd, events, n, time),
+    }
+}
+
+#[inline(never)]
+fn epoll_wait_timed(real: &Real, fd: i32, events: u64, n: i32, time: i32) -> i32 {
     let mut timed = Timed::none();
     timed.within([fd as u64, events, n as u64], time);
-    let r = real!("epoll_wait", (fd, events, n, time));
+    let r = match real.get() {
+        0 => result(ENOSYS) as i32,
+        f => real!(@call f, (fd, events, n, time)),
+    };
     timed.over();
     r
 }

@@ -14,6 +14,11 @@ impl Real {
         Real { name, at: AtomicUsize::new(0) }
     }
 
+    /// Its address if it was wanted before, else 0.
+    pub fn known(&self) -> usize {
+        self.at.load(SeqCst)
+    }
+
     /// Its address, or 0: the one that comes after ours.
     pub fn get(&self) -> usize {
         let at = self.at.load(SeqCst);

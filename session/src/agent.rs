@@ -5,7 +5,8 @@ use crate::errors::{failed, storage};
 use crate::state::write_atomically;
 use crate::{Result, StateDir};
 use engine::{Door, DoorChoice, Error, Kind};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -22,6 +23,14 @@ pub(crate) fn offer(
     if wanted == DoorChoice::Only(Door::Attach) {
         return Ok((Door::Attach, None));
     }
+    // Its loader would say on the program's stderr that it cannot load the agent.
+    if is_32_bit(command.get_program()) {
+        let (why, remedy) = ("it is a 32-bit program, and only 64-bit ones are kept", "run its 64-bit build");
+        return match wanted {
+            DoorChoice::Only(_) => Err(Error::new(Kind::Refused, attempted, "the command", why, remedy)),
+            DoorChoice::Auto => Ok((Door::Attach, Some(format!("a checkpoint will be refused: {why}; {remedy}")))),
+        };
+    }
     match (wanted, preload(state, command, attempted)) {
         (_, Ok(())) => Ok((Door::Agent, None)),
         (DoorChoice::Only(_), Err(e)) => Err(e),
@@ -31,6 +40,17 @@ pub(crate) fn offer(
             Ok((Door::Attach, Some(note)))
         }
     }
+}
+
+/// EI_CLASS of the file that execvp would find (elf(5)); false where that cannot be told.
+fn is_32_bit(command: &OsStr) -> bool {
+    let places: Vec<PathBuf> = match std::env::var_os("PATH").filter(|_| !command.as_bytes().contains(&b'/')) {
+        Some(folders) => std::env::split_paths(&folders).map(|f| f.join(command)).collect(),
+        None => vec![command.into()],
+    };
+    let Some(path) = places.iter().find(|p| p.is_file()) else { return false };
+    let mut head = [0; 5];
+    std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut head)).is_ok() && head == *b"\x7fELF\x01"
 }
 
 /// Preloads it; what the caller preloads comes after it.
@@ -60,4 +80,32 @@ fn materialise(state: &StateDir) -> Result<PathBuf> {
         write_atomically(&path, bytes).map_err(|e| storage("write the agent", &path, &e))?;
     }
     std::fs::canonicalize(&path).map_err(|e| failed("write the agent", &path.display().to_string(), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_32_bit_program_is_started_without_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::resolve(Some(dir.path())).unwrap();
+        let door = |head: &[u8], wanted| {
+            let file = dir.path().join("program");
+            std::fs::write(&file, head).unwrap();
+            let mut command = Command::new(&file);
+            let offered = offer(&state, wanted, &mut command, "launch it");
+            (offered, command.get_envs().any(|(name, _)| name == PRELOAD))
+        };
+        let (offered, preloaded) = door(b"\x7fELF\x01\x01\x01", DoorChoice::Auto);
+        let (was, note) = offered.unwrap();
+        assert!(was == Door::Attach && !preloaded);
+        assert!(note.is_some_and(|n| n.contains("32-bit") && n.contains("64-bit build")));
+        let (offered, preloaded) = door(b"\x7fELF\x01\x01\x01", DoorChoice::Only(Door::Agent));
+        assert!(offered.is_err_and(|e| e.kind == Kind::Refused) && !preloaded);
+        for head in [b"\x7fELF\x02\x01\x01".as_slice(), b"#!/bin/sh\n", b""] {
+            let (offered, preloaded) = door(head, DoorChoice::Auto);
+            assert!(matches!(offered, Ok((Door::Agent, None))) && preloaded);
+        }
+    }
 }
