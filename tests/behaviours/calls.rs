@@ -248,7 +248,13 @@ fn terminal(bed: &mut Bed) -> Result<()> {
     let (mut typed, mut late) = (0, 0);
     // On a fast machine the checkpoints are made before both calls have ended.
     while !count.enough() || seen(&target)?.iter().any(|s| s.rounds < 2) {
-        ensure!(count.times < 20 * TIMES, "after {} checkpoints: {:?} {:?}", count.times, count.through, seen(&target)?);
+        ensure!(
+            count.times < 20 * TIMES,
+            "after {} checkpoints: {:?} {:?}",
+            count.times,
+            count.through,
+            seen(&target)?
+        );
         let args = target.checkpoint_args(&[]);
         count.once(&target, || bed.ctl(&args)?.expect(0).map(drop))?;
         bed.log.clear();
