@@ -2,7 +2,7 @@
 //! with its whole time at each checkpoint, a wait of a minute would never end under `--every 30s`. So what is interposed notes it: in a [`Timed`] on the
 //! caller's stack, where the handler finds it, and makes the time left the call's.
 use crate::context::Context;
-use crate::libc::Real;
+use crate::libc::real;
 use crate::page;
 use core::sync::atomic::{compiler_fence, Ordering::SeqCst};
 use parasite::arch::syscall6;
@@ -70,8 +70,7 @@ impl Timed {
     }
 
     fn begin(&mut self, ns: i64) -> bool {
-        static CLOCK: Real = Real::new(b"clock_gettime\0");
-        let f = CLOCK.get();
+        let f = real::clock_gettime.get();
         // where there is no vDSO it is a call, which a filter might not let through
         if f == 0 || page::filtered() {
             return false;
