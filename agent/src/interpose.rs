@@ -27,11 +27,20 @@ unsafe fn without(set: *const Set, room: &mut MaybeUninit<Set>) -> u64 {
     // SAFETY: the caller's set; the room is as large.
     unsafe {
         copy(at, set as u64, size_of::<Set>() as u64);
-        if page::ready() {
-            *(at as *mut u64) &= !page::ours_of(*(at as *const u64));
-        }
+        take_out(at as *mut u64);
     }
     at
+}
+
+/// Takes the agent's signals out of a set.
+///
+/// # Safety
+/// It is the first word of one.
+unsafe fn take_out(set: *mut u64) {
+    if page::ready() {
+        // SAFETY: the caller's.
+        unsafe { *set &= !page::ours_of(*set) }
+    }
 }
 
 /// Calls the real function, or answers ENOSYS where the C library has none.
@@ -236,6 +245,19 @@ pub struct Action {
 /// As libc's.
 pub unsafe extern "C" fn sigaction(signal: i32, new: *const Action, old: *mut Action) -> i32 {
     let Some([handler, flags, mask]) = page::ours(signal) else {
+        let mut room = MaybeUninit::<Action>::uninit();
+        let at = room.as_mut_ptr();
+        // what the handler blocks, too, has no signal of ours in it
+        let new = if new.is_null() {
+            0
+        } else {
+            // SAFETY: the caller's action; the room is as large.
+            unsafe {
+                copy(at as u64, new as u64, size_of::<Action>() as u64);
+                take_out(&raw mut (*at).mask as *mut u64);
+            }
+            at as u64
+        };
         let r = real!(sigaction, (signal, new, old));
         // SAFETY: the caller's; it was written.
         unsafe { hide(signal, if r == 0 { old } else { core::ptr::null_mut() }) };

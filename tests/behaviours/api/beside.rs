@@ -81,6 +81,8 @@ fn beside(bed: &mut Bed, what: &str, door: &str) -> Result<()> {
 fn fork_locked(bed: &mut Bed, door: &str) -> Result<()> {
     let mut api = Api::launched_with(bed, &["--door", door], None)?;
     let name = api.session.clone();
+    // the first call of any: from here on the program is known to its session, and counts
+    api.says(bed, "generation", "0")?;
     api.says(bed, "busy fork-locked", "held")?;
     bed.ctl(&["checkpoint", &name, "--door", door])?.expect(0)?;
     made_by(&api, bed, door)?;
