@@ -313,7 +313,7 @@ static void *run_probe(void *p) {
 }
 
 // "held": the state is the one that was meant. Else what it is.
-static const char *held(void) {
+static const char *held_now(void) {
     static char why[512];
     if (!state) return "nothing was begun";
     if (state->n > 1) return inside ? "held" : "not begun";
@@ -324,6 +324,16 @@ static const char *held(void) {
     at = asleep_at(probe_tid);
     snprintf(why, sizeof why, "not held: the probe at %#lx %s", at, mapped(at));
     return at && state->lock(at) && *(volatile uint32_t *)at ? "held" : why;
+}
+
+// The same, when the threads have gone to sleep, and gone to sleep again after a checkpoint or a restore.
+static const char *held(void) {
+    const char *is = held_now();
+    for (int i = 0; i < 20000 && inside < 2 && strcmp(is, "held"); i++) {
+        tiny_sleep();
+        is = held_now();
+    }
+    return is;
 }
 
 static const char *start(const char *what) {
@@ -340,9 +350,7 @@ static const char *start(const char *what) {
     }
     for (int k = 0; k < state->n; k++)
         if (pthread_create(&busy[k], NULL, state->thread, NULL)) return "no thread";
-    const char *is = held();
-    for (int i = 0; i < 20000 && strcmp(is = held(), "held"); i++) tiny_sleep();
-    return is;
+    return held();
 }
 
 static unsigned long finish(void) {
