@@ -11,8 +11,8 @@ use std::process::Command;
 
 /// Cycles of checkpoint, kill and restore.
 const CYCLES: usize = 5;
-/// Programs that are gone through them; those of threads and signals, for that is where the libraries differ.
-const PROGRAMS: [&str; 11] = [
+/// Programs that are gone through them; of threads and signals above all, for that is where the libraries differ.
+const PROGRAMS: [&str; 10] = [
     "thr_sync",
     "thr_join",
     "thr_tid",
@@ -23,7 +23,6 @@ const PROGRAMS: [&str; 11] = [
     "timer_fires",
     "cpu_tls",
     "epoll",
-    "thr_thousand",
 ];
 
 pub fn cases() -> Vec<Case> {
@@ -33,7 +32,7 @@ pub fn cases() -> Vec<Case> {
     }
     all.extend(Case::each("musl/thr_join-sabotage", |bed| cycles(bed, "thr_join", true)));
     all.extend(Case::each("musl/blocked", blocked));
-    for program in ["thr_join", "thr_tid_use", "thr_thousand"] {
+    for program in ["thr_join", "thr_tid_use"] {
         all.extend(Case::each(&format!("musl/{program}-new-pids"), move |bed| new_pids(bed, program)));
     }
     all.extend(Case::each("musl/static", linked_statically));
