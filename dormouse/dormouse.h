@@ -1,7 +1,8 @@
 /* Dormouse from the program's side: link with -ldormouse.
  *
  * Without Dormouse underneath (the program was not started by launcher, nor restored, and has not called dormouse_session) every call is harmless,
- * and dormouse_checkpoint says so. None is to be called from a signal handler. Thread-safe. In a forked child nothing of its parent's is in force.
+ * and dormouse_checkpoint says so. None is to be called from a signal handler that may have interrupted malloc or one of these (after raise() that is
+ * known). Thread-safe. In a forked child nothing of its parent's is in force.
  *
  * A call that fails gives a negative number: minus the exit code that `ctl` has for it (-2 usage, -3 refused, -6 busy, -7 storage, -9 failed and put
  * back, ...: README.md). The program runs on as before, and dormouse_message() says why. */
@@ -18,7 +19,9 @@ extern "C" {
 #define DORMOUSE_ALONE 2     /* no Dormouse underneath: nothing was done */
 
 /* Makes a checkpoint of this program. Returns when it is complete or has failed, and again, in the restored program, whenever one is restored from
- * it. Calls from several threads make one checkpoint after the other. Not from a hook. */
+ * it. Calls from several threads make one checkpoint after the other. Not from a hook.
+ * It needs memory: if another thread holds the lock of this one's malloc (another is inside fork, say), it waits for that, as malloc would. What other
+ * threads are in the middle of else does not matter. */
 int dormouse_checkpoint(void);
 
 /* What there is to say of this thread's last call that gave a number; until its next one. Never NULL. */

@@ -3,7 +3,7 @@
 //! caller's stack, where the handler finds it, and makes the time left the call's. What the kernel resumes with the time that was left when the signal
 //! came (select and its kin) needs no record: what went by in the handler is taken off ([`Stay`]).
 use crate::context::Context;
-use crate::libc::Real;
+use crate::libc::real;
 use crate::page;
 use core::sync::atomic::{compiler_fence, Ordering::SeqCst};
 use parasite::arch::syscall6;
@@ -74,8 +74,7 @@ impl Timed {
     }
 
     fn begin(&mut self, ns: i64) -> bool {
-        static CLOCK: Real = Real::new(b"clock_gettime\0");
-        let f = CLOCK.get();
+        let f = real::clock_gettime.get();
         // where there is no vDSO it is a call, which a filter might not let through
         if f == 0 || page::filtered() {
             return false;

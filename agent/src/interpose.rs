@@ -2,11 +2,12 @@
 //! seccomp filter is kept (filters.rs). Whatever is a cancellation point stays one: the real function is called, with another mask.
 use crate::deadline::Timed;
 use crate::filters::{self, SYS_PRCTL};
-use crate::libc::{result, Real};
+use crate::libc::{real, result, Real};
 pub use crate::stacks::{pthread_create, sigaltstack};
 use crate::{page, triggers};
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::SeqCst;
+use parasite::arch::copy;
 use wire::agent::{AGENT_SIGNAL, TRIGGERS};
 
 /// sigset_t of the C libraries, of which the kernel uses the first word.
@@ -45,11 +46,21 @@ unsafe fn without(set: *const Set, room: &mut MaybeUninit<Set>) -> u64 {
     }
 }
 
+/// Takes the agent's signals out of a set.
+///
+/// # Safety
+/// It is the first word of one.
+unsafe fn take_out(set: *mut u64) {
+    if page::ready() {
+        // SAFETY: the caller's.
+        unsafe { *set &= !page::ours_of(*set) }
+    }
+}
+
 /// Calls the real function, or answers ENOSYS where the C library has none.
 macro_rules! real {
-    ($name:literal, ($($arg:expr),*)) => {{
-        static REAL: Real = Real::new(concat!($name, "\0").as_bytes());
-        match REAL.get() {
+    ($name:ident, ($($arg:expr),*)) => {{
+        match real::$name.get() {
             0 => result(ENOSYS) as i32,
             f => real!(@call f, ($($arg),*)),
         }
@@ -69,9 +80,8 @@ macro_rules! real {
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn sigprocmask(how: i32, set: *const Set, old: *mut Set) -> i32 {
-    static REAL: Real = Real::new(b"sigprocmask\0");
     // SAFETY: the caller's sets.
-    unsafe { mask(&REAL, how, set, old) }
+    unsafe { mask(&real::sigprocmask, how, set, old) }
 }
 
 /// pthread_sigmask(3).
@@ -79,9 +89,8 @@ pub unsafe extern "C" fn sigprocmask(how: i32, set: *const Set, old: *mut Set) -
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn pthread_sigmask(how: i32, set: *const Set, old: *mut Set) -> i32 {
-    static REAL: Real = Real::new(b"pthread_sigmask\0");
     // SAFETY: the caller's sets.
-    unsafe { mask(&REAL, how, set, old) }
+    unsafe { mask(&real::pthread_sigmask, how, set, old) }
 }
 
 /// Called often: mostly there is nothing to do, and then this is a jump to the C library.
@@ -119,7 +128,7 @@ pub unsafe extern "C" fn sigsuspend(set: *const Set) -> i32 {
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("sigsuspend", (set))
+    real!(sigsuspend, (set))
 }
 
 /// sigwait(3).
@@ -130,7 +139,7 @@ pub unsafe extern "C" fn sigwait(set: *const Set, signal: u64) -> i32 {
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("sigwait", (set, signal))
+    real!(sigwait, (set, signal))
 }
 
 /// sigwaitinfo(2).
@@ -141,7 +150,7 @@ pub unsafe extern "C" fn sigwaitinfo(set: *const Set, info: u64) -> i32 {
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("sigwaitinfo", (set, info))
+    real!(sigwaitinfo, (set, info))
 }
 
 /// sigtimedwait(2).
@@ -155,7 +164,7 @@ pub unsafe extern "C" fn sigtimedwait(set: *const Set, info: u64, time: u64) -> 
     let mut timed = Timed::none();
     // SAFETY: the caller's time, or null.
     let time = unsafe { timed.until(time) };
-    let r = real!("sigtimedwait", (set, info, time));
+    let r = real!(sigtimedwait, (set, info, time));
     timed.over();
     r
 }
@@ -168,7 +177,7 @@ pub unsafe extern "C" fn signalfd(fd: i32, set: *const Set, flags: i32) -> i32 {
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("signalfd", (fd, set, flags))
+    real!(signalfd, (fd, set, flags))
 }
 
 /// ppoll(2).
@@ -179,7 +188,7 @@ pub unsafe extern "C" fn ppoll(fds: u64, n: u64, time: u64, set: *const Set) -> 
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("ppoll", (fds, n, time, set))
+    real!(ppoll, (fds, n, time, set))
 }
 
 /// ppoll(2) as glibc's headers call it in checked builds.
@@ -190,7 +199,7 @@ pub unsafe extern "C" fn __ppoll_chk(fds: u64, n: u64, time: u64, set: *const Se
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("__ppoll_chk", (fds, n, time, set, len))
+    real!(__ppoll_chk, (fds, n, time, set, len))
 }
 
 /// pselect(2).
@@ -201,7 +210,7 @@ pub unsafe extern "C" fn pselect(n: i32, r: u64, w: u64, e: u64, time: u64, set:
     let mut room = MaybeUninit::uninit();
     // SAFETY: the caller's set.
     let set = unsafe { without(set, &mut room) };
-    real!("pselect", (n, r, w, e, time, set))
+    real!(pselect, (n, r, w, e, time, set))
 }
 
 /// epoll_wait(2): when its time is over is noted.
@@ -209,21 +218,17 @@ pub unsafe extern "C" fn pselect(n: i32, r: u64, w: u64, e: u64, time: u64, set:
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn epoll_wait(fd: i32, events: u64, n: i32, time: i32) -> i32 {
-    static REAL: Real = Real::new(b"epoll_wait\0");
-    match REAL.known() {
+    match real::epoll_wait.known() {
         f if f != 0 && time <= 0 => real!(@call f, (fd, events, n, time)),
-        _ => epoll_wait_timed(&REAL, fd, events, n, time),
+        _ => epoll_wait_timed(fd, events, n, time),
     }
 }
 
 #[inline(never)]
-fn epoll_wait_timed(real: &Real, fd: i32, events: u64, n: i32, time: i32) -> i32 {
+fn epoll_wait_timed(fd: i32, events: u64, n: i32, time: i32) -> i32 {
     let mut timed = Timed::none();
     timed.within([fd as u64, events, n as u64], time);
-    let r = match real.get() {
-        0 => result(ENOSYS) as i32,
-        f => real!(@call f, (fd, events, n, time)),
-    };
+    let r = real!(epoll_wait, (fd, events, n, time));
     timed.over();
     r
 }
@@ -236,7 +241,7 @@ pub unsafe extern "C" fn semtimedop(id: i32, ops: u64, n: u64, time: u64) -> i32
     let mut timed = Timed::none();
     // SAFETY: the caller's time, or null.
     let time = unsafe { timed.until(time) };
-    let r = real!("semtimedop", (id, ops, n, time));
+    let r = real!(semtimedop, (id, ops, n, time));
     timed.over();
     r
 }
@@ -251,7 +256,7 @@ pub unsafe extern "C" fn epoll_pwait(fd: i32, events: u64, n: i32, time: i32, se
     let set = unsafe { without(set, &mut room) };
     let mut timed = Timed::none();
     timed.within([fd as u64, events, n as u64], time);
-    let r = real!("epoll_pwait", (fd, events, n, time, set));
+    let r = real!(epoll_pwait, (fd, events, n, time, set));
     timed.over();
     r
 }
@@ -267,7 +272,7 @@ pub unsafe extern "C" fn epoll_pwait2(fd: i32, events: u64, n: i32, time: u64, s
     let mut timed = Timed::none();
     // SAFETY: the caller's time, or null.
     let time = unsafe { timed.until(time) };
-    let r = real!("epoll_pwait2", (fd, events, n, time, set));
+    let r = real!(epoll_pwait2, (fd, events, n, time, set));
     timed.over();
     r
 }
@@ -288,7 +293,20 @@ pub struct Action {
 /// As libc's.
 pub unsafe extern "C" fn sigaction(signal: i32, new: *const Action, old: *mut Action) -> i32 {
     let Some([handler, flags, mask]) = page::ours(signal) else {
-        let r = real!("sigaction", (signal, new, old));
+        let mut room = MaybeUninit::<Action>::uninit();
+        let at = room.as_mut_ptr();
+        // what the handler blocks, too, has no signal of ours in it
+        let new = if new.is_null() {
+            0
+        } else {
+            // SAFETY: the caller's action; the room is as large.
+            unsafe {
+                copy(at as u64, new as u64, size_of::<Action>() as u64);
+                take_out(&raw mut (*at).mask as *mut u64);
+            }
+            at as u64
+        };
+        let r = real!(sigaction, (signal, new, old));
         // SAFETY: the caller's; it was written.
         unsafe { hide(signal, if r == 0 { old } else { core::ptr::null_mut() }) };
         return r;
@@ -339,8 +357,7 @@ pub unsafe extern "C" fn signal(signal: i32, handler: u64) -> u64 {
         mask.store(0, SeqCst);
         return was.swap(handler, SeqCst);
     }
-    static REAL: Real = Real::new(b"signal\0");
-    match REAL.get() {
+    match real::signal.get() {
         0 => u64::MAX,
         // SAFETY: libc's own, with the caller's arguments.
         f => unsafe {
@@ -384,7 +401,7 @@ pub unsafe extern "C" fn prctl(option: i32, a: u64, b: u64, c: u64, d: u64) -> i
 
 /// Before a program becomes another one its triggers are ignored: until the agent is there again, one would end it.
 macro_rules! exec {
-    ($($name:ident $i:literal ($($arg:ident),*);)*) => {
+    ($($name:ident($($arg:ident),*);)*) => {
         $(
             /// exec(3).
             ///
@@ -392,7 +409,7 @@ macro_rules! exec {
             /// As libc's.
             pub unsafe extern "C" fn $name($($arg: u64),*) -> i32 {
                 let were = triggers::before_exec();
-                let r = match triggers::EXEC[$i].get() {
+                let r = match real::$name.get() {
                     0 => result(ENOSYS) as i32,
                     // SAFETY: the C library's function of that name, with the caller's arguments.
                     f => unsafe {
@@ -409,9 +426,42 @@ macro_rules! exec {
 }
 
 exec! {
-    execve 0 (path, argv, envp);
-    execv 1 (path, argv);
-    execvp 2 (file, argv);
-    execvpe 3 (file, argv, envp);
-    fexecve 4 (fd, argv, envp);
+    execve(path, argv, envp);
+    execv(path, argv);
+    execvp(file, argv);
+    execvpe(file, argv, envp);
+    fexecve(fd, argv, envp);
+}
+
+/// execl(3), its arguments made an array by the code that calls this.
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn execl(path: u64, argv: *const u64) -> i32 {
+    // SAFETY: the caller's.
+    unsafe { execv(path, argv as u64) }
+}
+
+/// execlp(3), likewise.
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn execlp(file: u64, argv: *const u64) -> i32 {
+    // SAFETY: the caller's.
+    unsafe { execvp(file, argv as u64) }
+}
+
+/// execle(3), likewise: the environment comes after the null pointer that ends the arguments.
+///
+/// # Safety
+/// As libc's.
+pub unsafe extern "C" fn execle(path: u64, argv: *const u64) -> i32 {
+    // SAFETY: the caller's array, with its null pointer and the word behind it.
+    unsafe {
+        let mut end = argv;
+        while *end != 0 {
+            end = end.add(1);
+        }
+        execve(path, argv as u64, *end.add(1))
+    }
 }

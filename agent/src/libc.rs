@@ -1,4 +1,7 @@
-//! The C library behind us: its own versions of what we interpose, found when they are first wanted (never in the handler), and errno.
+//! The C library behind us: its own versions of what we interpose, and errno.
+//!
+//! They are found as the agent starts: dlsym(3) takes the loader's lock, which another thread may hold for as long as a library's constructor runs.
+//! A call that the program makes must not have to wait for that, as it would not without us.
 use crate::arch;
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -14,21 +17,66 @@ impl Real {
         Real { name, at: AtomicUsize::new(0) }
     }
 
-    /// Its address if it was wanted before, else 0.
+    /// Its address if it was found before, else 0.
     pub fn known(&self) -> usize {
-        self.at.load(SeqCst)
+        match self.at.load(SeqCst) {
+            NONE => 0,
+            at => at,
+        }
     }
 
-    /// Its address, or 0: the one that comes after ours.
+    /// Its address, or 0: the one that comes after ours. Looked for only if it is wanted before the agent has started.
     pub fn get(&self) -> usize {
-        let at = self.at.load(SeqCst);
-        if at != 0 {
-            return at;
+        let at = match self.at.load(SeqCst) {
+            0 => self.find(),
+            at => at,
+        };
+        if at == NONE {
+            0
+        } else {
+            at
         }
-        let found = arch::next(self.name);
-        self.at.store(found, SeqCst);
-        found
     }
+
+    fn find(&self) -> usize {
+        let at = match arch::next(self.name) {
+            0 => NONE,
+            at => at,
+        };
+        self.at.store(at, SeqCst);
+        at
+    }
+}
+
+/// It was looked for, and the C library has none.
+const NONE: usize = 1;
+
+macro_rules! reals {
+    ($($name:ident)*) => {
+        /// Those that are wanted.
+        #[allow(non_upper_case_globals)]
+        pub mod real {
+            use super::Real;
+            $(
+                /// The C library's.
+                pub static $name: Real = Real::new(concat!(stringify!($name), "\0").as_bytes());
+            )*
+
+            /// Finds all of them.
+            pub fn find() {
+                $($name.find();)*
+                crate::arch::forget_error();
+            }
+        }
+    };
+}
+
+reals! {
+    sigprocmask pthread_sigmask sigsuspend sigwait sigwaitinfo sigtimedwait signalfd sigaction signal
+    ppoll __ppoll_chk pselect epoll_wait epoll_pwait epoll_pwait2 semtimedop
+    execve execv execvp execvpe fexecve
+    clock_gettime
+    pthread_create pthread_key_create pthread_setspecific pthread_getspecific
 }
 
 /// What a wrapper of the C library returns for a raw result: -1 with errno set, or the result.

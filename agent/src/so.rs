@@ -57,6 +57,9 @@ export! {
     execvp = interpose::execvp,
     execvpe = interpose::execvpe,
     fexecve = interpose::fexecve,
+    execl = agent::arch::dormouse_execl,
+    execlp = agent::arch::dormouse_execlp,
+    execle = agent::arch::dormouse_execle,
 }
 
 extern "C" {

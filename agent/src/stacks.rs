@@ -2,7 +2,7 @@
 //!
 //! The first thread's lies behind the agent's page; pthread_create gives one to each other thread and takes it back as the thread ends. A stack
 //! that the program sets itself comes before ours; where it sets none, it is answered that there is none.
-use crate::libc::{result, Real};
+use crate::libc::{real, result};
 use crate::start::{map_anywhere, unmap};
 use crate::{arch, page};
 use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
@@ -40,11 +40,6 @@ const SIZE: u64 = AGENT_STACK - size_of::<Tail>() as u64;
 
 /// pthread_key_t of the threads' blocks, plus 1; 0: not yet, -1: being made, -2: there is none.
 static KEY: AtomicI32 = AtomicI32::new(0);
-
-static PTHREAD_CREATE: Real = Real::new(b"pthread_create\0");
-static KEY_CREATE: Real = Real::new(b"pthread_key_create\0");
-static SETSPECIFIC: Real = Real::new(b"pthread_setspecific\0");
-static GETSPECIFIC: Real = Real::new(b"pthread_getspecific\0");
 
 /// Makes the block at `at` this thread's alternate stack.
 ///
@@ -115,7 +110,7 @@ fn own_block() -> Option<u64> {
         if sys3(SYS_GETPID, 0, 0, 0) == sys3(SYS_GETTID, 0, 0, 0) {
             return Some(first());
         }
-        let (key, get) = (KEY.load(SeqCst), GETSPECIFIC.get());
+        let (key, get) = (KEY.load(SeqCst), real::pthread_getspecific.get());
         if key <= 0 || get == 0 {
             return None;
         }
@@ -130,20 +125,20 @@ fn own_block() -> Option<u64> {
 /// As libc's.
 pub unsafe extern "C" fn pthread_create(thread: u64, attr: u64, start: u64, arg: u64) -> i32 {
     type Create = unsafe extern "C" fn(u64, u64, u64, u64) -> i32;
-    let real = PTHREAD_CREATE.get();
-    if real == 0 {
+    let create = real::pthread_create.get();
+    if create == 0 {
         return EAGAIN;
     }
     // SAFETY: libc's own function, with the caller's arguments or with ours, which live in the block.
     unsafe {
-        let real: Create = core::mem::transmute(real);
+        let create: Create = core::mem::transmute(create);
         let block = if page::ready() && !page::filtered() && make_key() { map_anywhere(AGENT_STACK) } else { None };
-        let Some(block) = block else { return real(thread, attr, start, arg) };
+        let Some(block) = block else { return create(thread, attr, start, arg) };
         page::count_for_this_process();
         let tail = (block + SIZE) as *mut Tail;
         (*tail).start = start;
         (*tail).arg = arg;
-        let r = real(thread, attr, arch::dormouse_begin as *const () as u64, block);
+        let r = create(thread, attr, arch::dormouse_begin as *const () as u64, block);
         if r != 0 {
             unmap(block, AGENT_STACK);
         }
@@ -160,7 +155,7 @@ pub unsafe extern "C" fn begin(block: u64) -> Begin {
     unsafe {
         let tail = (block + SIZE) as *const Tail;
         let (start, arg) = ((*tail).start, (*tail).arg);
-        let set = SETSPECIFIC.get();
+        let set = real::pthread_setspecific.get();
         if set != 0 && install(block) {
             let set: unsafe extern "C" fn(u32, u64) -> i32 = core::mem::transmute(set);
             if set(KEY.load(SeqCst) as u32 - 1, block) == 0 {
@@ -208,7 +203,7 @@ fn make_key() -> bool {
     match KEY.compare_exchange(0, -1, SeqCst, SeqCst) {
         Err(key) => key > 0,
         Ok(_) => {
-            let make = KEY_CREATE.get();
+            let make = real::pthread_key_create.get();
             let mut key = 0u32;
             // SAFETY: libc writes the key; the destructor is ours.
             let made = make != 0

@@ -1,4 +1,5 @@
 //! What the agent does when it is loaded: a page that says that it is there, and its signal handler.
+use crate::libc::real;
 use crate::{arch, handler, page, stacks, triggers};
 use parasite::arch::syscall6;
 use wire::agent::{AGENT_FILTERS, AGENT_FILTERS_LEN, AGENT_MAGIC, AGENT_NAME, AGENT_PAGE, AGENT_SIGNAL};
@@ -60,6 +61,7 @@ pub unsafe fn unmap(at: u64, len: u64) {
 /// # Safety
 /// Called once, while the process has one thread.
 pub unsafe fn start() {
+    real::find();
     // SAFETY: the page is new and ours; the handler is one.
     unsafe {
         if !map(AGENT_PAGE, LEN, AGENT_NAME) {

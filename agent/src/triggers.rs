@@ -6,7 +6,6 @@
 use crate::context::Context;
 use crate::deadline::Stay;
 use crate::handler::go_on;
-use crate::libc::Real;
 use crate::start::handle;
 use crate::{arch, page};
 use core::sync::atomic::Ordering::SeqCst;
@@ -21,15 +20,6 @@ const SYS_GETPPID: u64 = 110;
 const SIG_IGN: u64 = 1;
 /// si_code of a terminal's signals: they go to a whole process group, of which launcher is a member, too.
 const SI_KERNEL: i32 = 0x80;
-
-/// The functions by which a program becomes another; found before they are needed, as a forked child may not look for them.
-pub static EXEC: [Real; 5] = [
-    Real::new(b"execve\0"),
-    Real::new(b"execv\0"),
-    Real::new(b"execvp\0"),
-    Real::new(b"execvpe\0"),
-    Real::new(b"fexecve\0"),
-];
 
 /// Sets the handlers, if there are triggers, and this is the program.
 ///
@@ -50,9 +40,6 @@ pub unsafe fn start() {
         let me = sys3(SYS_GETPID, 0, 0, 0);
         let child = sys3(SYS_GETPPID, 0, 0, 0) == parent as i64;
         let is_program = child && (said == 0 || said as i64 == me) && at as usize - digits as usize == TRIGGERS_PID;
-        for real in &EXEC {
-            real.get();
-        }
         let page = page::at();
         (*page).triggers = signals;
         if is_program {

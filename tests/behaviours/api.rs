@@ -1,5 +1,6 @@
 //! From the program: libdormouse in C, Rust and Python; what each call gives alone, launched, restored; hooks, critical sections, memory not worth
 //! keeping; other threads in the middle of anything.
+mod beside;
 mod critical;
 mod hooks;
 
@@ -35,9 +36,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("api/two-at-once", two_at_once));
     all.extend(Case::each("api/session-of-its-own", embedded));
     all.extend(Case::each("api/session-without-ctl", without_ctl));
-    for what in ["handler", "dlopen", "fork", "exit", "malloc", "create"] {
-        all.extend(Case::each(&format!("api/beside-{what}"), move |bed| beside(bed, what)));
-    }
+    all.extend(beside::cases());
     all.extend(Case::each("api/recorder-killed", recorder_killed));
     all.extend(Case::each("api/recorder-killed-with-hooks", recorder_killed_with_hooks));
     all.into_iter().map(|c| c.limit(60)).collect()
@@ -484,26 +483,6 @@ fn without_ctl(bed: &mut Bed) -> Result<()> {
         &api.tell(bed, "checkpoint")?,
         "error -3 (cannot checkpoint lonely: there is no ctl to start as its recorder: set DORMOUSE_CTL",
     )?;
-    api.end(bed)
-}
-
-/// Another thread holds the lock of malloc, or of the loader, is inside fork, a handler, the exit of a thread: the checkpoint is made, and what
-/// that thread was in the middle of goes on, here and restored.
-fn beside(bed: &mut Bed, what: &str) -> Result<()> {
-    let mut api = Api::launched(bed, None)?;
-    api.says(bed, "checkpoint", "continued (checkpoint 1 is complete), generation 0")?;
-    let threads = if ["malloc", "create"].contains(&what) { "2" } else { "1" };
-    api.says(bed, &format!("busy {what}"), threads)?;
-    api.says(bed, "checkpoint", "continued (checkpoint 2 is complete), generation 0")?;
-    let k = api.k.to_string();
-    api.says(bed, "free", "wrong 0")?;
-    api.kill(bed)?;
-    api.k -= 1;
-    fs::remove_file(api.dir.join(format!("do.{}", api.k + 1)))?;
-    api.restore(bed, &[])?;
-    ensure_has(&api.answer(&k)?, "restored (restored from checkpoint 2, generation 1)")?;
-    api.says(bed, "free", "wrong 0")?;
-    api.says(bed, "checkpoint", "continued (checkpoint 3 is complete), generation 1")?;
     api.end(bed)
 }
 

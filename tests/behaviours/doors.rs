@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// A checkpoint, by the door that is taken by itself; what is said.
-fn by_itself(bed: &mut Bed, args: &[&str], door: &str, noted: &str) -> Result<()> {
+pub(crate) fn by_itself(bed: &mut Bed, args: &[&str], door: &str, noted: &str) -> Result<()> {
     let said = bed.ctl_json(&[&["checkpoint"], args].concat())?;
     ensure!(said["door"] == door, "the door should be {door}: {said}");
     let notes = said["notes"].as_array().context("no notes")?;
@@ -39,7 +39,7 @@ fn by_itself(bed: &mut Bed, args: &[&str], door: &str, noted: &str) -> Result<()
 }
 
 /// Launched without a word about doors: its PID.
-fn launched(bed: &mut Bed, name: &str, program: &[&str]) -> Result<i32> {
+pub(crate) fn launched(bed: &mut Bed, name: &str, program: &[&str]) -> Result<i32> {
     let mut c = bed.launcher_command(&["--name", name, "--detach", "--json", "--"]);
     c.args(program);
     let said = bed.run(&mut c)?.expect(0)?.json()?;
@@ -84,7 +84,7 @@ fn sys_continue(pid: i32) -> Result<()> {
     Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGCONT)?)
 }
 
-fn ended(bed: &mut Bed, pid: i32) -> Result<()> {
+pub(crate) fn ended(bed: &mut Bed, pid: i32) -> Result<()> {
     run::until("its end", SOON, || {
         bed.reap();
         Ok(!proc::alive(pid))

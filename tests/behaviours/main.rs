@@ -7,6 +7,7 @@ mod external;
 mod fresh;
 mod invisible;
 mod matrix;
+mod musl;
 mod newcomer;
 mod own_trigger;
 mod refusal;
@@ -33,6 +34,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(external::cases());
     all.extend(fresh::cases());
     all.extend(invisible::cases());
+    all.extend(musl::cases());
     all.extend(newcomer::cases());
     all.extend(own_trigger::cases(stage)?);
     all.extend(refusal::cases());

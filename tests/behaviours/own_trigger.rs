@@ -22,6 +22,9 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
     all.extend(Case::each("own-trigger/handler-of-its-own", own_handler));
     all.extend(Case::each("own-trigger/children", children));
     all.extend(Case::each("own-trigger/becomes-another", exec));
+    for (call, more) in [("execl", ""), ("execlp", ""), ("execle", ", (ctypes.c_char_p * 2)(b'HERE=1', None)")] {
+        all.extend(Case::each(&format!("own-trigger/{call}"), move |bed| exec_listed(bed, call, more)));
+    }
     all.extend(Case::each("own-trigger/dropped", dropped));
     all.extend(Case::each("own-trigger/static", not_there));
     for v in programs::variants(stage)?.into_iter().filter(|v| v.program == "blocked" && !v.refusable) {
@@ -182,6 +185,48 @@ os.rename('tmp', 'result')
     job.made(bed, 1)?;
     unharmed::entirely(job.pid)?;
     job.prove(bed)
+}
+
+/// By the functions that take the arguments one by one, into a program without an agent, which the signal would end if it were not ignored by then.
+/// One that fails changes nothing.
+fn exec_listed(bed: &mut Bed, call: &str, more: &str) -> Result<()> {
+    let path = bed.stage.program("static_mem");
+    let file = if call == "execlp" { "static_mem".into() } else { path.display().to_string() };
+    let script = format!(
+        "
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+os.environ['PATH'] = '{}'
+r = libc.{call}(b'/nowhere', b'1', b'2', b'3', b'4', b'5', b'6', None{more})
+assert r == -1 and ctypes.get_errno() == 2, (r, ctypes.get_errno())
+caught = [l for l in open('/proc/self/status') if l.startswith('SigCgt')][0]
+assert int(caught.split()[1], 16) >> 11 & 1, caught
+libc.{call}(b'{file}', b'other', b'--dir', b'/nowhere', b'--dir', b'/nowhere', b'--dir', os.getcwd().encode(), None{more})
+",
+        path.parent().context("no folder")?.display()
+    );
+    let mut job = Line::python(bed, Mode::Detached, AGENT, &script)?.ready(bed)?;
+    let words = fs::read(format!("/proc/{}/cmdline", job.pid))?;
+    ensure!(
+        words.starts_with(b"other\0--dir\0/nowhere\0--dir\0"),
+        "its arguments: {}",
+        String::from_utf8_lossy(&words)
+    );
+    let environment = fs::read(format!("/proc/{}/environ", job.pid))?;
+    ensure!(call != "execle" || environment == b"HERE=1\0", "{}", String::from_utf8_lossy(&environment));
+    ensure!(call == "execle" || environment.starts_with(b"PATH=") || environment.windows(6).any(|w| w == b"\0PATH="));
+    let status = fs::read_to_string(format!("/proc/{}/status", job.pid))?;
+    let ignored = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).context("SigIgn")?;
+    ensure!(
+        u64::from_str_radix(ignored.trim(), 16)? >> (USR2 as i32 - 1) & 1 == 1,
+        "it does not ignore USR2: {status}"
+    );
+    to_program(&job, USR2)?;
+    unharmed::entirely(job.pid)?;
+    job.signal(USR2)?;
+    job.made(bed, 1)?;
+    job.prove(bed)?;
+    store::holds(bed, "job", &[1])
 }
 
 /// Restored without triggers the signal is the program's again: what it had set for it happens.

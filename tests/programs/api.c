@@ -4,13 +4,18 @@
 #include <dormouse.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/select.h>
+#include <sys/sem.h>
+#include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -49,7 +54,8 @@ static const char *outcome(int r) {
 
 // ---- hooks ----
 
-static volatile int veto, slow;
+static volatile int veto, slow, hungry;
+static void wait_for_malloc(void);
 
 static int before(void *data, char *reason, size_t size) {
     say("before %s%s", (char *)data, getpid() == (int)syscall(SYS_gettid) ? " in the main thread" : "");
@@ -58,6 +64,7 @@ static int before(void *data, char *reason, size_t size) {
         return 1;
     }
     while (slow && !strcmp(data, "a")) tiny_sleep();
+    if (hungry && !strcmp(data, "a")) wait_for_malloc();
     return 0;
 }
 static void after(void *data, uint64_t number, const char *why) {
@@ -98,88 +105,86 @@ static const char *look_at_big(void) {
 
 // ---- another thread that is in the middle of something ----
 
-static volatile int inside, let_go;
-static volatile unsigned long rounds, wrong;
+#include "api_states.h"
 
-static void hold(void) {
-    inside = 1;
-    while (!let_go) tiny_sleep();
-    inside = 2;
-}
+// A call in a thread that has an arena of its own since before any lock was taken, where the main thread's is locked.
+static volatile int aside_wanted, aside_made;
+static char aside_said[4096];
 
-void held_in_constructor(void) { hold(); } // called by held.so's
-
-static void handler(int n) { (void)n; hold(); }
-static void exiting(void *p) { (void)p; hold(); }
-
-static void *in_handler(void *p) { raise(SIGUSR1); return p; }
-static void *in_dlopen(void *p) {
-    char so[2048];
-    ssize_t n = readlink("/proc/self/exe", so, sizeof so - 16);
-    so[n] = 0;
-    strcpy(strrchr(so, '/'), "/held.so");
-    if (!dlopen(so, RTLD_NOW)) say("dlopen: %s", dlerror());
-    return p;
-}
-static void *in_fork(void *p) {
-    pthread_atfork(hold, NULL, NULL);
-    pid_t child = fork();
-    if (child == 0) _exit(0);
-    waitpid(child, NULL, 0);
-    return p;
-}
-static void *in_exit(void *p) {
-    pthread_key_t key;
-    pthread_key_create(&key, exiting);
-    pthread_setspecific(key, &key);
-    return p;
-}
-static void *in_malloc(void *p) {
-    inside = 1;
-    for (unsigned seed = (unsigned)(uintptr_t)&seed; !let_go; rounds++) {
-        unsigned char *block[64];
-        for (int i = 0; i < 64; i++) {
-            size_t n = 1 + (seed = seed * 1103515245u + 12345u) % 5000;
-            block[i] = malloc(n);
-            block[i][0] = block[i][n - 1] = (unsigned char)i;
-        }
-        for (int i = 0; i < 64; i++) {
-            wrong += block[i][0] != i;
-            free(block[i]);
-        }
+static void *aside(void *p) {
+    use_malloc();
+    for (int made = 0;; made++) {
+        aside_made = made;
+        while (aside_wanted == made) tiny_sleep();
+        const char *said = outcome(dormouse_checkpoint());
+        snprintf(aside_said, sizeof aside_said, "%s, generation %d", said, (int)dormouse_generation());
     }
     return p;
 }
-static void *nothing(void *p) { return p; }
-static void *in_create(void *p) {
-    inside = 1;
-    for (; !let_go; rounds++) {
-        pthread_t t;
-        if (pthread_create(&t, NULL, nothing, NULL)) { wrong++; continue; }
-        void *got = NULL;
-        pthread_join(t, &got);
-    }
-    return p;
+static void make_aside(void) {
+    pthread_t t;
+    aside_made = -1;
+    if (pthread_create(&t, NULL, aside, NULL)) abort();
+    while (aside_made < 0) tiny_sleep();
+}
+static const char *checkpoint_aside(void) {
+    int n = ++aside_wanted;
+    while (aside_made != n) tiny_sleep();
+    return aside_said;
 }
 
-static pthread_t busy[2];
-static int start(const char *what) {
-    struct { const char *name; void *(*f)(void *); int n; } all[] = {{"handler", in_handler, 1}, {"dlopen", in_dlopen, 1}, {"fork", in_fork, 1},
-        {"exit", in_exit, 1}, {"malloc", in_malloc, 2}, {"create", in_create, 2}};
-    signal(SIGUSR1, handler);
-    inside = let_go = 0;
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
-        if (strcmp(all[i].name, what)) continue;
-        for (int k = 0; k < all[i].n; k++)
-            if (pthread_create(&busy[k], NULL, all[i].f, NULL)) return -1;
-        while (!inside) tiny_sleep();
-        return all[i].n;
-    }
-    return -1;
+// The first calls of many functions that the agent interposes.
+static void first_calls(void) {
+    sigset_t none, one;
+    struct timespec at_once = {0, 0};
+    struct sigaction old;
+    struct epoll_event event;
+    struct sembuf op = {0, 1, 0};
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    sigemptyset(&none), sigemptyset(&one), sigaddset(&one, SIGURG);
+    wrong_unless(sigprocmask(SIG_BLOCK, &one, NULL) == 0);
+    wrong_unless(pthread_sigmask(SIG_BLOCK, &one, NULL) == 0);
+    wrong_unless(raise(SIGURG) == 0 && sigwaitinfo(&one, NULL) == SIGURG);
+    int got;
+    wrong_unless(raise(SIGURG) == 0 && sigwait(&one, &got) == 0 && got == SIGURG);
+    wrong_unless(sigtimedwait(&one, NULL, &at_once) == -1 && errno == EAGAIN);
+    close(signalfd(-1, &one, SFD_CLOEXEC));
+    wrong_unless(ppoll(NULL, 0, &at_once, &none) == 0);
+    wrong_unless(pselect(0, NULL, NULL, NULL, &at_once, &none) == 0);
+    wrong_unless(epoll_wait(epoll, &event, 1, 0) == 0);
+    wrong_unless(epoll_pwait(epoll, &event, 1, 0, &none) == 0);
+    wrong_unless(epoll_pwait2(epoll, &event, 1, &at_once, &none) == 0);
+    wrong_unless(semtimedop(-1, &op, 1, &at_once) == -1 && errno == EINVAL);
+    wrong_unless(sigaction(SIGURG, NULL, &old) == 0 && signal(SIGURG, SIG_DFL) != SIG_ERR);
+    wrong_unless(execv("/nowhere", (char *[]){NULL}) == -1 && errno == ENOENT);
+    close(epoll);
 }
-static void finish(int n) {
-    let_go = 1;
-    for (int k = 0; k < n; k++) pthread_join(busy[k], NULL);
+
+// In a handler that interrupts nothing but raise().
+static volatile int handler_outcome;
+static void checkpoint_handler(int n) { (void)n; handler_outcome = dormouse_checkpoint(); }
+
+// A hook that needs memory of an arena that another thread has locked: `busy[0]`, in free() of a block of the hook thread's.
+static void *eat(void *p) {
+    while (!block) tiny_sleep();
+    return in_malloc_of_main(p);
+}
+static void wait_for_malloc(void) {
+    hungry = 0;
+    probe_tid = (pid_t)syscall(SYS_gettid);
+    block = malloc(BLOCK);
+    while (inside != 1) tiny_sleep();
+    unsigned char *more = malloc(BLOCK);
+    memset(more, 1, BLOCK);
+    free(more);
+}
+static void be_hungry(void) {
+    static const struct state eating = {"hungry", eat, 1, ask_malloc, is_arena};
+    struct sigaction step = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO};
+    sigaction(SIGTRAP, &step, NULL);
+    state = &eating, block = NULL, inside = 0, let_go = 0;
+    if (pthread_create(&busy[0], NULL, eat, NULL)) abort();
+    hungry = 1;
 }
 
 static void *one_of_two(void *p) {
@@ -200,7 +205,6 @@ static void *disabled_twice(void *p) {
 // ---- commands ----
 
 static void obey(int k, char *what) {
-    static int busy_threads;
     char *arg = strchr(what, ' ');
     if (arg) *arg++ = 0;
     if (!strcmp(what, "checkpoint")) {
@@ -232,8 +236,22 @@ static void obey(int k, char *what) {
     else if (!strcmp(what, "drop")) say("%d %ld", k, (long)dormouse_drop(big + 1, BIG - 2));
     else if (!strcmp(what, "keep")) say("%d %d", k, dormouse_keep(big + 1, BIG - 2));
     else if (!strcmp(what, "look")) say("%d %s", k, look_at_big());
-    else if (!strcmp(what, "busy")) say("%d %d", k, busy_threads = start(arg));
-    else if (!strcmp(what, "free")) finish(busy_threads), say("%d wrong %lu", k, wrong);
+    else if (!strcmp(what, "busy")) say("%d %s", k, start(arg));
+    else if (!strcmp(what, "held")) say("%d %s", k, held());
+    else if (!strcmp(what, "free")) say("%d wrong %lu", k, finish());
+    else if (!strcmp(what, "let")) say("%d", k), finish();
+    else if (!strcmp(what, "aside")) make_aside(), say("%d", k);
+    else if (!strcmp(what, "checkpoint-aside")) {
+        const char *said = checkpoint_aside();
+        say("%d %s", k, said);
+    }
+    else if (!strcmp(what, "checkpoint-in-handler")) {
+        signal(SIGUSR2, checkpoint_handler);
+        raise(SIGUSR2);
+        say("%d %d, generation %d", k, handler_outcome, (int)dormouse_generation());
+    }
+    else if (!strcmp(what, "first-calls")) first_calls(), say("%d wrong %lu", k, wrong);
+    else if (!strcmp(what, "hungry")) be_hungry(), say("%d", k);
     else if (!strcmp(what, "two")) {
         pthread_t t[2];
         int r[2];

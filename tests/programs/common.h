@@ -24,6 +24,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef sigev_notify_thread_id // musl's name, which glibc lacks
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
 #define MAYBE __attribute__((unused)) static
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 

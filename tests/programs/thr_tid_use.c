@@ -87,7 +87,7 @@ static void setup(void) {
     MUST0(pthread_create(&joiner, NULL, join, NULL));
     MUST0(pthread_create(&cancelled, NULL, wait_for_ever, NULL));
     struct sigevent e = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR1};
-    e._sigev_un._tid = tids[1];
+    e.sigev_notify_thread_id = tids[1];
     MUST(timer_create(CLOCK_MONOTONIC, &e, &timer));
     owned(by_tid, F_OWNER_TID, tids[2]);
     owned(by_pid, F_OWNER_PID, (pid_t)syscall(SYS_getpid));

@@ -31,7 +31,7 @@ static void setup(void) {
     MUST0(pthread_create(&worker, NULL, thread, NULL));
     while (!target) sleep_ms(1);
     struct sigevent e = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN + 1, .sigev_value.sival_int = 40};
-    e._sigev_un._tid = target;
+    e.sigev_notify_thread_id = target;
     MUST(timer_create(CLOCK_MONOTONIC, &e, &periodic));
     e = (struct sigevent){.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 1, .sigev_value.sival_int = 1};
     MUST(timer_create(CLOCK_MONOTONIC, &e, &once));

@@ -37,7 +37,7 @@ static void setup(void) {
     pthread_sigmask(SIG_BLOCK, &rt, NULL);
     for (size_t i = 0; i < COUNT(plan); i++) {
         struct sigevent e = {.sigev_notify = plan[i].notify, .sigev_signo = SIGRTMIN + plan[i].signal, .sigev_value.sival_int = plan[i].value};
-        if (plan[i].notify == SIGEV_THREAD_ID) e._sigev_un._tid = tid_now();
+        if (plan[i].notify == SIGEV_THREAD_ID) e.sigev_notify_thread_id = tid_now();
         MUST(timer_create(plan[i].clock, &e, &ids[i]));
     }
     timer_delete(ids[1]), timer_delete(ids[4]);

@@ -128,6 +128,7 @@ global_asm!(
     ".weak __rseq_offset",
     ".weak __rseq_size",
     ".weak dlsym",
+    ".weak dlerror",
     ".weak environ",
     // the first code of a thread: its alternate stack, then its own function, of which ours is no caller
     ".pushsection .text.dormouse_begin,\"ax\",@progbits",
@@ -142,8 +143,54 @@ global_asm!(
     "jmp rax",
     ".size dormouse_begin, . - dormouse_begin",
     ".popsection",
+    // execl and kin have their arguments in registers and on the stack: pushed down to where the return address was, they are one array, as argv is
+    ".macro dormouse_listed name, target",
+    ".pushsection .text.\\name,\"ax\",@progbits",
+    ".globl \\name",
+    ".hidden \\name",
+    ".type \\name,@function",
+    "\\name:",
+    ".cfi_startproc",
+    "pop rax",
+    ".cfi_adjust_cfa_offset -8",
+    ".cfi_register rip, rax",
+    "push r9",
+    ".cfi_adjust_cfa_offset 8",
+    "push r8",
+    ".cfi_adjust_cfa_offset 8",
+    "push rcx",
+    ".cfi_adjust_cfa_offset 8",
+    "push rdx",
+    ".cfi_adjust_cfa_offset 8",
+    "push rsi",
+    ".cfi_adjust_cfa_offset 8",
+    "mov rsi, rsp",
+    "push rax",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_offset rip, -48",
+    "call \\target",
+    "pop rcx",
+    ".cfi_adjust_cfa_offset -8",
+    ".cfi_register rip, rcx",
+    "add rsp, 40",
+    ".cfi_adjust_cfa_offset -40",
+    "push rcx",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_offset rip, -8",
+    "ret",
+    ".cfi_endproc",
+    ".size \\name, . - \\name",
+    ".popsection",
+    ".endm",
+    "dormouse_listed dormouse_execl, {execl}",
+    "dormouse_listed dormouse_execlp, {execlp}",
+    "dormouse_listed dormouse_execle, {execle}",
+    ".purgem dormouse_listed",
     filters = sym crate::filters::call,
     begin = sym crate::stacks::begin,
+    execl = sym crate::interpose::execl,
+    execlp = sym crate::interpose::execlp,
+    execle = sym crate::interpose::execle,
 );
 
 extern "C" {
@@ -156,6 +203,12 @@ extern "C" {
     pub fn dormouse_begin();
     /// What libc's `syscall` does.
     pub fn dormouse_syscall();
+    /// execl(3).
+    pub fn dormouse_execl();
+    /// execlp(3).
+    pub fn dormouse_execlp();
+    /// execle(3).
+    pub fn dormouse_execle();
 }
 
 /// Address of the instruction in [`dormouse_syscall`]; the number lies one word below the stack pointer there.
@@ -180,6 +233,19 @@ pub fn next(name: &[u8]) -> usize {
         }
         let dlsym: unsafe extern "C" fn(isize, *const u8) -> usize = core::mem::transmute(dlsym);
         dlsym(RTLD_NEXT, name.as_ptr())
+    }
+}
+
+/// What [`next`] has not found is no error of the program's: it must not hear of it from dlerror(3).
+pub fn forget_error() {
+    let dlerror: usize;
+    // SAFETY: as `next`; the text that it gives is not looked at.
+    unsafe {
+        asm!("mov {}, [rip + dlerror@GOTPCREL]", out(reg) dlerror, options(nostack, preserves_flags, readonly));
+        if dlerror != 0 {
+            let dlerror: unsafe extern "C" fn() -> *const u8 = core::mem::transmute(dlerror);
+            dlerror();
+        }
     }
 }
 

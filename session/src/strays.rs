@@ -1,0 +1,38 @@
+//! Processes of a session that are neither its program nor below it: those that its command left behind (double fork, daemon(3)) and its supervisor has adopted.
+use crate::{procfs, Live};
+use engine::{Error, Kind, Reason, Result};
+
+/// Refuses a session that has any: they would be missing in the image, and nothing would say so.
+pub(crate) fn refuse(live: &Live, attempted: &str) -> Result<()> {
+    let all = of(live);
+    if all.is_empty() {
+        return Ok(());
+    }
+    let reason = |pid: i32| {
+        let name = sys::procfs::comm(pid).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
+        let why = "it descends from the session's command, which is no parent of it any more; process trees are not captured yet";
+        Reason::new(format!("process {pid} ({name})"), why, "end it, or checkpoint when it has ended")
+    };
+    Err(Error { kind: Kind::Refused, attempted: attempted.into(), reasons: all.into_iter().map(reason).collect() })
+}
+
+/// Their PIDs, ascending. What is below the program is the engine's to judge.
+fn of(live: &Live) -> Vec<i32> {
+    let Some(supervisor) = live.supervisor.as_ref().map(|s| s.pid) else { return Vec::new() };
+    let below = |pid: i32| procfs::descendants(pid).into_iter().map(|p| p.pid);
+    let mut known: Vec<i32> = below(live.program.pid).collect();
+    known.push(live.program.pid);
+    known.extend(live.init.as_ref().map(|i| i.pid));
+    let mut all: Vec<i32> = below(supervisor).filter(|pid| !known.contains(pid)).collect();
+    all.retain(|pid| !is_ours(*pid, supervisor));
+    all.sort_unstable();
+    all
+}
+
+/// A recorder or its tracer, which are forks of the supervisor (what it executes has another stack); or the snapshot child of a recorder that was killed,
+/// which ends when it has seen that.
+fn is_ours(pid: i32, supervisor: i32) -> bool {
+    let stack = |pid: i32| sys::procfs::stat::read(pid).map_or(0, |s| s.start_stack);
+    let its = stack(pid);
+    its != 0 && its == stack(supervisor) || sys::agent::has_region(pid)
+}
