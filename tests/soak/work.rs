@@ -27,6 +27,8 @@ pub trait Work {
     fn on(&mut self);
     /// It is about to be killed, while it works.
     fn away(&mut self);
+    /// It was killed: whoever was served has noticed that, and waits.
+    fn gone(&self) -> Result<()>;
     /// Everything that it did was right; it is to end.
     fn end(&mut self, bed: &mut Bed, job: &mut Job) -> Result<()>;
     /// Threads at rest.
@@ -119,6 +121,10 @@ impl Work for Web {
         }
     }
 
+    fn gone(&self) -> Result<()> {
+        self.load()?.shut()
+    }
+
     fn end(&mut self, bed: &mut Bed, job: &mut Job) -> Result<()> {
         self.load.take().context("it was not started")?.end()?;
         bed.ctl(&["kill", &job.line.name])?.expect(0).map(drop)
@@ -190,6 +196,10 @@ impl Work for Alloc {
     fn on(&mut self) {}
 
     fn away(&mut self) {}
+
+    fn gone(&self) -> Result<()> {
+        Ok(())
+    }
 
     fn end(&mut self, bed: &mut Bed, job: &mut Job) -> Result<()> {
         job.prove(bed)
