@@ -168,7 +168,7 @@ impl Alloc {
 
 impl Work for Alloc {
     fn start(&mut self, bed: &mut Bed) -> Result<Job> {
-        let line = Line::program(bed, Mode::Detached, &OPTIONS, &["alloc16", "--nap-us", "1000"])?;
+        let line = Line::program(bed, Mode::Detached, &OPTIONS, &["alloc16", "--nap-us", "8000"])?;
         self.shown = line.dir.join("work");
         let job = line.ready(bed)?;
         // until what is made once has been made: as many blocks as there will be
