@@ -134,9 +134,9 @@ impl Work for Web {
         1
     }
 
-    /// Of each request it keeps the path: a Python string (some 64 bytes), its place in a list, its part of each reply while that is made.
+    /// Of each request it keeps the path: a Python string (some 64 bytes), its place in a list, its part of each reply while that is made. And an arena of Python's or malloc's more.
     fn growth(&self) -> u64 {
-        512 + self.seen as u64 / 4
+        2048 + self.seen as u64 / 4
     }
 
     fn figures(&self) -> String {
