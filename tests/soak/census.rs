@@ -14,8 +14,11 @@ type Kinds = BTreeMap<String, usize>;
 
 /// Anonymous mappings that may come to be in the program: malloc's and the thread stacks', which the kernel merges and splits.
 const ANONYMOUS: u64 = 8;
-/// Mappings, and KiB, by which the supervisor may grow: its allocator's. After each restore it is another process, whose heap is what the restore needed.
-const SUPERVISOR: (u64, u64) = (4, 256);
+/// Mappings by which the supervisor may grow: its allocator's.
+const SUPERVISOR: u64 = 4;
+/// KiB that it may grow by: in a row it is one process; after each restore it is another one, whose heap is what that restore needed.
+pub const SAME_SUPERVISOR: u64 = 256;
+pub const NEW_SUPERVISOR: u64 = 2048;
 
 /// At one moment.
 pub struct Census {
@@ -31,8 +34,9 @@ pub struct Census {
 const PARENT: std::ops::Range<usize> = 80..84;
 
 impl Census {
-    /// Counts, when it is as `first` or, if there is none, when all that the last checkpoint needed has gone. `growth`: KiB that the program's memory may grow by.
-    pub fn take(bed: &Bed, job: &Job, growth: u64, first: Option<&Census>) -> Result<Census> {
+    /// Counts, when it is as `first` or, if there is none, when all that the last checkpoint needed has gone. `growth`: KiB that the
+    /// memory of the program and of the supervisor may grow by.
+    pub fn take(bed: &Bed, job: &Job, growth: (u64, u64), first: Option<&Census>) -> Result<Census> {
         unharmed::entirely(job.pid)?;
         let mut census = None;
         let mut why = String::new();
@@ -47,7 +51,7 @@ impl Census {
         census.context("it was counted")
     }
 
-    fn count(bed: &Bed, job: &Job, growth: u64) -> Result<Census> {
+    fn count(bed: &Bed, job: &Job, growth: (u64, u64)) -> Result<Census> {
         let maps = proc::maps(job.pid);
         let anonymous = |m: &&proc::Mapping| m.name.is_empty() || m.name == "[heap]";
         let named = |m: &proc::Mapping| (!anonymous(&m)).then(|| format!("{} {}", m.perms, m.name));
@@ -66,9 +70,9 @@ impl Census {
         ]);
         let bounded = BTreeMap::from([
             ("anonymous mappings of the program", (maps.iter().filter(anonymous).count() as u64, ANONYMOUS)),
-            ("KiB of the program's anonymous memory", (memory(job.pid)?, growth)),
-            ("mappings of the supervisor", (proc::maps(job.supervisor).len() as u64, SUPERVISOR.0)),
-            ("KiB of the supervisor's anonymous memory", (memory(job.supervisor)?, SUPERVISOR.1)),
+            ("KiB of the program's anonymous memory", (memory(job.pid)?, growth.0)),
+            ("mappings of the supervisor", (proc::maps(job.supervisor).len() as u64, SUPERVISOR)),
+            ("KiB of the supervisor's anonymous memory", (memory(job.supervisor)?, growth.1)),
         ]);
         let mut page = vec![0; 144];
         fs::File::open(format!("/proc/{}/mem", job.pid))?.read_exact_at(&mut page, PAGE)?;

@@ -63,7 +63,7 @@ impl Soak {
                 self.checkpoint(bed)?;
                 continue;
             }
-            let now = self.at_rest(bed, first.as_ref())?;
+            let now = self.at_rest(bed, first.as_ref(), census::SAME_SUPERVISOR)?;
             // The first checkpoints may make what is made once.
             match &first {
                 None => first = Some(now),
@@ -81,7 +81,7 @@ impl Soak {
             for _ in 2..plan.each {
                 self.checkpoint(bed)?;
             }
-            let now = self.at_rest(bed, first.as_ref())?;
+            let now = self.at_rest(bed, first.as_ref(), census::NEW_SUPERVISOR)?;
             match &first {
                 // before that it has not been restored
                 None if round == 0 => {}
@@ -117,7 +117,7 @@ impl Soak {
     }
 
     /// One by the supervisor, at rest; then all is counted.
-    fn at_rest(&mut self, bed: &mut Bed, first: Option<&Census>) -> Result<Census> {
+    fn at_rest(&mut self, bed: &mut Bed, first: Option<&Census>, supervisor: u64) -> Result<Census> {
         self.work.gets_on()?;
         self.work.rest(self.job.pid)?;
         self.job.signal(Signal::SIGUSR2)?;
@@ -133,7 +133,7 @@ impl Soak {
         census::kept(bed, &self.job, self.n)?;
         let threads = proc::threads(self.job.pid).len();
         ensure!(threads == self.work.threads(), "it has {threads} threads");
-        let census = Census::take(bed, &self.job, self.work.growth(), first)
+        let census = Census::take(bed, &self.job, (self.work.growth(), supervisor), first)
             .with_context(|| format!("after checkpoint {}", self.n))?;
         self.work.on();
         self.work.gets_on()?;
@@ -150,8 +150,11 @@ impl Soak {
         }
         self.recorded(bed, &["--kill"])?;
         nothing_runs(bed)?;
+        self.work.gone()?;
         self.job = self.job.restore(bed, &[])?;
         bed.who.assert_is("the restored program", self.job.pid)?;
+        // What it was doing for a connection that was given up has to be over: the next one may get that one's number.
+        self.work.rest(self.job.pid)?;
         self.work.on();
         self.work.gets_on()
     }

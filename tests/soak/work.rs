@@ -27,6 +27,8 @@ pub trait Work {
     fn on(&mut self);
     /// It is about to be killed, while it works.
     fn away(&mut self);
+    /// It was killed: whoever was served has noticed that, and waits.
+    fn gone(&self) -> Result<()>;
     /// Everything that it did was right; it is to end.
     fn end(&mut self, bed: &mut Bed, job: &mut Job) -> Result<()>;
     /// Threads at rest.
@@ -119,6 +121,10 @@ impl Work for Web {
         }
     }
 
+    fn gone(&self) -> Result<()> {
+        self.load()?.shut()
+    }
+
     fn end(&mut self, bed: &mut Bed, job: &mut Job) -> Result<()> {
         self.load.take().context("it was not started")?.end()?;
         bed.ctl(&["kill", &job.line.name])?.expect(0).map(drop)
@@ -128,9 +134,9 @@ impl Work for Web {
         1
     }
 
-    /// Of each request it keeps the path: a Python string (some 64 bytes), its place in a list, its part of each reply while that is made.
+    /// Of each request it keeps the path: a Python string (some 64 bytes), its place in a list, its part of each reply while that is made. And an arena of Python's or malloc's more.
     fn growth(&self) -> u64 {
-        512 + self.seen as u64 / 4
+        2048 + self.seen as u64 / 4
     }
 
     fn figures(&self) -> String {
@@ -162,7 +168,7 @@ impl Alloc {
 
 impl Work for Alloc {
     fn start(&mut self, bed: &mut Bed) -> Result<Job> {
-        let line = Line::program(bed, Mode::Detached, &OPTIONS, &["alloc16", "--nap-us", "1000"])?;
+        let line = Line::program(bed, Mode::Detached, &OPTIONS, &["alloc16", "--nap-us", "8000"])?;
         self.shown = line.dir.join("work");
         let job = line.ready(bed)?;
         // until what is made once has been made: as many blocks as there will be
@@ -190,6 +196,10 @@ impl Work for Alloc {
     fn on(&mut self) {}
 
     fn away(&mut self) {}
+
+    fn gone(&self) -> Result<()> {
+        Ok(())
+    }
 
     fn end(&mut self, bed: &mut Bed, job: &mut Job) -> Result<()> {
         job.prove(bed)
