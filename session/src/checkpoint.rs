@@ -6,7 +6,8 @@ use crate::recorder::{Made, Order};
 use crate::registry::{self, now};
 use crate::trigger::{Triggers, TRIGGERS_LABEL};
 use crate::{
-    engine_calls, procfs, store_calls, CheckpointRequest, Checkpointed, Live, Mode, ProcId, Result, StateDir, Target,
+    engine_calls, procfs, store_calls, strays, CheckpointRequest, Checkpointed, Live, Mode, ProcId, Result, StateDir,
+    Target,
 };
 use engine::{After, CaptureOptions, Error, Kind};
 use image::{SessionName, Store};
@@ -181,6 +182,7 @@ fn take(
     tell: bool,
 ) -> Result<Checkpointed> {
     let pid = live.program.pid;
+    strays::refuse(live, attempted)?;
     let store = state.store()?;
     // Stays with the process whatever becomes of the PID.
     let handle = PidFd::open(pid).ok();

@@ -39,6 +39,7 @@ mod restore;
 mod resume;
 pub mod state;
 mod store_calls;
+mod strays;
 pub mod supervisor;
 mod terminal;
 mod trigger;

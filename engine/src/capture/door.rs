@@ -23,9 +23,9 @@ const KCMP_EPOLL_TFD: i32 = 7;
 /// Longest wait for the end of a process that was killed, milliseconds.
 const END: i32 = 10_000;
 
-/// Longest look at a thread that blocks the agent's signal, before anybody is called: where only the agent may be taken, and where there is
-/// another way.
-const PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(100)];
+/// Longest look at a thread that blocks the agent's signal, before anybody is called: where only the agent may be taken (on a machine with much else to
+/// do, a thread may be long in an instant of libc's), and where there is another way.
+const PATIENCE: [Duration; 2] = [Duration::from_secs(5), Duration::from_millis(100)];
 
 /// The doors of a target: which is taken, and which after it.
 pub(super) struct Doors {

@@ -118,7 +118,7 @@ pub fn is_leaving(pid: i32) -> bool {
 }
 
 /// Whether something is mapped where a serving thread maps its region. False if the process has gone.
-pub(super) fn has_region(pid: i32) -> bool {
+pub fn has_region(pid: i32) -> bool {
     procfs::maps::read(pid).is_ok_and(|maps| maps.iter().any(|v| (v.start..v.end).contains(&wire::HOME)))
 }
 

@@ -24,7 +24,7 @@ pub fn is_file(path: &[u8]) -> bool {
 }
 
 pub use copies::Copies;
-pub use look::{is_leaving, may_open, present, Absent};
+pub use look::{has_region, is_leaving, may_open, present, Absent};
 pub use quiesce::{freeze, open, Quiesced, Shut};
 pub use visit::{Visit, Visited};
 

@@ -23,7 +23,7 @@ use wire::agent::{
 
 /// Longest wait for threads that have been called while nobody but the serving one stands still.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Longest wait in the freeze.
+/// Longest wait in the freeze, and for the first thread, while nobody stands still.
 const LIMIT: Duration = Duration::from_secs(5);
 /// How often is looked whether those that are waited for still exist, milliseconds.
 const LOOK: u16 = 20;
@@ -167,10 +167,10 @@ fn call_first(
     if !call.send(server, code, slots).map_err(other)? {
         return Err(Absent::Late(server).into());
     }
-    let (sock, _) = l.accept_within(pid, uid, None, PATIENCE).map_err(other)?.ok_or(Absent::Late(server))?;
+    let (sock, _) = l.accept_within(pid, uid, None, LIMIT).map_err(other)?.ok_or(Absent::Late(server))?;
     let mut q =
         Quiesced { sock, pid, server, arrived: BTreeMap::new(), answers: None, slots, filters: call.filters, since };
-    match q.take(&mut BTreeSet::from([server]), PATIENCE, &mut |_| ()) {
+    match q.take(&mut BTreeSet::from([server]), LIMIT, &mut |_| ()) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
     }

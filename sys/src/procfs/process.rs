@@ -26,11 +26,11 @@ pub fn tasks(pid: Pid) -> Result<Vec<Pid>> {
     numbers_in(&path_of(pid, "task"))
 }
 
-/// A process has ended, or is about to and will run nothing of its own any more: a signal that ends it has been taken (kernel/signal.c, complete_signal,
-/// sets the exit code at once; proc_pid_stat(5)), or each thread has PF_EXITING (flags, include/linux/sched.h) or a SIGKILL that waits for it, or is gone.
+/// A process has ended, or is about to and will run nothing of its own any more: SIGKILL has been taken (kernel/signal.c, complete_signal, makes it the
+/// exit code at once; proc_pid_stat(5); in a ptrace stop that is the stop's signal, never this one), or each thread has PF_EXITING (flags,
+/// include/linux/sched.h) or a SIGKILL that waits for it, or is gone.
 pub fn is_ending(pid: Pid) -> bool {
-    const STOPS: [i32; 5] = [0, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-    if stat::read(pid).is_ok_and(|s| !STOPS.contains(&(s.exit_code & 0x7f))) {
+    if stat::read(pid).is_ok_and(|s| s.exit_code == libc::SIGKILL) {
         return true;
     }
     const PF_EXITING: u32 = 4;
