@@ -9,9 +9,10 @@ use core::sync::atomic::{compiler_fence, Ordering::SeqCst};
 use parasite::arch::syscall6;
 
 const SYS_CLOCK_GETTIME: u64 = 228;
-const SYS_SELECT: i64 = 23;
-const SYS_PSELECT6: i64 = 270;
-const SYS_PPOLL: i64 = 271;
+/// Of the program's.
+const SELECT: i64 = 23;
+const PSELECT6: i64 = 270;
+const PPOLL: i64 = 271;
 const SYS_GETPID: u64 = 39;
 const SYS_PROCESS_VM_READV: u64 = 310;
 const CLOCK_MONOTONIC: u64 = 1;
@@ -136,7 +137,7 @@ const FRAME: u64 = 1024;
 impl Stay {
     /// It begins. `may`: the clock may be asked.
     pub fn begin(call: Option<i64>, may: bool) -> Stay {
-        let kept = may && matches!(call, Some(SYS_SELECT | SYS_PSELECT6 | SYS_PPOLL));
+        let kept = may && matches!(call, Some(SELECT | PSELECT6 | PPOLL));
         Stay(if kept { now() } else { 0 })
     }
 
@@ -146,9 +147,9 @@ impl Stay {
     /// As [`correct`].
     pub unsafe fn over(self, c: &Context, nr: i64) {
         let (at, unit) = match nr {
-            SYS_PPOLL => (c.arguments()[2], 1),
-            SYS_PSELECT6 => (c.fifth(), 1),
-            SYS_SELECT => (c.fifth(), 1000),
+            PPOLL => (c.arguments()[2], 1),
+            PSELECT6 => (c.fifth(), 1),
+            SELECT => (c.fifth(), 1000),
             _ => return,
         };
         let mut time = [0; 2];

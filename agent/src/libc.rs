@@ -19,37 +19,24 @@ impl Real {
 
     /// Its address if it was found before, else 0.
     pub fn known(&self) -> usize {
-        match self.at.load(SeqCst) {
-            NONE => 0,
-            at => at,
-        }
+        self.at.load(SeqCst)
     }
 
-    /// Its address, or 0: the one that comes after ours. Looked for only if it is wanted before the agent has started.
+    /// Its address, or 0: the one that comes after ours. Looked for only if it is wanted before the agent has started, or was not there then (what is
+    /// loaded later may have it).
     pub fn get(&self) -> usize {
-        let at = match self.at.load(SeqCst) {
+        match self.known() {
             0 => self.find(),
             at => at,
-        };
-        if at == NONE {
-            0
-        } else {
-            at
         }
     }
 
     fn find(&self) -> usize {
-        let at = match arch::next(self.name) {
-            0 => NONE,
-            at => at,
-        };
+        let at = arch::next(self.name);
         self.at.store(at, SeqCst);
         at
     }
 }
-
-/// It was looked for, and the C library has none.
-const NONE: usize = 1;
 
 macro_rules! reals {
     ($($name:ident)*) => {
