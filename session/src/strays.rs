@@ -24,7 +24,8 @@ fn of(live: &Live) -> Vec<i32> {
     known.push(live.program.pid);
     known.extend(live.init.as_ref().map(|i| i.pid));
     let mut all: Vec<i32> = below(supervisor).filter(|pid| !known.contains(pid)).collect();
-    all.retain(|pid| !is_ours(*pid, supervisor));
+    // In this order: one that is ending, as the snapshot child of the checkpoint before may be, has no memory any more to be known by.
+    all.retain(|pid| !is_ours(*pid, supervisor) && !sys::procfs::is_ending(*pid));
     all.sort_unstable();
     all
 }
