@@ -14,6 +14,7 @@ use wire::agent::{AGENT_SIGNAL, TRIGGERS};
 type Set = [u64; 16];
 const ENOSYS: i64 = -38;
 const SA_SIGINFO: i32 = 4;
+const SA_ONSTACK: i32 = 0x0800_0000;
 
 /// Whether none of the agent's signals is in a set.
 ///
@@ -295,14 +296,16 @@ pub unsafe extern "C" fn sigaction(signal: i32, new: *const Action, old: *mut Ac
     let Some([handler, flags, mask]) = page::ours(signal) else {
         let mut room = MaybeUninit::<Action>::uninit();
         let at = room.as_mut_ptr();
-        // what the handler blocks, too, has no signal of ours in it
+        // what the handler blocks, too, has no signal of ours in it; but on an alternate stack there may not be room for another frame
         let new = if new.is_null() {
             0
         } else {
             // SAFETY: the caller's action; the room is as large.
             unsafe {
                 copy(at as u64, new as u64, size_of::<Action>() as u64);
-                take_out(&raw mut (*at).mask as *mut u64);
+                if (*at).flags & SA_ONSTACK == 0 {
+                    take_out(&raw mut (*at).mask as *mut u64);
+                }
             }
             at as u64
         };

@@ -509,6 +509,8 @@ pub unsafe fn work(s: *mut Slot) {
                     }
                 }
                 SLOT_LEAVE => return,
+                // it came so late that its slot was not counted when all were sent away
+                _ if (*(&raw const (*p).release as *const AtomicU32)).load(SeqCst) != 0 => return,
                 _ => {
                     syscall6(SYS_FUTEX, [turn.as_ptr() as u64, FUTEX_WAIT_PRIVATE, now as u64, 0, 0, 0]);
                 }

@@ -18,10 +18,11 @@ pub(crate) fn refuse(live: &Live, attempted: &str) -> Result<()> {
 
 /// Their PIDs, ascending. What is below the program is the engine's to judge.
 fn of(live: &Live) -> Vec<i32> {
-    let Some(supervisor) = live.supervisor.as_ref().map(|s| s.pid) else { return Vec::new() };
+    let Some(supervisor) = live.supervisor.as_ref().filter(|s| s.lives()).map(|s| s.pid) else { return Vec::new() };
     let below = |pid: i32| procfs::descendants(pid).into_iter().map(|p| p.pid);
     let mut known: Vec<i32> = below(live.program.pid).collect();
-    known.push(live.program.pid);
+    // this one is a recorder, or ctl
+    known.extend([live.program.pid, std::process::id() as i32]);
     known.extend(live.init.as_ref().map(|i| i.pid));
     let mut all: Vec<i32> = below(supervisor).filter(|pid| !known.contains(pid)).collect();
     // In this order: one that is ending, as the snapshot child of the checkpoint before may be, has no memory any more to be known by.

@@ -212,7 +212,7 @@ static void *in_handler(void *p) {
 static void *in_handler_aside(void *p) {
     stack_t stack = {.ss_sp = handler_stack, .ss_size = sizeof handler_stack};
     struct sigaction a = {.sa_handler = handler, .sa_flags = SA_ONSTACK};
-    sigfillset(&a.sa_mask);
+    sigemptyset(&a.sa_mask);
     wrong_unless(sigaltstack(&stack, NULL) == 0 && sigaction(SIGUSR1, &a, NULL) == 0);
     wrong_unless(raise(SIGUSR1) == 0 && on_handler_stack);
     stack.ss_flags = SS_DISABLE;
