@@ -182,7 +182,6 @@ fn take(
     tell: bool,
 ) -> Result<Checkpointed> {
     let pid = live.program.pid;
-    strays::refuse(live, attempted)?;
     let store = state.store()?;
     // Stays with the process whatever becomes of the PID.
     let handle = PidFd::open(pid).ok();
@@ -215,7 +214,7 @@ fn take(
         labels,
         progress: request.progress,
     };
-    let captured = match with_hooks(&store, name, pid, &options, &mut notes, attempted) {
+    let captured = match with_hooks(&store, name, live, &options, &mut notes, attempted) {
         Ok(mut captured) => {
             notes.append(&mut captured.notes);
             captured
@@ -244,16 +243,19 @@ fn take(
 fn with_hooks(
     store: &Store,
     name: &SessionName,
-    pid: i32,
+    live: &Live,
     options: &CaptureOptions,
     notes: &mut Vec<String>,
     attempted: &str,
 ) -> Result<engine::Captured> {
-    let Some(program) = Program::of(pid, attempted) else { return engine_calls::checkpoint(store, name, pid, options) };
+    let pid = live.program.pid;
+    // As late as can be: what is left behind after that is missed.
+    let record = || strays::refuse(live, attempted).and_then(|()| engine_calls::checkpoint(store, name, pid, options));
+    let Some(program) = Program::of(pid, attempted) else { return record() };
     loop {
         program.wait_enabled()?;
         let round = program.before(options.after)?;
-        let made = engine_calls::checkpoint(store, name, pid, options);
+        let made = record();
         notes.extend(round.and_then(|r| r.after(&made, options.after)));
         match made {
             Err(e) if program.again(&e) => {}
