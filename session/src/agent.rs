@@ -8,7 +8,8 @@ use engine::{Door, DoorChoice, Error, Kind};
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const PRELOAD: &str = "LD_PRELOAD";
@@ -48,9 +49,13 @@ fn is_32_bit(command: &OsStr) -> bool {
         Some(folders) => std::env::split_paths(&folders).map(|f| f.join(command)).collect(),
         None => vec![command.into()],
     };
-    let Some(path) = places.iter().find(|p| p.is_file()) else { return false };
+    let Some(path) = places.iter().find(|p| is_executable(p)) else { return false };
     let mut head = [0; 5];
     std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut head)).is_ok() && head == *b"\x7fELF\x01"
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
 /// Preloads it; what the caller preloads comes after it.
@@ -93,6 +98,7 @@ mod tests {
         let door = |head: &[u8], wanted| {
             let file = dir.path().join("program");
             std::fs::write(&file, head).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
             let mut command = Command::new(&file);
             let offered = offer(&state, wanted, &mut command, "launch it");
             (offered, command.get_envs().any(|(name, _)| name == PRELOAD))
