@@ -163,6 +163,8 @@ impl Stay {
             let [sec, part] = time.map(|w| w as i64);
             let sensible = (0..SEC / unit).contains(&part) && (0..i64::MAX / SEC / 2).contains(&sec);
             let left = (sec * SEC + part * unit - (now() - self.0).max(0)).max(0);
+            // rounded up: a call may end late, not early
+            let left = (left + unit - 1) / unit * unit;
             if sensible {
                 (at as *mut [i64; 2]).write_volatile([left / SEC, left % SEC / unit]);
             }

@@ -26,7 +26,11 @@ impl Real {
     /// loaded later may have it).
     pub fn get(&self) -> usize {
         match self.known() {
-            0 => self.find(),
+            0 => {
+                let at = self.find();
+                arch::forget_error();
+                at
+            }
             at => at,
         }
     }
