@@ -205,7 +205,7 @@ libc.{call}(b'{file}', b'other', b'--dir', b'/nowhere', b'--dir', b'/nowhere', b
 ",
         path.parent().context("no folder")?.display()
     );
-    let mut job = Line::python(bed, Mode::Detached, AGENT, &script)?.ready(bed)?;
+    let job = Line::python(bed, Mode::Detached, AGENT, &script)?.ready(bed)?;
     let words = fs::read(format!("/proc/{}/cmdline", job.pid))?;
     ensure!(
         words.starts_with(b"other\0--dir\0/nowhere\0--dir\0"),
@@ -221,6 +221,11 @@ libc.{call}(b'{file}', b'other', b'--dir', b'/nowhere', b'--dir', b'/nowhere', b
         u64::from_str_radix(ignored.trim(), 16)? >> (USR2 as i32 - 1) & 1 == 1,
         "it does not ignore USR2: {status}"
     );
+    by_the_supervisor_alone(bed, job)
+}
+
+/// The signal does nothing to the program; to the supervisor it makes a checkpoint.
+fn by_the_supervisor_alone(bed: &mut Bed, mut job: Job) -> Result<()> {
     to_program(&job, USR2)?;
     unharmed::entirely(job.pid)?;
     job.signal(USR2)?;
@@ -258,13 +263,8 @@ os.rename('tmp', 'result')
 
 /// Where there is no agent it is ignored, as ever.
 fn not_there(bed: &mut Bed) -> Result<()> {
-    let mut job = Line::program(bed, Mode::Detached, AGENT, &["static_mem"])?.ready(bed)?;
-    to_program(&job, USR2)?;
-    unharmed::entirely(job.pid)?;
-    job.signal(USR2)?;
-    job.made(bed, 1)?;
-    job.prove(bed)?;
-    store::holds(bed, "job", &[1])
+    let job = Line::program(bed, Mode::Detached, AGENT, &["static_mem"])?.ready(bed)?;
+    by_the_supervisor_alone(bed, job)
 }
 
 /// To the very thread that is blocked in a call, again and again: it has no EINTR.
