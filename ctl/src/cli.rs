@@ -106,8 +106,8 @@ pub struct Restore {
     /// Which PIDs it gets [default: keep where permitted and free, else private]
     #[arg(long, value_enum)]
     pub pids: Option<PidsArg>,
-    /// What becomes of external descriptors, if not what the checkpoint was told: `close` closes all but 0, 1 and 2, FD=PATH
-    /// opens PATH in place of one, FD=close closes one (repeatable)
+    /// What becomes of external descriptors, if not what the checkpoint was told: `close` ends all but 0, 1 and 2, FD=PATH
+    /// opens PATH in place of one, FD=close ends one (repeatable)
     #[arg(long, value_name = "close|FD=PATH", value_parser = external)]
     pub external: Vec<ExternalArg>,
     /// Drop what made checkpoints of it by itself (launcher --signal, --every, --on-term and the rest)

@@ -61,7 +61,7 @@ pub struct Progress {
 pub struct Externals {
     /// Of these descriptors.
     pub named: BTreeMap<i32, External>,
-    /// All others but 0, 1, 2 are closed.
+    /// All others but 0, 1, 2 are given up, too.
     pub close: bool,
 }
 
@@ -120,7 +120,7 @@ pub enum Pids {
 /// What to do with an external descriptor at restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum External {
-    /// Leave it closed.
+    /// Give it up: it has ended, or is closed if it is of a kind that cannot end.
     Close,
     /// Open this instead.
     Path(PathBuf),

@@ -41,8 +41,8 @@ pub enum Request {
         /// It ends the program.
         #[serde(default)]
         end: bool,
-        /// If the program itself asks (refused to every other process): the number of this connection in it. The checkpoint leaves it out, so that in the restored
-        /// program it is closed (EBADF).
+        /// If the program itself asks (refused to every other process): the number of this connection in it. The checkpoint leaves it out, and in the
+        /// restored program it has ended.
         #[serde(default)]
         fd: Option<i32>,
     },

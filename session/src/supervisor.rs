@@ -125,6 +125,8 @@ impl Supervisor {
 
     /// Keeps the session to its end; gives the exit code of this process.
     pub(crate) fn run(mut self) -> i32 {
+        // it may live for weeks after a restore that took a moment
+        sys::own::trim_memory();
         let_go_of_stdio(true);
         // Our working directory is not the program's: do not keep its file system busy.
         let _ = std::env::set_current_dir("/");

@@ -10,6 +10,16 @@ pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(Case::each("door/by-default", by_default));
     all.extend(Case::each("door/blocked-signal", blocked_signal));
+    for (name, args) in [
+        ("raw", &[][..]),
+        ("raw-zero", &["--zero"]),
+        ("handler", &["--handler"]),
+        ("handler-zero", &["--handler", "--zero"]),
+        ("brief", &["--brief"]),
+        ("brief-zero", &["--brief", "--zero"]),
+    ] {
+        all.extend(Case::each(&format!("door/blocked-for-moments-{name}"), move |bed| blocked_for_moments(bed, args)));
+    }
     all.extend(Case::each("door/static", static_program));
     all.extend(Case::each("door/empty-environment", empty_environment));
     all.push(Case::new("door/setuid", Who::Root, setuid));
@@ -104,6 +114,24 @@ fn blocked_signal(bed: &mut Bed) -> Result<()> {
     sys::deny(&mut c, &sys::TRACING);
     let ran = bed.run(&mut c)?;
     ran.refused(3, &["Operation not permitted", "its agent, which would need no ptrace", "blocks its agent's signal"])?;
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(drop)
+}
+
+/// The only thread blocks the agent's signal half of the time: it is waited for, and called when it does not. Where a handler does that, on an alternate stack that is
+/// nearly full, the agent does not come upon it there.
+fn blocked_for_moments(bed: &mut Bed, args: &[&str]) -> Result<()> {
+    let mut target =
+        Start::program("sig_windows").args(args.iter().copied()).door(Door::Launched).agent().ready(bed)?;
+    let name = target.session.clone();
+    for _ in 0..CYCLES {
+        for _ in 0..2 {
+            by_itself(bed, &[&name, "--door", "agent"], "agent", "")?;
+        }
+        by_itself(bed, &[&name, "--door", "agent", "--kill"], "agent", "")?;
+        target.gone(bed)?;
+        target.restore(bed)?;
+    }
     unharmed::entirely(target.pid)?;
     target.prove(bed).map(drop)
 }

@@ -4,7 +4,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-static const char *about = "external ends at 40 (TCP connection), 41 (FIFO), 42 (unix socket), given up at a restore: 40 and 42 closed, 41 a file";
+static const char *about = "external ends at 40 (TCP connection), 41 (FIFO), 42 (unix socket), given up at a restore: 40 and 42 have ended, 41 is a file";
 static const char *usage = "  --unix PATH      a listening socket of somebody else\n"
                            "  --inetd          a TCP connection at 0 instead, which is the restoring command's standard input then\n";
 
@@ -35,6 +35,7 @@ static void setup(void) {
         snprintf(u.sun_path, sizeof u.sun_path, "%s", listener);
         int s = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
         MUST(connect(s, (struct sockaddr *)&u, sizeof u)), at(s, 42);
+        MUST(fcntl(42, F_SETFL, O_NONBLOCK)), MUST(fcntl(42, F_SETFD, FD_CLOEXEC));
     }
     set = MUST(epoll_create1(0)), MUST(pipe(pair));
     watch(40), watch(41), watch(pair[0]);
@@ -42,18 +43,30 @@ static void setup(void) {
 static void spoil(void) { dup2(pair[0], 40); }
 static void prove(void) {
     char text[16] = "";
-    struct epoll_event e = {0};
+    struct epoll_event e[3] = {0};
     struct stat s;
     if (inetd) {
         CHECK_OK(fstat(0, &s), "descriptor 0");
         CHECK(!S_ISSOCK(s.st_mode), "descriptor 0 no longer a socket");
         return;
     }
-    CHECK_ERRNO(EBADF, fcntl(40, F_GETFD), "the TCP connection");
+    for (int fd = 40; fd <= 42; fd += 2) {
+        const char *which = fd == 40 ? "the TCP connection" : "the unix socket";
+        CHECK_EQ(0, recv(fd, text, sizeof text, 0), which);
+        CHECK_ERRNO(EPIPE, send(fd, "x", 1, MSG_NOSIGNAL), which);
+        CHECK_EQ(fd == 42 ? O_NONBLOCK : 0, fcntl(fd, F_GETFL) & O_NONBLOCK, which);
+        CHECK_EQ(fd == 42 ? FD_CLOEXEC : 0, fcntl(fd, F_GETFD), which);
+    }
+    struct sockaddr_storage a;
+    socklen_t n = sizeof a;
+    CHECK_OK(getsockname(40, (struct sockaddr *)&a, &n), "the TCP connection's address");
+    CHECK_EQ(AF_INET, a.ss_family, "the TCP connection's family");
     CHECK_EQ(7, read(41, text, sizeof text - 1), "reading from what took the FIFO's place");
     CHECK_STR("instead", text, "what took the FIFO's place");
-    CHECK_ERRNO(EBADF, fcntl(42, F_GETFD), "the unix socket");
+    CHECK_EQ(1, epoll_wait(set, e, 3, 1000), "an event of what has ended");
+    CHECK_EQ(40, e[0].data.fd, "whose event it is");
+    CHECK_EQ(EPOLLIN | EPOLLHUP, e[0].events, "what it says");
     CHECK_EQ(1, write(pair[1], "x", 1), "writing to the pipe");
-    CHECK_EQ(1, epoll_wait(set, &e, 1, 1000), "an event of what is still watched");
-    CHECK_EQ(pair[0], e.data.fd, "whose event it is");
+    CHECK_EQ(2, epoll_wait(set, e, 3, 1000), "an event more of what is still watched");
+    CHECK_EQ(40 + pair[0], e[0].data.fd + e[1].data.fd, "whose events they are");
 }

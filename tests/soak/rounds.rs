@@ -153,8 +153,6 @@ impl Soak {
         self.work.gone()?;
         self.job = self.job.restore(bed, &[])?;
         bed.who.assert_is("the restored program", self.job.pid)?;
-        // What it was doing for a connection that was given up has to be over: the next one may get that one's number.
-        self.work.rest(self.job.pid)?;
         self.work.on();
         self.work.gets_on()
     }

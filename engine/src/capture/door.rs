@@ -164,9 +164,9 @@ impl Way {
     /// A process that may not be looked at (it is not dumpable) opens itself, to one who calls its agent: before anything is seen of it. Its agent shuts it
     /// again, whoever dies.
     pub fn open(&mut self, l: &Listener) -> Step<()> {
-        if let Way::Agent { pid, hidden: true, inside, .. } = self {
+        if let Way::Agent { pid, patience, hidden: true, inside } = self {
             let uid = procfs::status::read(*pid)?.uid.effective;
-            *inside = Some(sys::agent::open(*pid, uid, l)?);
+            *inside = Some(sys::agent::open(*pid, uid, l, *patience)?);
         }
         Ok(())
     }

@@ -41,7 +41,9 @@ impl Object for Stdio {
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
-        let mut e = External { stdio: f.stdio(), ours: f.ours, ..External::default() };
+        let socket = f.socket.as_ref().map_or((0, 0, 0), |s| (s.domain, s.kind, s.protocol));
+        let pipe = f.stat.as_ref().is_some_and(|s| s.mode & libc::S_IFMT == libc::S_IFIFO);
+        let mut e = External { stdio: f.stdio(), ours: f.ours, socket, pipe, ..External::default() };
         match &f.decided {
             Some(crate::External::Close) => e.close = true,
             Some(crate::External::Path(p)) => e.path = p.as_os_str().as_bytes().to_vec().into(),
@@ -58,6 +60,9 @@ impl Object for Stdio {
             }
         } else if !f.ours && (f.decided.is_some() || f.socket.is_some()) {
             let instead = match &f.decided {
+                Some(crate::External::Close) if crate::restore::ended::can_end(&e) => {
+                    "it has ended, as if its other end had closed it".into()
+                }
                 Some(crate::External::Close) => "it is closed".into(),
                 Some(crate::External::Path(p)) => format!("it is {}", p.display()),
                 None => format!("it is the restoring command's descriptor {}", e.stdio),

@@ -160,7 +160,7 @@ impl<'a> Maker<'a> {
         self.image.fds_of(id).collect()
     }
 
-    /// Its other end was outside, and it is to stay closed.
+    /// It was given up and cannot end: it is closed.
     pub fn is_closed(&self, fd: i32) -> bool {
         let open = self.image.files.fds.iter().find(|d| d.fd == fd).map(|d| d.open);
         open.is_some_and(|id| self.made.get(&id) == Some(&Made::Closed))

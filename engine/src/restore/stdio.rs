@@ -1,6 +1,6 @@
 //! External ends: connected to the standard streams of the restoring command, or to what the caller says.
 use super::files::{decode, Checker, Made, Maker, Remake};
-use super::{Image, Step};
+use super::{ended, Image, Step};
 use crate::{check, objects, External as Wish, Reason, RestoreOptions};
 use ::image::v1::files::OpenFile;
 use ::image::v1::objects::{External, Kind, Named};
@@ -95,6 +95,10 @@ impl Remake for Stdio {
         let mut p = Program::new();
         match wish(&fds, &e, m.o) {
             None if e.stdio >= 0 => {}
+            None | Some(Wish::Close) if ended::can_end(&e) => {
+                m.notes.push(format!("{} has ended now, as if its other end had closed it", m.describe(id, f)));
+                return ended::make(m, &e, f.flags);
+            }
             None | Some(Wish::Close) => {
                 m.notes.push(format!("{} is closed now", m.describe(id, f)));
                 return Ok(Made::Closed);

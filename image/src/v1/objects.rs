@@ -75,7 +75,7 @@ pub struct Unnamed {
 pub struct External {
     /// Which standard stream it is connected to at restore: 0, 1, 2; or -1: none.
     pub stdio: i32,
-    /// What the checkpoint's caller decided: it is closed.
+    /// What the checkpoint's caller decided: it is given up, and has ended.
     pub close: bool,
     /// Or this is opened in its place; empty: nothing was decided.
     pub path: ByteBuf,
@@ -85,4 +85,8 @@ pub struct External {
     pub winsize: (u16, u16, u16, u16),
     /// A connection of libdormouse to its recorder: `path` reads as its end, and nobody else decides about it.
     pub ours: bool,
+    /// Of a socket: AF_, SOCK_ and protocol numbers. Zeros: no socket, or an older writer.
+    pub socket: (i32, i32, i32),
+    /// An end of a pipe, or a FIFO.
+    pub pipe: bool,
 }

@@ -127,7 +127,10 @@ pub fn freeze(
     let filters = look::present(pid)?;
     let (seen, blocking) = look_at_all(pid, None, patience)?;
     let call = Call { pid, nonce: l.key(), filters, seen: &seen };
-    let mut q = call_first(&call, seen.keys().copied().filter(|t| !blocking.contains(t)), code_serve(), uid, l)?;
+    // rather one that did not block it a moment ago, and one that stays
+    let mut order: Vec<i32> = seen.keys().copied().collect();
+    order.sort_by_key(|t| (blocking.contains(t), *t != pid));
+    let mut q = call_first(&call, order.into_iter(), code_serve(), uid, l)?;
     match q.call_all(&call, &blocking, visit) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
@@ -135,12 +138,19 @@ pub fn freeze(
 }
 
 /// Calls one thread of a process in that may not be looked at before ([`look::may_open`]); while that serves, it may. [`Quiesced::call_others`] has to follow.
-/// `uid`: its user, as which it connects.
-pub fn open(pid: i32, uid: u32, l: &Listener) -> std::result::Result<Quiesced, Shut> {
+/// `uid`: its user, as which it connects. `patience`: how long it is looked at if all its threads block the signal.
+pub fn open(pid: i32, uid: u32, l: &Listener, patience: Duration) -> std::result::Result<Quiesced, Shut> {
     fault::target(pid);
-    let tids = procfs::tasks(pid).map_err(other)?;
+    let until = Instant::now() + patience;
     // the one that is most likely to stand where there is room for a signal
-    let first = tids.into_iter().filter(|tid| !look::blocks(pid, *tid).unwrap_or(true));
+    let first = loop {
+        let mut tids = procfs::tasks(pid).map_err(other)?;
+        tids.retain(|tid| !look::blocks(pid, *tid).unwrap_or(true));
+        if !tids.is_empty() || Instant::now() > until {
+            break tids.into_iter();
+        }
+        glance();
+    };
     let nothing = BTreeMap::new();
     let call = Call { pid, nonce: l.key(), filters: 0, seen: &nothing };
     let mut q = call_first(&call, first, code_open(), uid, l)?;
@@ -151,29 +161,40 @@ pub fn open(pid: i32, uid: u32, l: &Listener) -> std::result::Result<Quiesced, S
     Ok(q)
 }
 
-/// Calls in the first of these that has not ended.
+/// Calls in the first of these that does not end before it comes (with all signals blocked, as libc ends a thread).
 fn call_first(
     call: &Call<'_>,
-    mut tids: impl Iterator<Item = i32>,
+    tids: impl Iterator<Item = i32>,
     code: i32,
     uid: u32,
     l: &Listener,
 ) -> std::result::Result<Quiesced, Shut> {
     let pid = call.pid;
     let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
-    let server = tids.find(|t| !ended(*t)).ok_or(Absent::Blocks(pid))?;
     let slots = (procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS) as i32;
     let since = Instant::now();
-    if !call.send(server, code, slots).map_err(other)? {
-        return Err(Absent::Late(server).into());
+    for server in tids {
+        if ended(server) || !call.send(server, code, slots).map_err(other)? {
+            continue;
+        }
+        let sock = loop {
+            let came = l.accept_within(pid, uid, None, Duration::from_millis(LOOK.into())).map_err(other)?;
+            match came {
+                Some((sock, _)) => break Some(sock),
+                None if ended(server) => break None,
+                None if since.elapsed() > LIMIT => return Err(Absent::Late(server).into()),
+                None => {}
+            }
+        };
+        let Some(sock) = sock else { continue };
+        let (arrived, filters) = (BTreeMap::new(), call.filters);
+        let mut q = Quiesced { sock, pid, server, arrived, answers: None, slots, filters, since };
+        return match q.take(&mut BTreeSet::from([server]), LIMIT, &mut |_| ()) {
+            Ok(()) => Ok(q),
+            Err(why) => Err(Shut { why, pause: q.release() }),
+        };
     }
-    let (sock, _) = l.accept_within(pid, uid, None, LIMIT).map_err(other)?.ok_or(Absent::Late(server))?;
-    let mut q =
-        Quiesced { sock, pid, server, arrived: BTreeMap::new(), answers: None, slots, filters: call.filters, since };
-    match q.take(&mut BTreeSet::from([server]), LIMIT, &mut |_| ()) {
-        Ok(()) => Ok(q),
-        Err(why) => Err(Shut { why, pause: q.release() }),
-    }
+    Err(Absent::Blocks(pid).into())
 }
 
 /// What each thread but the serving one is doing, and those that were seen blocking the signal, all of which do not any more.
@@ -244,7 +265,8 @@ impl Quiesced {
         let mut channel = self.channel().map_err(other)?;
         self.answers = visit.calls.and_then(|calls| Answers::prepare(&mut channel, calls));
         let heed = &mut *visit.heed;
-        self.call_some(call, blocking.iter().copied(), PATIENCE, heed)?;
+        let long: Vec<i32> = blocking.iter().copied().filter(|t| !self.arrived.contains_key(t)).collect();
+        self.call_some(call, long.into_iter(), PATIENCE, heed)?;
         for _ in 0..MAX_ROUNDS {
             let tids = procfs::tasks(self.pid).map_err(other)?;
             let fresh: Vec<i32> = tids.into_iter().filter(|t| !self.arrived.contains_key(t)).collect();
