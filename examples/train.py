@@ -7,17 +7,22 @@ of each epoch, and at the end writes every weight, bit by bit (as hex floats), t
     launcher --every 5s --keep 3 --on-term checkpoint --resume --name spirals -- python3 examples/train.py
 
 is for. Kill it as often as you like, and run the same line again: FILE is the same, to the last bit, as that of a run without an
-interruption. Standard library only.
+interruption. With --checkpoint-every EPOCHS it says itself when (instead of --every). Standard library only.
 """
 import argparse
 import math
 import os
 import random
+import sys
 
 arguments = argparse.ArgumentParser(usage=__doc__)
 arguments.add_argument("--epochs", type=int, default=300)
 arguments.add_argument("--out", default="spirals.weights")
+arguments.add_argument("--checkpoint-every", type=int, metavar="EPOCHS")
 ARGS = arguments.parse_args()
+if ARGS.checkpoint_every:
+    sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../dormouse/python"))
+    import dormouse  # without launcher its calls do nothing
 
 HIDDEN, BATCH, RATE = 16, 20, 0.3
 chance = random.Random(2026)  # one sequence for everything: its state is in memory, as all the rest is
@@ -70,6 +75,8 @@ def main():
         batches = [data[i : i + BATCH] for i in range(0, len(data), BATCH)]
         loss = sum(network.learn(batch) for batch in batches) / len(batches)
         print(f"epoch {epoch}: loss {loss:.6f}", flush=True)
+        if ARGS.checkpoint_every and epoch % ARGS.checkpoint_every == 0 and dormouse.checkpoint() == "restored":
+            print(f"restored for the {dormouse.generation()}. time", flush=True)
     weights = [w for ws in network.first for w in ws] + network.second
     with open(ARGS.out + ".new", "w") as f:
         f.write("".join(w.hex() + "\n" for w in weights))

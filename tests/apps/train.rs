@@ -13,7 +13,12 @@ use std::time::{Duration, Instant};
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (mode, name) in MODES {
-        all.extend(Case::each(&format!("train.killed-and-resumed.{name}"), move |bed| killed_and_resumed(bed, mode)));
+        all.extend(Case::each(&format!("train.killed-and-resumed.{name}"), move |bed| {
+            killed_and_resumed(bed, mode, false)
+        }));
+        all.extend(Case::each(&format!("train.checkpoints-itself.{name}"), move |bed| {
+            killed_and_resumed(bed, mode, true)
+        }));
     }
     all.into_iter().map(|c| c.limit(240)).collect()
 }
@@ -39,7 +44,8 @@ fn alone(bed: &mut Bed, dir: &Path, words: &[OsString]) -> Result<Duration> {
     Ok(began.elapsed())
 }
 
-fn killed_and_resumed(bed: &mut Bed, mode: Mode) -> Result<()> {
+/// `itself`: it asks for its checkpoints, else they are made by the clock.
+fn killed_and_resumed(bed: &mut Bed, mode: Mode, itself: bool) -> Result<()> {
     let dir = bed.folder()?;
     let train = bed.stage.example("train.py");
     let words = |epochs: u32, out: &str| {
@@ -51,8 +57,16 @@ fn killed_and_resumed(bed: &mut Bed, mode: Mode) -> Result<()> {
     let epochs = epochs.clamp(LEAST, MOST);
     let whole = alone(bed, &dir, &words(epochs, "uninterrupted"))?;
     let expected = fs::read_to_string(dir.join("uninterrupted"))?;
-    let options = ["--resume", "--every", "20ms", "--keep", "2", "--on-term", "checkpoint"];
-    let line = Line::of(mode, &options, dir.clone(), words(epochs, "interrupted"));
+    let mut options = vec!["--resume", "--keep", "2", "--on-term", "checkpoint"];
+    let mut words = words(epochs, "interrupted");
+    if itself {
+        let modules = format!("PYTHONPATH={}", bed.stage.path.join("p").display());
+        words.splice(0..0, ["env".into(), modules.into(), "PYTHONDONTWRITEBYTECODE=1".into()]);
+        words.extend(["--checkpoint-every".into(), (epochs / 100).max(1).to_string().into()]);
+    } else {
+        options.extend(["--every", "20ms"]);
+    }
+    let line = Line::of(mode, &options, dir.clone(), words);
     let mut seed = Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id()) << 20;
     let mut resumed = 0;
     let mut cut = 0;
@@ -94,6 +108,10 @@ fn killed_and_resumed(bed: &mut Bed, mode: Mode) -> Result<()> {
         cut >= 3 && resumed >= 3,
         "it was cut off {cut} times and resumed {resumed} times: too few to prove anything"
     );
+    // where its output went, in the foreground or detached
+    let places = fs::read_dir(&bed.dir)?.flatten().map(|e| e.path()).chain([bed.state().join("sessions/job/log")]);
+    let told = places.filter_map(|p| fs::read_to_string(p).ok()).any(|text| text.contains("\nrestored for the "));
+    ensure!(told == itself, "that it is restored it should{} have said", if itself { "" } else { " not" });
     let got = fs::read_to_string(dir.join("interrupted"))?;
     ensure!(got == expected && got.lines().count() == 65, "its weights differ:\n{got}\n--- expected:\n{expected}");
     Ok(())
