@@ -78,23 +78,38 @@ pub(crate) fn boot_id() -> &'static str {
 
 /// Everything that descends from `root` now, without itself; ended ones that nobody has reaped are left out.
 pub(crate) fn descendants(root: i32) -> Vec<ProcId> {
-    let mut children: HashMap<i32, Vec<Stat>> = HashMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry.file_name().to_str().and_then(|s| s.parse().ok());
-        if let Some(stat) = pid.and_then(Stat::of) {
-            children.entry(stat.ppid).or_default().push(stat);
-        }
-    }
-    let (mut todo, mut found) = (vec![root], Vec::new());
-    while let Some(parent) = todo.pop() {
-        for stat in children.remove(&parent).unwrap_or_default() {
-            todo.push(stat.pid);
-            if !matches!(stat.state, 'Z' | 'X') {
-                found.push(ProcId { pid: stat.pid, start: stat.start, boot: boot_id().to_string() });
+    Parents::look().below(root)
+}
+
+/// Who is whose child, at one moment. (/proc/PID/task/TID/children would be less to read, but may leave one out while another ends: proc(5).)
+pub(crate) struct Parents(HashMap<i32, Vec<Stat>>);
+
+impl Parents {
+    /// Looks at all processes.
+    pub(crate) fn look() -> Parents {
+        let mut children: HashMap<i32, Vec<Stat>> = HashMap::new();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = entry.file_name().to_str().and_then(|s| s.parse().ok());
+            if let Some(stat) = pid.and_then(Stat::of) {
+                children.entry(stat.ppid).or_default().push(stat);
             }
         }
+        Parents(children)
     }
-    found
+
+    /// As [`descendants`].
+    pub(crate) fn below(&self, root: i32) -> Vec<ProcId> {
+        let (mut todo, mut found) = (vec![root], Vec::new());
+        while let Some(parent) = todo.pop() {
+            for stat in self.0.get(&parent).into_iter().flatten() {
+                todo.push(stat.pid);
+                if !matches!(stat.state, 'Z' | 'X') {
+                    found.push(ProcId { pid: stat.pid, start: stat.start, boot: boot_id().to_string() });
+                }
+            }
+        }
+        found
+    }
 }
 
 /// Command line of a process for people: arguments joined by blanks, control characters left out.

@@ -19,7 +19,8 @@ pub(crate) fn refuse(live: &Live, attempted: &str) -> Result<()> {
 /// Their PIDs, ascending. What is below the program is the engine's to judge.
 fn of(live: &Live) -> Vec<i32> {
     let Some(supervisor) = live.supervisor.as_ref().filter(|s| s.lives()).map(|s| s.pid) else { return Vec::new() };
-    let below = |pid: i32| procfs::descendants(pid).into_iter().map(|p| p.pid);
+    let parents = procfs::Parents::look();
+    let below = |pid: i32| parents.below(pid).into_iter().map(|p| p.pid);
     let mut known: Vec<i32> = below(live.program.pid).collect();
     // this one is a recorder, or ctl
     known.extend([live.program.pid, std::process::id() as i32]);

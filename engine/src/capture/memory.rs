@@ -149,15 +149,17 @@ pub(super) fn stored_regions(v: &image::v1::memory::Vma, map: &Pagemap) -> Step<
 }
 
 /// Reads a region's pages into the sink. Pages of a lost file that lie behind its end cannot be read and are left out.
+/// `buf` is used again and again: fresh memory costs its page faults.
 pub(super) fn copy(
     mem: &RemoteMem,
     r: &Region,
     holes: bool,
     sink: &mut PageSink,
+    buf: &mut Vec<u8>,
     told: &mut dyn FnMut(u64),
 ) -> Step<()> {
     let mut at = r.start;
-    let mut buf = vec![0; CHUNK.min(r.end - r.start) as usize];
+    buf.resize(buf.len().max(CHUNK.min(r.end - r.start) as usize), 0);
     while at < r.end {
         let n = CHUNK.min(r.end - at) as usize;
         match mem.read(at, &mut buf[..n]) {
@@ -219,6 +221,7 @@ impl Observer<'_> {
         let pagemap = Pagemap::open(self.survey.pid)?;
         let (mut mapped, none) = (Mapped::default(), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
+        let mut buf = Vec::new();
         let dropped = self.dropped();
         for v in maps {
             let known = self.smaps.get(self.smaps.partition_point(|m| m.vma.end <= v.start));
@@ -236,7 +239,7 @@ impl Observer<'_> {
                 _ => without(stored_regions(&t, &pagemap)?, &dropped::of(&dropped, v)),
             };
             for r in regions.into_iter().filter(|r| !r.categories.has(Categories::GUARD)) {
-                copy(&self.mem, &r, false, &mut self.sink, &mut |_| {})?;
+                copy(&self.mem, &r, false, &mut self.sink, &mut buf, &mut |_| {})?;
             }
         }
         let runs = self.sink.take_runs();

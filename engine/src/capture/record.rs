@@ -176,9 +176,9 @@ impl Recorder {
         let long = from != self.pid && total > LONG;
         let last = procfs::stat::read(self.pid).ok().filter(|_| long);
         let _off = last.and_then(|s| sys::sched::KeepOff::cpu(usize::try_from(s.processor).ok()?));
-        let mut done = 0;
+        let (mut done, mut buf) = (0, Vec::new());
         for (r, holes) in &todo {
-            memory::copy(&mem, r, *holes, &mut self.sink, &mut |n| {
+            memory::copy(&mem, r, *holes, &mut self.sink, &mut buf, &mut |n| {
                 done += n;
                 if let Some(f) = progress {
                     f(Progress { phase: "record", done, total });

@@ -16,6 +16,9 @@ use std::thread::{self, JoinHandle};
 const ALIGN: usize = 4096;
 /// Bytes in a block.
 const BLOCK: usize = 4 << 20;
+/// Bytes in each of the first blocks, and how many those are: so that what a small pack holds is being written before it is complete.
+const EARLY: usize = 512 << 10;
+const EARLY_BLOCKS: usize = 16;
 /// Blocks on their way. Bounds the memory that a slow disk can cost.
 const BLOCKS: usize = 4;
 /// Bytes written through the page cache before writeback is asked for.
@@ -75,9 +78,9 @@ impl Block {
         &self.memory[self.start..self.start + self.len]
     }
 
-    /// Takes as much of `bytes` as there is room for, and says how much.
-    fn take(&mut self, bytes: &[u8]) -> usize {
-        let n = bytes.len().min(BLOCK - self.len);
+    /// Takes as much of `bytes` as there is room for below `limit`, and says how much.
+    fn take(&mut self, bytes: &[u8], limit: usize) -> usize {
+        let n = bytes.len().min(limit - self.len);
         let at = self.start + self.len;
         self.memory[at..at + n].copy_from_slice(&bytes[..n]);
         self.len += n;
@@ -89,6 +92,7 @@ impl Block {
 #[derive(Debug)]
 pub(super) struct Threaded {
     block: Block,
+    submitted: usize,
     full: Option<SyncSender<Block>>,
     empty: Receiver<Block>,
     thread: Option<JoinHandle<io::Result<()>>>,
@@ -106,14 +110,15 @@ impl Threaded {
         }
         let writer = Writer { file, direct, offset, unsynced: 0 };
         let thread = thread::Builder::new().name("pack-write".into()).spawn(move || writer.run(&blocks, &spare))?;
-        Ok(Threaded { block: Block::new(), full: Some(full), empty, thread: Some(thread) })
+        Ok(Threaded { block: Block::new(), submitted: 0, full: Some(full), empty, thread: Some(thread) })
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let n = self.block.take(bytes);
+            let limit = if self.submitted < EARLY_BLOCKS { EARLY } else { BLOCK };
+            let n = self.block.take(bytes, limit);
             bytes = &bytes[n..];
-            if self.block.len == BLOCK {
+            if self.block.len == limit {
                 self.submit()?;
             }
         }
@@ -124,6 +129,7 @@ impl Threaded {
     fn submit(&mut self) -> io::Result<()> {
         let Ok(mut empty) = self.empty.recv() else { return self.stopped() };
         empty.len = 0;
+        self.submitted += 1;
         let block = std::mem::replace(&mut self.block, empty);
         match self.full.as_ref().map(|full| full.send(block)) {
             Some(Ok(())) => Ok(()),
