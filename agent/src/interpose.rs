@@ -434,6 +434,7 @@ exec! {
     execvp(file, argv);
     execvpe(file, argv, envp);
     fexecve(fd, argv, envp);
+    execveat(dir, path, argv, envp, flags);
 }
 
 /// execl(3), its arguments made an array by the code that calls this.

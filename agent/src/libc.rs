@@ -65,7 +65,7 @@ macro_rules! reals {
 reals! {
     sigprocmask pthread_sigmask sigsuspend sigwait sigwaitinfo sigtimedwait signalfd sigaction signal
     ppoll __ppoll_chk pselect epoll_wait epoll_pwait epoll_pwait2 semtimedop
-    execve execv execvp execvpe fexecve
+    execve execv execvp execvpe fexecve execveat
     clock_gettime
     pthread_create pthread_key_create pthread_setspecific pthread_getspecific
 }

@@ -57,6 +57,7 @@ export! {
     execvp = interpose::execvp,
     execvpe = interpose::execvpe,
     fexecve = interpose::fexecve,
+    execveat = interpose::execveat,
     execl = agent::arch::dormouse_execl,
     execlp = agent::arch::dormouse_execlp,
     execle = agent::arch::dormouse_execle,

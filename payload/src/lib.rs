@@ -82,6 +82,7 @@ mod tests {
             "execlp",
             "execv",
             "execve",
+            "execveat",
             "execvp",
             "execvpe",
             "fexecve",

@@ -22,7 +22,9 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
     all.extend(Case::each("own-trigger/handler-of-its-own", own_handler));
     all.extend(Case::each("own-trigger/children", children));
     all.extend(Case::each("own-trigger/becomes-another", exec));
-    for (call, more) in [("execl", ""), ("execlp", ""), ("execle", ", (ctypes.c_char_p * 2)(b'HERE=1', None)")] {
+    for (call, more) in
+        [("execl", ""), ("execlp", ""), ("execle", ", (ctypes.c_char_p * 2)(b'HERE=1', None)"), ("execveat", "")]
+    {
         all.extend(Case::each(&format!("own-trigger/{call}"), move |bed| exec_listed(bed, call, more)));
     }
     all.extend(Case::each("own-trigger/dropped", dropped));
@@ -187,7 +189,7 @@ os.rename('tmp', 'result')
     job.prove(bed)
 }
 
-/// By the functions that take the arguments one by one, into a program without an agent, which the signal would end if it were not ignored by then.
+/// By the functions that take the arguments one by one, and by execveat, into a program without an agent, which the signal would end if it were not ignored by then.
 /// One that fails changes nothing.
 fn exec_listed(bed: &mut Bed, call: &str, more: &str) -> Result<()> {
     let path = bed.stage.program("static_mem");
@@ -197,11 +199,15 @@ fn exec_listed(bed: &mut Bed, call: &str, more: &str) -> Result<()> {
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
 os.environ['PATH'] = '{}'
-r = libc.{call}(b'/nowhere', b'1', b'2', b'3', b'4', b'5', b'6', None{more})
+def execveat(path, *words):
+    here = (ctypes.c_char_p * 2)(b'HERE=1', None)
+    return libc.execveat(-100, path, (ctypes.c_char_p * len(words))(*words), here, 0)
+call = execveat if '{call}' == 'execveat' else libc.{call}
+r = call(b'/nowhere', b'1', b'2', b'3', b'4', b'5', b'6', None{more})
 assert r == -1 and ctypes.get_errno() == 2, (r, ctypes.get_errno())
 caught = [l for l in open('/proc/self/status') if l.startswith('SigCgt')][0]
 assert int(caught.split()[1], 16) >> 11 & 1, caught
-libc.{call}(b'{file}', b'other', b'--dir', b'/nowhere', b'--dir', b'/nowhere', b'--dir', os.getcwd().encode(), None{more})
+call(b'{file}', b'other', b'--dir', b'/nowhere', b'--dir', b'/nowhere', b'--dir', os.getcwd().encode(), None{more})
 ",
         path.parent().context("no folder")?.display()
     );
@@ -213,8 +219,9 @@ libc.{call}(b'{file}', b'other', b'--dir', b'/nowhere', b'--dir', b'/nowhere', b
         String::from_utf8_lossy(&words)
     );
     let environment = fs::read(format!("/proc/{}/environ", job.pid))?;
-    ensure!(call != "execle" || environment == b"HERE=1\0", "{}", String::from_utf8_lossy(&environment));
-    ensure!(call == "execle" || environment.starts_with(b"PATH=") || environment.windows(6).any(|w| w == b"\0PATH="));
+    let given = ["execle", "execveat"].contains(&call);
+    ensure!(!given || environment == b"HERE=1\0", "{}", String::from_utf8_lossy(&environment));
+    ensure!(given || environment.starts_with(b"PATH=") || environment.windows(6).any(|w| w == b"\0PATH="));
     let status = fs::read_to_string(format!("/proc/{}/status", job.pid))?;
     let ignored = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).context("SigIgn")?;
     ensure!(

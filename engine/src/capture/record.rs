@@ -126,8 +126,13 @@ impl Recorder {
         let (mem, pagemap) = (RemoteMem::open(from)?, Pagemap::open(from)?);
         let mut mapped = Mapped::default();
         let policies = Policies::new(from, self.pid, &self.seen, &self.before)?;
-        let mut todo: Vec<(Region, bool)> = Vec::new();
+        // what takes long leaves one CPU to the program, if that runs
+        let known: u64 = smaps.iter().map(|m| (m.anonymous_kb + m.swap_kb) << 10).sum();
+        let long = from != self.pid && known > LONG;
+        let last = procfs::stat::read(self.pid).ok().filter(|_| long);
+        let _off = last.and_then(|s| sys::sched::KeepOff::cpu(usize::try_from(s.processor).ok()?));
         let mut refused = Vec::new();
+        let (mut done, mut buf) = (0, Vec::new());
         for v in &self.seen.maps {
             if self.ours.iter().any(|o| v.start < o.1 && o.0 < v.end) {
                 continue;
@@ -163,27 +168,21 @@ impl Recorder {
                     .partition(|r| r.categories.has(Categories::GUARD));
                 self.memory.guards.extend(guards.iter().map(|g| (g.start, g.end)));
                 let pages = dropped::without(pages, &dropped::of(&self.dropped, v));
-                todo.extend(pages.into_iter().map(|r| (r, gone)));
+                // copied at once: what compresses them works while the next mapping is looked at
+                for r in pages.iter().filter(|_| refused.is_empty()) {
+                    memory::copy(&mem, r, gone, &mut self.sink, &mut buf, &mut |n| {
+                        done += n;
+                        if let Some(f) = progress {
+                            f(Progress { phase: "record", done, total: known.max(done) });
+                        }
+                    })?;
+                }
             }
             self.memory.vmas.push(t);
         }
         if !refused.is_empty() {
             let (kind, attempted) = (crate::Kind::Refused, self.attempted.clone());
             return Err(crate::Error { kind, attempted, reasons: refused }.into());
-        }
-        let total: u64 = todo.iter().map(|(r, _)| r.len()).sum();
-        // what takes long leaves one CPU to the program, if that runs
-        let long = from != self.pid && total > LONG;
-        let last = procfs::stat::read(self.pid).ok().filter(|_| long);
-        let _off = last.and_then(|s| sys::sched::KeepOff::cpu(usize::try_from(s.processor).ok()?));
-        let (mut done, mut buf) = (0, Vec::new());
-        for (r, holes) in &todo {
-            memory::copy(&mem, r, *holes, &mut self.sink, &mut buf, &mut |n| {
-                done += n;
-                if let Some(f) = progress {
-                    f(Progress { phase: "record", done, total });
-                }
-            })?;
         }
         self.memory.files = mapped.files;
         Ok(())
