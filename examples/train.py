@@ -75,8 +75,12 @@ def main():
         batches = [data[i : i + BATCH] for i in range(0, len(data), BATCH)]
         loss = sum(network.learn(batch) for batch in batches) / len(batches)
         print(f"epoch {epoch}: loss {loss:.6f}", flush=True)
-        if ARGS.checkpoint_every and epoch % ARGS.checkpoint_every == 0 and dormouse.checkpoint() == "restored":
-            print(f"restored for the {dormouse.generation()}. time", flush=True)
+        if ARGS.checkpoint_every and epoch % ARGS.checkpoint_every == 0:
+            try:
+                if dormouse.checkpoint() == "restored":
+                    print(f"restored for the {dormouse.generation()}. time", flush=True)
+            except dormouse.Error as why:  # the work goes on, and the last checkpoint stands
+                print(f"no checkpoint: {why}", file=sys.stderr, flush=True)
     weights = [w for ws in network.first for w in ws] + network.second
     with open(ARGS.out + ".new", "w") as f:
         f.write("".join(w.hex() + "\n" for w in weights))

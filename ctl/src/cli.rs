@@ -86,8 +86,8 @@ pub struct Checkpoint {
     /// The way in
     #[arg(long, value_enum, default_value_t = DoorArg::Auto)]
     pub door: DoorArg,
-    /// Give up what has its other end outside and is not descriptor 0, 1 or 2 (connections, pipes): `close` closes all of it
-    /// at restore, FD=PATH opens PATH in place of one, FD=close closes one (repeatable)
+    /// Give up what has its other end outside and is not descriptor 0, 1 or 2 (connections, pipes): after a
+    /// restore all of it has ended (`close`) or one (FD=close), or FD=PATH opens PATH in place of one (repeatable)
     #[arg(long, value_name = "close|FD=PATH", value_parser = external)]
     pub external: Vec<ExternalArg>,
 }

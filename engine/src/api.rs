@@ -139,7 +139,7 @@ pub struct RestoreOptions<'a> {
     pub own_session: bool,
     /// For external descriptors other than 0, 1, 2.
     pub external: BTreeMap<i32, External>,
-    /// Close all external descriptors that `external` does not name.
+    /// Give up all external descriptors that `external` does not name.
     pub external_close: bool,
     /// The log of the session that the checkpoint is of: what is open on it for writing is an external end of ours, which is connected
     /// to 1 and 2 of `stdio`. None: it is a file like any other.

@@ -90,7 +90,7 @@ pub struct RestoreRequest {
     pub pids: Pids,
     /// For external descriptors other than 0, 1, 2.
     pub external: BTreeMap<i32, External>,
-    /// Close all external descriptors that `external` does not name.
+    /// Give up all external descriptors that `external` does not name.
     pub external_close: bool,
     /// Path prefixes to exchange: (old, new).
     pub map_path: Vec<(PathBuf, PathBuf)>,

@@ -1,6 +1,6 @@
 //! What /proc says of a process, as far as a session needs it: which one it is, whether it lives, what descends from it.
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::sync::OnceLock;
 
@@ -81,7 +81,7 @@ pub(crate) fn descendants(root: i32) -> Vec<ProcId> {
     Parents::look().below(root)
 }
 
-/// Who is whose child, at one moment. (/proc/PID/task/TID/children would be less to read, but may leave one out while another ends: proc(5).)
+/// Who is whose child, by one look. (/proc/PID/task/TID/children would be less to read, but may leave one out while another ends: proc(5).)
 pub(crate) struct Parents(HashMap<i32, Vec<Stat>>);
 
 impl Parents {
@@ -99,9 +99,11 @@ impl Parents {
 
     /// As [`descendants`].
     pub(crate) fn below(&self, root: i32) -> Vec<ProcId> {
+        // a PID that was used again during the look may seem to be below itself
+        let mut seen = HashSet::from([root]);
         let (mut todo, mut found) = (vec![root], Vec::new());
         while let Some(parent) = todo.pop() {
-            for stat in self.0.get(&parent).into_iter().flatten() {
+            for stat in self.0.get(&parent).into_iter().flatten().filter(|s| seen.insert(s.pid)) {
                 todo.push(stat.pid);
                 if !matches!(stat.state, 'Z' | 'X') {
                     found.push(ProcId { pid: stat.pid, start: stat.start, boot: boot_id().to_string() });

@@ -118,7 +118,7 @@ fn blocked_signal(bed: &mut Bed) -> Result<()> {
     target.prove(bed).map(drop)
 }
 
-/// The only thread blocks the agent's signal half of the time: it is waited for, and called when it does not. Where a handler does that, on an alternate stack that is
+/// The thread that stays blocks the agent's signal half of the time: it is waited for, and called when it does not. Where a handler does that, on an alternate stack that is
 /// nearly full, the agent does not come upon it there.
 fn blocked_for_moments(bed: &mut Bed, args: &[&str]) -> Result<()> {
     let mut target =

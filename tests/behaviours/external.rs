@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 pub fn cases() -> Vec<Case> {
     let mut all = Case::each("external/given-up", given_up);
     all.extend(Case::each("external/inetd", inetd));
-    for what in ["pipe", "eventfd", "pair"] {
+    for what in ["pipe", "eventfd", "pair", "datagrams", "packets"] {
         all.extend(Case::each(&format!("fd_shared/{what}-refused"), move |bed| shared(bed, what)));
         all.extend(Case::each(&format!("fd_shared/{what}-given-up"), move |bed| shared_given_up(bed, what, false)));
     }
@@ -81,6 +81,10 @@ fn shared_given_up(bed: &mut Bed, what: &str, sabotage: bool) -> Result<()> {
     if sabotage {
         return target.fail(bed);
     }
+    // what has ended is kept as that by the next one
+    bed.ctl(&target.checkpoint_args(&["--kill"]))?.expect(0)?;
+    target.gone(bed)?;
+    target.restore(bed)?;
     target.prove(bed).map(|_| ())
 }
 

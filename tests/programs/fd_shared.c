@@ -5,7 +5,7 @@
 #include <sys/wait.h>
 
 static const char *about = "a pipe, an eventfd or a pair of sockets at 40 (and 41) that a second process holds too, and speaks through";
-static const char *usage = "  --what pipe|eventfd|pair\n"
+static const char *usage = "  --what pipe|eventfd|pair|datagrams|packets\n"
                            "  --given-up       ended, or closed, by a restore: that is the proof\n";
 static const char *what = "pipe";
 static bool given_up;
@@ -30,6 +30,8 @@ static void setup(void) {
     int fds[2];
     if (!strcmp(what, "pipe")) MUST(pipe(fds));
     else if (!strcmp(what, "pair")) MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
+    else if (!strcmp(what, "datagrams")) MUST(socketpair(AF_UNIX, SOCK_DGRAM, 0, fds));
+    else if (!strcmp(what, "packets")) MUST(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds));
     else fds[0] = MUST(eventfd(0, 0)), fds[1] = MUST(dup(fds[0]));
     for (int i = 0; i < 2; i++) MUST(dup2(fds[i], ends[i])), close(fds[i]);
     pid_t me = getpid(), between = MUST(fork());

@@ -8,7 +8,7 @@ mod agent;
 pub(crate) mod aio;
 mod build;
 mod creds;
-pub mod ended;
+pub(crate) mod ended;
 pub mod files;
 mod fill;
 pub(crate) mod fresh;

@@ -16,7 +16,7 @@ use std::thread::{self, JoinHandle};
 const ALIGN: usize = 4096;
 /// Bytes in a block.
 const BLOCK: usize = 4 << 20;
-/// Bytes in each of the first blocks, and how many those are: so that what a small pack holds is being written before it is complete.
+/// Bytes in each of the first blocks, and how many those are: so that a pack of some MiB is being written before it is complete.
 const EARLY: usize = 512 << 10;
 const EARLY_BLOCKS: usize = 16;
 /// Blocks on their way. Bounds the memory that a slow disk can cost.
@@ -216,9 +216,9 @@ impl Writer {
 mod tests {
     use super::*;
 
-    /// Bytes of which no two blocks are equal.
+    /// Bytes of which no two blocks are equal, early ones neither.
     fn bytes(len: usize) -> Vec<u8> {
-        (0..len).map(|i| (i / 7 + i / BLOCK * 31) as u8).collect()
+        (0..len).map(|i| (i / 7 + i / EARLY * 31) as u8).collect()
     }
 
     fn written(parts: &[usize], spoil: impl Fn(&mut Sink)) -> (Vec<u8>, Vec<u8>) {

@@ -144,10 +144,13 @@ pub fn open(pid: i32, uid: u32, l: &Listener, patience: Duration) -> std::result
     let until = Instant::now() + patience;
     // the one that is most likely to stand where there is room for a signal
     let first = loop {
-        let mut tids = procfs::tasks(pid).map_err(other)?;
-        tids.retain(|tid| !look::blocks(pid, *tid).unwrap_or(true));
-        if !tids.is_empty() || Instant::now() > until {
-            break tids.into_iter();
+        let tids = procfs::tasks(pid).map_err(other)?;
+        let (long, first): (Vec<i32>, Vec<i32>) = tids.into_iter().partition(|t| look::blocks(pid, *t).unwrap_or(true));
+        if !first.is_empty() {
+            break first.into_iter().chain(long);
+        }
+        if Instant::now() > until {
+            return Err(Absent::Blocks(pid).into());
         }
         glance();
     };
@@ -170,7 +173,7 @@ fn call_first(
     l: &Listener,
 ) -> std::result::Result<Quiesced, Shut> {
     let pid = call.pid;
-    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or(true, |s| s.state.is_ended());
+    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or_else(|e| e.is_gone(), |s| s.state.is_ended());
     let slots = (procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS) as i32;
     let since = Instant::now();
     for server in tids {
@@ -182,7 +185,7 @@ fn call_first(
             match came {
                 Some((sock, _)) => break Some(sock),
                 None if ended(server) => break None,
-                None if since.elapsed() > LIMIT => return Err(Absent::Late(server).into()),
+                None if since.elapsed() > LIMIT => return Err(late(pid, server).into()),
                 None => {}
             }
         };
@@ -195,6 +198,14 @@ fn call_first(
         };
     }
     Err(Absent::Blocks(pid).into())
+}
+
+/// Why a thread that was called has not come.
+fn late(pid: i32, tid: i32) -> Absent {
+    match look::blocks(pid, tid) {
+        Ok(true) => Absent::Blocks(tid),
+        _ => Absent::Late(tid),
+    }
 }
 
 /// What each thread but the serving one is doing, and those that were seen blocking the signal, all of which do not any more.
@@ -310,10 +321,7 @@ impl Quiesced {
                     return Err(Absent::Seccomp("it is setting a filter at this moment".into()));
                 }
                 if wanted.contains(&first) && Instant::now() > end {
-                    return Err(match look::blocks(self.pid, first) {
-                        Ok(true) => Absent::Blocks(first),
-                        _ => Absent::Late(first),
-                    });
+                    return Err(late(self.pid, first));
                 }
                 continue;
             }
