@@ -500,11 +500,10 @@ s.connect(os.environ['CONTROL'])
 def ask(end):
     body = json.dumps({'op': 'checkpoint', 'end': end, 'fd': s.fileno()}).encode()
     s.sendall(struct.pack('<I', len(body)) + body)
-    try:
-        head = s.recv(4)
-        return 'continued %d' % json.loads(s.recv(struct.unpack('<I', head)[0]))['n']
-    except OSError as e:
-        return 'restored %d' % e.errno
+    head = s.recv(4)
+    if not head: # the connection has ended, which an answer would have come before
+        return 'restored'
+    return 'continued %d' % json.loads(s.recv(struct.unpack('<I', head)[0]))['n']
 open('ready', 'w').close()
 said = [ask(False), ask(True)]
 while not os.path.exists('gate'): pass
@@ -521,6 +520,6 @@ fn asked(bed: &mut Bed) -> Result<()> {
     store::holds(bed, "job", &[1, 2])?;
     job.restore(bed, &[])?.prove(bed)?;
     let said = fs::read_to_string(job.line.dir.join("result"))?;
-    ensure!(said == "OK\ncontinued 1, restored 9", "{said}");
+    ensure!(said == "OK\ncontinued 1, restored", "{said}");
     Ok(())
 }

@@ -1,9 +1,9 @@
 #include "common.h"
 #include <sys/socket.h>
 
-static const char *about = "socketpairs, stream, datagram and seqpacket: queues in both directions, half shut, one end closed, buffer sizes, SO_PASSCRED and credentials, a full one";
+static const char *about = "socketpairs, stream, datagram and seqpacket: queues in both directions, half shut, one end closed (of packets, too), buffer sizes, SO_PASSCRED and credentials, a full one";
 
-static int stream[2], dgram[2], packet[2], half[2], orphan[2], creds[2], full[2];
+static int stream[2], dgram[2], packet[2], half[2], orphan[2], left[2], closing[2], silent[2], creds[2], full[2];
 static size_t full_bytes;
 static unsigned char data[100000];
 static int buffers[2];
@@ -34,6 +34,15 @@ static void setup(void) {
     MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, orphan));
     MUST(send(orphan[0], "testament", 9, 0));
     close(orphan[0]);
+    MUST(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, left));
+    MUST(send(left[0], "first", 5, 0)), MUST(send(left[0], "", 0, 0)), MUST(send(left[0], "last", 4, 0));
+    close(left[0]);
+    MUST(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, closing));
+    MUST(send(closing[0], "before", 6, 0));
+    MUST(shutdown(closing[0], SHUT_WR));
+    MUST(socketpair(AF_UNIX, SOCK_DGRAM, 0, silent));
+    close(silent[0]);
+    MUST(shutdown(silent[1], SHUT_RDWR));
     MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, creds));
     MUST(setsockopt(creds[1], SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)));
     MUST(send(creds[0], "signed", 6, 0));
@@ -80,6 +89,15 @@ static void prove(void) {
     expect(orphan[1], "testament", 9, "what the closed end had sent");
     CHECK_EQ(0, recv(orphan[1], got, 1, MSG_DONTWAIT), "its end");
     CHECK_ERRNO(EPIPE, send(orphan[1], "x", 1, MSG_NOSIGNAL), "sending to the closed end");
+    expect(left[1], "first", 5, "the first packet of the closed end"), expect(left[1], "", 0, "its empty packet"), expect(left[1], "last", 4, "its last packet");
+    for (int i = 0; i < 2; i++) CHECK_EQ(0, recv(left[1], got, 1, MSG_DONTWAIT), "the end of the packets");
+    CHECK_ERRNO(EPIPE, send(left[1], "x", 1, MSG_NOSIGNAL), "a packet to the closed end");
+    expect(closing[1], "before", 6, "the packet sent before the shutdown");
+    CHECK_EQ(0, recv(closing[1], got, 1, MSG_DONTWAIT), "the end of the packets of the half that was shut");
+    CHECK_EQ(4, send(closing[1], "open", 4, 0), "a packet by the other half");
+    expect(closing[0], "open", 4, "the packet that came by the other half");
+    CHECK_EQ(0, recv(silent[1], got, 1, 0), "reading datagrams after a shutdown");
+    CHECK_ERRNO(EPIPE, send(silent[1], "x", 1, MSG_NOSIGNAL), "a datagram after a shutdown");
     struct ucred u = {0};
     union { char space[CMSG_SPACE(sizeof u)]; struct cmsghdr align; } control;
     struct msghdr m = {.msg_iov = &(struct iovec){got, 100}, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};

@@ -125,25 +125,40 @@ pub(super) fn common(f: &FileView, o: &Observer<'_>) -> Result<(Socket, OwnedFd)
     Ok((out, fd))
 }
 
+/// Of [`Socket::shutdown`].
+const RCV_SHUTDOWN: u8 = 1;
+/// No socket's buffer holds more.
+const MOST_MESSAGES: usize = 1 << 20;
+
 /// Everything queued to be read, left where it is. `None`: ancillary data is among it, which is not kept.
 ///
-/// SO_PEEK_OFF (socket(7)) makes each peek see what follows; it is put back.
-pub(super) fn queue(fd: &OwnedFd, stream: bool) -> std::io::Result<Option<Vec<Message>>> {
+/// SO_PEEK_OFF (socket(7)) makes each peek see what follows; it is put back. `s`: kind and shutdown of the socket.
+pub(super) fn queue(fd: &OwnedFd, s: &Socket) -> std::io::Result<Option<Vec<Message>>> {
     let before = sys::sockopt::get(fd, SOL_SOCKET, libc::SO_PEEK_OFF, 4)?;
     sys::sockopt::set(fd, SOL_SOCKET, libc::SO_PEEK_OFF, &0i32.to_ne_bytes())?;
-    let r = peek_all(fd, stream);
+    let r = peek_all(fd, s);
     sys::sockopt::set(fd, SOL_SOCKET, libc::SO_PEEK_OFF, &before)?;
     r
 }
 
-fn peek_all(fd: &OwnedFd, stream: bool) -> std::io::Result<Option<Vec<Message>>> {
+fn peek_all(fd: &OwnedFd, s: &Socket) -> std::io::Result<Option<Vec<Message>>> {
     const LARGEST: usize = 1 << 20;
+    let stream = s.kind == libc::SOCK_STREAM;
+    // The end of packets looks like an empty one, for ever (__unix_dgram_recvmsg in net/unix/af_unix.c), to the program too: it is where all bytes were seen.
+    let ends = s.kind == libc::SOCK_SEQPACKET && s.shutdown & RCV_SHUTDOWN != 0;
+    let mut left = if ends { sys::fdstate::readable(fd)? as i64 } else { i64::MAX };
     let mut out: Vec<Message> = Vec::new();
     loop {
+        if left <= 0 || out.len() > MOST_MESSAGES {
+            return Ok(Some(out));
+        }
         match sys::sockopt::peek(fd, LARGEST) {
             Ok((data, _, _)) if stream && data.is_empty() => return Ok(Some(out)),
             // credentials (SO_PASSCRED) come with every message and are made anew; descriptors in flight are refused before
-            Ok((data, from, _)) => out.push(Message { from: from.into(), data: data.into() }),
+            Ok((data, from, _)) => {
+                left -= data.len() as i64;
+                out.push(Message { from: from.into(), data: data.into() });
+            }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(Some(out)),
             Err(e) => return Err(e),
         }

@@ -79,7 +79,7 @@ impl Object for UnixListen {
                 s.backlog = v.unix.as_ref().map_or(libc::SOMAXCONN, |u| u.wqueue as i32);
             } else if s.kind == libc::SOCK_DGRAM {
                 let failed = |e| o.explain(crate::capture::Fault::from(e));
-                s.queue = sock::queue(&fd, false).map_err(failed)?.unwrap_or_default();
+                s.queue = sock::queue(&fd, &s).map_err(failed)?.unwrap_or_default();
                 let named = s.queue.iter().filter(|m| !name(&m.from).is_empty()).count();
                 if named > 0 {
                     let what = "datagrams wait to be read whose sender's name is not kept: they cannot be answered";
@@ -108,7 +108,7 @@ impl Object for UnixPair {
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
         let (mut s, fd) = sock::common(f, o)?;
         let failed = |e| o.explain(crate::capture::Fault::from(e));
-        s.queue = sock::queue(&fd, s.kind == libc::SOCK_STREAM).map_err(failed)?.unwrap_or_default();
+        s.queue = sock::queue(&fd, &s).map_err(failed)?.unwrap_or_default();
         s.file_mode = file_mode(&s, o.survey.pid);
         let peer = o.files().iter().find(|v| s.peer != 0 && v.stat.as_ref().is_some_and(|t| t.ino == s.peer));
         if let (libc::SOCK_STREAM, Some(peer), false) = (s.kind, peer, s.queue.is_empty()) {
@@ -316,6 +316,8 @@ impl Remake for UnixPair {
             }
             None => {
                 p.call(libc::SYS_close, &[b.into()]);
+                // of a datagram socket the end of its peer does not shut it down
+                shut(&mut p, a, mine.shutdown);
             }
         }
         m.run(&p)?;
