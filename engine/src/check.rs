@@ -238,7 +238,8 @@ impl Check<'_> {
                 self.notes.push(format!("its hard limit of {name} is {is} instead of {was}: you may not raise it"));
             }
         }
-        let need = self.image.highest_fd() as u64 + 1;
+        // none at all: -1
+        let need = (self.image.highest_fd() + 1) as u64;
         let have = own[RLIMIT_NOFILE].hard;
         if need + crate::restore::SPARE_FDS > have {
             let why = format!("{} descriptors are needed while restoring and your hard limit is {have}", need + 64);

@@ -1,18 +1,23 @@
 //! Images that older builds wrote (tests/golden): verified, read and restored, whatever has changed since.
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::LIMIT;
 use dormouse_tests::stage::checkout;
-use dormouse_tests::{run, Bed, Case, Who};
+use dormouse_tests::target::{Door, Start};
+use dormouse_tests::who::ORDINARY;
+use dormouse_tests::{agent, proc, run, store, unharmed, Bed, Case, Who};
 use std::fs;
 use std::path::Path;
 
 /// Where the program was when the images were made.
 const THEN: &str = "/tmp/dormouse-golden";
-/// Whose the images are.
-const IMAGES: [(&str, u32); 2] = [("root.image", 0), ("user.image", dormouse_tests::who::ORDINARY)];
+/// Whose the images are of programs that nobody launched.
+const IMAGES: [(&str, u32); 2] = [("root.image", 0), ("user.image", ORDINARY)];
+/// The ordinary user's, with the agent of the build that made it.
+const LAUNCHED: (&str, u32) = ("agent.image", ORDINARY);
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::each("golden/v1-restores", restores);
+    all.extend(Case::each("golden/v1-of-a-launched-program-restores", restores_launched));
     all.extend(Case::each("golden/v1-spoilt-file-is-refused", spoilt));
     all
 }
@@ -44,6 +49,42 @@ fn restores(bed: &mut Bed) -> Result<()> {
     Ok(())
 }
 
+/// One with an agent: its next checkpoint is by that if today's recorder talks to it, else by ptrace; restored from that, it proves itself.
+fn restores_launched(bed: &mut Bed) -> Result<()> {
+    let dir = lay_out(bed, LAUNCHED.0)?;
+    bed.ctl(&["verify", "golden"])?.expect(0)?;
+    store::made_by(bed, "golden", "agent")?;
+    let map = format!("{THEN}={}", dir.display());
+    let args = ["--json", "restore", "golden", "--detach", "--map-path", &map];
+    let restore = bed.ctl(&args)?;
+    if bed.who != Who::Root && bed.who.uid() != LAUNCHED.1 {
+        let why = format!("the program runs as user {}", LAUNCHED.1);
+        return restore.refused(3, &[&why, "or as root"]).map(drop);
+    }
+    let pid = restore.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
+    let status = proc::status(pid).context("it is gone")?;
+    ensure!(status.uids == [LAUNCHED.1; 4] && status.threads == 2, "it is {status:?}");
+    let door = if agent::version(pid)? == version_of_today(bed)? { "agent" } else { "attach" };
+    bed.ctl(&["checkpoint", "golden"])?.expect(0)?;
+    unharmed::entirely(pid)?;
+    bed.ctl(&["checkpoint", "golden", "--kill"])?.expect(0)?;
+    for n in [2, 3] {
+        store::made_by(bed, &format!("golden@{n}"), door)?;
+    }
+    bed.ctl(&["restore", "golden", "--detach"])?.expect(0)?;
+    proves_itself(&dir)?;
+    let live = bed.state().join("sessions/golden/live.json");
+    run::until("the end of the session", LIMIT, || Ok(!live.exists()))
+}
+
+/// The version of the agent that launcher preloads now.
+fn version_of_today(bed: &mut Bed) -> Result<u32> {
+    let mut target = Start::program("mem_anon").door(Door::Launched).agent().ready(bed)?;
+    let version = agent::version(target.pid)?;
+    target.end(bed)?;
+    Ok(version)
+}
+
 /// The open file of the image is not long enough any more: refused by name, nothing is started.
 fn spoilt(bed: &mut Bed) -> Result<()> {
     let image = if bed.who == Who::Root { "root.image" } else { "user.image" };
@@ -61,11 +102,11 @@ fn spoilt(bed: &mut Bed) -> Result<()> {
 fn lay_out(bed: &mut Bed, image: &str) -> Result<std::path::PathBuf> {
     let golden = checkout().join("tests/golden/v1");
     let dir = bed.folder()?;
-    for name in ["sleeper", "data", image] {
+    for name in ["sleeper", "launched", "ld.so", "data", image] {
         fs::copy(golden.join(name), dir.join(name))?;
         bed.give(&dir.join(name))?;
     }
-    let owner = IMAGES.iter().find(|(name, _)| *name == image).map(|(_, uid)| *uid);
+    let owner = IMAGES.iter().chain([&LAUNCHED]).find(|(name, _)| *name == image).map(|(_, uid)| *uid);
     if bed.who == Who::Root {
         std::os::unix::fs::chown(&dir, owner, owner)?; // it writes its result there
     }

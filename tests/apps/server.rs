@@ -4,7 +4,7 @@ use anyhow::{bail, ensure, Context, Result};
 use dormouse_tests::bed::SOON;
 use dormouse_tests::port::own_port;
 use dormouse_tests::pty::Pty;
-use dormouse_tests::{proc, run, sys, unharmed, Bed, Case};
+use dormouse_tests::{proc, run, store, sys, unharmed, Bed, Case};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -59,13 +59,13 @@ fn launched(bed: &mut Bed, stdout: Stdout) -> Result<()> {
     run::until(&format!("the line of request 4 in {}", log.display()), SOON, || {
         Ok(fs::read_to_string(&log).unwrap_or_default().contains("request 4: /d"))
     })?;
-    cycles(bed, &mut web, "web")?;
+    cycles(bed, &mut web, "web", "agent")?;
     bed.ctl(&["kill", "web"])?.expect(0)?;
     web.refuses()
 }
 
-/// Five times killed and restored; at most one namespace level at the end.
-fn cycles(bed: &mut Bed, web: &mut Server, name: &str) -> Result<()> {
+/// Five times killed and restored; at most one namespace level at the end. All checkpoints that were ever made of it are by this door.
+fn cycles(bed: &mut Bed, web: &mut Server, name: &str, door: &str) -> Result<()> {
     for n in 0..5 {
         bed.ctl(&["checkpoint", name, "--kill"])?.expect(0)?;
         web.refuses()?;
@@ -77,7 +77,7 @@ fn cycles(bed: &mut Bed, web: &mut Server, name: &str) -> Result<()> {
         ensure!(levels <= 2, "{levels} namespace levels after cycle {n}");
         unharmed::entirely(pid)?;
     }
-    Ok(())
+    store::all_made_by(bed, name, door)
 }
 
 /// Not launched by us: by its PID, killed, restored in the foreground onto another stdout of the same kind.
@@ -111,7 +111,7 @@ fn by_pid(bed: &mut Bed, stdout: Stdout) -> Result<()> {
     ensure!(left == 85, "ctl restore of what was checkpointed and killed should end with 85, it ended with {left}");
     bed.ctl(&["restore", "other", "--detach"])?.expect(0)?;
     web.ask("/e", 5)?;
-    cycles(bed, &mut web, "other")?;
+    cycles(bed, &mut web, "other", "attach")?;
     bed.ctl(&["kill", "other"])?.expect(0)?;
     web.refuses()
 }
@@ -127,6 +127,7 @@ fn name_made(bed: &mut Bed) -> Result<()> {
     let said = fs::read_to_string(&launcher.err)?;
     ensure!(said.contains("python3-1"), "the launcher should name the session python3-1 on stderr, it says {said:?}");
     bed.ctl(&["checkpoint", "python3-1", "--kill"])?.expect(0)?;
+    store::made_by(bed, "python3-1", "agent")?;
     launcher.end(bed)?;
     bed.ctl(&["restore", "python3-1", "--detach"])?.expect(0)?;
     web.ask("/b", 2)?;

@@ -93,6 +93,10 @@ fn killed_and_resumed(bed: &mut Bed, mode: Mode, itself: bool) -> Result<()> {
                 } else {
                     job.kill_all(bed);
                 }
+                // the first ones may be of a program that has not loaded its libraries yet
+                if round > 1 {
+                    store::made_by(bed, "job", "agent")?;
+                }
                 if !done() {
                     continue;
                 }

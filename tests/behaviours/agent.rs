@@ -5,7 +5,7 @@ use dormouse_tests::bed::{LIMIT, SOON};
 use dormouse_tests::programs::{self, Variant};
 use dormouse_tests::stage::Stage;
 use dormouse_tests::target::{Door, Start};
-use dormouse_tests::{run, unharmed, Bed, Case, Who};
+use dormouse_tests::{proc, run, store, unharmed, Bed, Case, Who};
 use std::fs;
 use std::path::PathBuf;
 
@@ -26,7 +26,14 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
         }
     }
     all.extend(Case::each("agent/goes-along", goes_along));
-    all.extend(Case::each("agent/descriptors-closed", descriptors_closed));
+    all.extend(Case::each("agent/descriptors-none", nothing_open));
+    for (name, how) in [
+        ("one-by-one", "os.closerange(3, 4096)"),
+        ("closefrom", "libc.closefrom(3)"),
+        ("close_range", "assert libc.close_range(3, 4096, 0) == 0"),
+    ] {
+        all.extend(Case::each(&format!("agent/descriptors-closed-{name}"), move |bed| descriptors_closed(bed, how)));
+    }
     all.extend(Case::each("agent/signal-blocked", signal_blocked));
     all.extend(Case::each("agent/signal-of-the-programs-own", own_signal));
     all.extend(Case::each("agent/none", none));
@@ -106,18 +113,61 @@ wait()
     end(bed, "along")
 }
 
-/// A daemon closes all that it does not know: the agent has nothing open.
-fn descriptors_closed(bed: &mut Bed) -> Result<()> {
-    let script = WAIT.to_owned() + "os.closerange(3, 4096)\nsaid = ''\nwait()\n";
-    let (pid, _) = python(bed, "closed", &script, None)?;
-    for option in
-        [&["checkpoint", "closed", "--door", "agent"][..], &["checkpoint", "closed", "--door", "agent", "--kill"]]
-    {
-        bed.ctl(option)?.expect(0)?;
+/// What is open in a program that launcher has started: numbers and what they are.
+fn opened(bed: &mut Bed, name: &str, door: &str) -> Result<Vec<(i32, String)>> {
+    let dir = bed.folder()?;
+    let script = WAIT.to_owned() + "said = ''\nwait()\n";
+    let log = dir.join("log");
+    let words = ["--name", name, "--detach", "--json", "--door", door, "--", "sh", "-c"];
+    let mut c = bed.launcher_command(&words);
+    // the session's log is another one for each name
+    c.arg("exec python3 -c \"$0\" >log 2>&1").arg(script).current_dir(&dir);
+    let pid = bed.run(&mut c)?.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
+    run::until("python ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    bed.who.assert_is("python", pid)?;
+    let inside = proc::maps(pid).iter().any(|m| m.name.contains("/dormouse-agent-"));
+    ensure!(inside == (door == "agent"), "whether the agent is in it, of {door}: {inside}");
+    let all = proc::descriptors(pid);
+    ensure!(all.len() == 3 && all[1].1 == log.display().to_string(), "stdin, stdout and stderr: {all:?}");
+    bed.ctl(&["checkpoint", name])?.expect(0)?;
+    store::made_by(bed, name, door)?;
+    ensure!(proc::descriptors(pid) == all, "after a checkpoint: {:?}, before: {all:?}", proc::descriptors(pid));
+    end(bed, name)?;
+    let folder = dir.display().to_string();
+    Ok(all.into_iter().map(|(n, what)| (n, what.replace(&folder, ""))).collect())
+}
+
+/// The agent has nothing open: with it there is what there is without it, before a checkpoint and after.
+fn nothing_open(bed: &mut Bed) -> Result<()> {
+    let (with, without) = (opened(bed, "with", "agent")?, opened(bed, "without", "attach")?);
+    ensure!(with == without, "with the agent it has {with:?} open, without {without:?}");
+    Ok(())
+}
+
+/// A daemon closes all that it does not know, in one way or another: the agent does not need any of it.
+fn descriptors_closed(bed: &mut Bed, how: &str) -> Result<()> {
+    let closes = format!(
+        "import ctypes\nlibc = ctypes.CDLL(None)\n{how}\nsaid = str(sorted(os.listdir('/proc/self/fd')))\nwait()\n"
+    );
+    let (pid, dir) = python(bed, "closed", &(WAIT.to_owned() + &closes), None)?;
+    let said = fs::read_to_string(dir.join("ready"))?;
+    ensure!(said == "['0', '1', '2', '3']", "with the folder itself it should see four, it sees {said}");
+    let all = proc::descriptors(pid);
+    for option in [&[][..], &["--kill"]] {
+        bed.ctl(&[&["checkpoint", "closed", "--door", "agent"], option].concat())?.expect(0)?;
+        let now = proc::descriptors(pid);
+        ensure!(now == all || !option.is_empty(), "after a checkpoint it has {now:?} open, before {all:?}");
     }
-    bed.ctl(&["restore", "closed", "--detach"])?.expect(0)?;
-    bed.ctl(&["checkpoint", "closed", "--door", "agent"])?.expect(0)?;
-    let _ = pid;
+    let said = bed.ctl_json(&["restore", "closed", "--detach"])?;
+    let pid = said["pid"].as_i64().context("no pid")? as i32;
+    bed.who.assert_is("the restored one", pid)?;
+    for _ in 0..2 {
+        let now: Vec<i32> = proc::descriptors(pid).into_iter().map(|d| d.0).collect();
+        ensure!(now == [0, 1, 2], "restored it has {now:?} open");
+        bed.ctl(&["checkpoint", "closed", "--door", "agent"])?.expect(0)?;
+        unharmed::entirely(pid)?;
+    }
+    store::all_made_by(bed, "closed", "agent")?;
     end(bed, "closed")
 }
 
@@ -158,8 +208,7 @@ wait()
         .refused(3, &["cannot checkpoint blocks", "blocks its agent's signal (63)", "leave out --door agent"])?;
     unharmed::entirely(pid)?;
     bed.ctl(&["checkpoint", "blocks"])?.expect(0)?;
-    let door = bed.ctl_json(&["inspect", "blocks"])?["summary"]["door"].clone();
-    ensure!(door == "attach", "the door should be attach: {door}");
+    store::made_by(bed, "blocks", "attach")?;
     end(bed, "blocks")
 }
 

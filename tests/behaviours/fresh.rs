@@ -2,13 +2,14 @@
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::LIMIT;
 use dormouse_tests::target::{Door, Start};
-use dormouse_tests::{run, unharmed, Bed, Case};
+use dormouse_tests::{proc, run, store, unharmed, Bed, Case, Who};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::each("new-pids/beside-the-original", beside);
     all.extend(Case::each("new-pids/five-times", five_times));
+    all.extend(Case::each("new-pids/or-the-old-ones", old_ones));
     all.extend(Case::each("new-pids/refused-for-locks", locks));
     all.extend(Case::each("new-pids/refused", refused));
     all.extend(Case::each("new-pids/static", not_shared));
@@ -60,6 +61,7 @@ fn beside(bed: &mut Bed) -> Result<()> {
     let (said, hash) = ask(bed, &dir, 1)?;
     ensure!(said == pid, "it is PID {pid}, and says {said}");
     bed.ctl(&["checkpoint", "first"])?.expect(0)?;
+    store::made_by(bed, "first@1", "agent")?;
     let other = bed.folder()?;
     let map = format!("{}={}", dir.display(), other.display());
     let args = ["restore", "first", "--detach", "--as", "second", "--pids", "fresh", "--map-path", &map];
@@ -84,11 +86,40 @@ fn beside(bed: &mut Bed) -> Result<()> {
     ensure!(list.contains(&pid.to_string()) && list.contains(&second.to_string()), "{list}");
     for (name, pid) in [("first", pid), ("second", second)] {
         bed.ctl(&["checkpoint", name])?.expect(0)?;
+        store::made_by(bed, name, "agent")?;
         unharmed::entirely(pid)?;
         bed.ctl(&["kill", name])?.expect(0)?;
         bed.reap();
     }
     Ok(())
+}
+
+/// `--pids keep` of a program with an agent: root may choose PIDs, an ordinary user is refused, and it is restored in another way. The agent works on.
+fn old_ones(bed: &mut Bed) -> Result<()> {
+    let (pid, dir) = python(bed, "kept", &[])?;
+    let (_, hash) = ask(bed, &dir, 1)?;
+    bed.ctl(&["checkpoint", "kept", "--kill"])?.expect(0)?;
+    store::made_by(bed, "kept@1", "agent")?;
+    let keep = ["restore", "kept", "--detach", "--pids", "keep"];
+    let told = match bed.who {
+        Who::Root => bed.ctl_json(&keep)?,
+        Who::User => {
+            let why = ["cannot restore kept", "--pids keep", "CAP_CHECKPOINT_RESTORE", "use --pids private"];
+            bed.ctl(&keep)?.refused(3, &why)?;
+            bed.ctl_json(&["restore", "kept", "--detach"])?
+        }
+    };
+    let restored = told["pid"].as_i64().context("no pid")? as i32;
+    bed.who.assert_is("the restored one", restored)?;
+    ensure!(told["pids"] == if bed.who == Who::Root { "keep" } else { "private" }, "{told}");
+    ensure!((restored == pid) == (bed.who == Who::Root), "PID {pid} is {restored} now");
+    let levels = proc::status(restored).map(|s| s.ns_pids).unwrap_or_default();
+    ensure!(levels.last() == Some(&pid), "inside it should be PID {pid} still, it is {levels:?}");
+    ensure!(ask(bed, &dir, 2)? == (pid, hash), "it is another than before");
+    bed.ctl(&["checkpoint", "kept"])?.expect(0)?;
+    store::made_by(bed, "kept@2", "agent")?;
+    unharmed::entirely(restored)?;
+    bed.ctl(&["kill", "kept"])?.expect(0).map(drop)
 }
 
 /// By both doors in turn; its threads' numbers are others each time.

@@ -58,6 +58,7 @@ fn wait_and_sigchld(bed: &mut Bed, subreaper: bool) -> Result<()> {
         ensure!(!ran.said().contains("pause was as long as"), "there was no snapshot child:\n{}", ran.said());
         ensure!(proc::children(child.id() as i32).is_empty(), "it has a child or a zombie");
     }
+    store::all_made_by(bed, "waits", "attach")?;
     unharmed::entirely(child.id() as i32)?;
     fs::write(dir.join("gate"), "")?;
     run::end(&mut child, "the waiting program", LIMIT)?;
@@ -117,6 +118,7 @@ fn finish(bed: &mut Bed, ctl: &mut Child, child: &mut Child, dir: &Path, result:
     bed.let_go(ctl);
     ensure!(status.success(), "ctl checkpoint ended with {status}");
     store::holds(bed, "holds", &[1])?;
+    store::made_by(bed, "holds", "attach")?;
     unharmed::entirely(child.id() as i32)?;
     fs::write(dir.join("gate"), "")?;
     run::end(child, "the program", LIMIT)?;

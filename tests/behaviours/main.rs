@@ -2,6 +2,7 @@
 mod agent;
 mod api;
 mod calls;
+mod daemon;
 mod doors;
 mod external;
 mod fresh;
@@ -16,6 +17,7 @@ mod seccomp;
 mod sessions;
 mod terminal;
 mod triggers;
+mod triggers_restored;
 mod vdso;
 
 use dormouse_tests::stage::Stage;
@@ -30,6 +32,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(api::cases());
     all.extend(agent::cases(stage)?);
     all.extend(calls::cases());
+    all.extend(daemon::cases());
     all.extend(doors::cases());
     all.extend(external::cases());
     all.extend(fresh::cases());
@@ -43,6 +46,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(sessions::cases());
     all.extend(terminal::cases());
     all.extend(triggers::cases());
+    all.extend(triggers_restored::cases());
     all.extend(vdso::cases());
     all.sort_by(|a, b| a.name.cmp(&b.name));
     runner::no_two_alike(&all)?;

@@ -108,7 +108,8 @@ fn group(bed: &mut Bed) -> Result<()> {
         unharmed::entirely(job.pid)?;
     }
     ensure!(!job.said().contains("cannot checkpoint"), "{}", job.said());
-    job.prove(bed)
+    job.prove(bed)?;
+    store::all_made_by(bed, "job", "agent")
 }
 
 /// What it sets for the signal, and blocks, is answered, and never happens.
@@ -211,7 +212,7 @@ call(b'{file}', b'other', b'--dir', b'/nowhere', b'--dir', b'/nowhere', b'--dir'
 ",
         path.parent().context("no folder")?.display()
     );
-    let job = Line::python(bed, Mode::Detached, AGENT, &script)?.ready(bed)?;
+    let job = Line::python(bed, Mode::Detached, AGENT, &script)?.attached().ready(bed)?;
     let words = fs::read(format!("/proc/{}/cmdline", job.pid))?;
     ensure!(
         words.starts_with(b"other\0--dir\0/nowhere\0--dir\0"),

@@ -4,7 +4,7 @@ use anyhow::{ensure, Result};
 use dormouse_tests::bed::{LIMIT, SOON};
 use dormouse_tests::pty::Pty;
 use dormouse_tests::target::{Door, Start};
-use dormouse_tests::{proc, run, Bed, Case};
+use dormouse_tests::{proc, run, store, Bed, Case};
 use std::fs;
 
 pub fn cases() -> Vec<Case> {
@@ -88,6 +88,7 @@ fn redrawn(bed: &mut Bed, door: Door, size: (u16, u16)) -> Result<()> {
     } else {
         bed.ctl(&["checkpoint", "--pid", &child.id().to_string(), "--name", "draws", "--kill"])?.expect(0)?;
     }
+    store::made_by(bed, "draws", if door == Door::Terminal { "agent" } else { "attach" })?;
     run::end(&mut child, "the first run", LIMIT)?;
     bed.let_go(&child);
     let mut second = Pty::new(size)?;
@@ -144,6 +145,7 @@ fn job_control(bed: &mut Bed) -> Result<()> {
     pty.type_in("one\n")?;
     pty.wait_for("<got one>")?;
     bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
+    store::made_by(bed, "job", "agent")?;
     pty.type_in("echo left with $?\n")?;
     pty.wait_for("left with 85")?;
     pty.type_in(&format!("{} restore job\n", ctl.display()))?;
@@ -186,6 +188,7 @@ fn progress(bed: &mut Bed) -> Result<()> {
     ensure!(status.success(), "ctl checkpoint: {status}: {said}");
     ensure!(said.contains("record [") && said.contains("MiB") && said.contains("/s"), "no progress is shown: {said:?}");
     let again = bed.ctl(&["--json", "checkpoint", &target.session])?.expect(0)?;
+    store::all_made_by(bed, &target.session.clone(), "attach")?;
     let took = again.json()?["took_ms"].as_f64().unwrap_or(0.0);
     ensure!(took > 500.0, "this machine is too fast for {MIB} MiB to show anything: it took {took} ms");
     ensure!(again.err.is_empty(), "progress where no terminal is: {}", again.err);

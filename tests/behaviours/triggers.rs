@@ -135,6 +135,7 @@ fn every(bed: &mut Bed, mode: Mode) -> Result<()> {
     job.prove(bed)?;
     let kept = store::numbers(bed, "job");
     ensure!(kept.len() == 3 && kept[2] - kept[0] == 2, "the three newest should be kept: {kept:?}");
+    store::all_made_by(bed, "job", "agent")?;
     store::holds(bed, "job", &kept)
 }
 
@@ -158,6 +159,7 @@ fn never_overlaps(bed: &mut Bed, mode: Mode) -> Result<()> {
     ensure!(busy > 10, "{busy} of {looks} looks saw a checkpoint being written");
     job.prove(bed)?;
     let all = store::numbers(bed, "job");
+    store::made_by(bed, "job", "agent")?;
     store::holds(bed, "job", &all)
 }
 
@@ -212,6 +214,7 @@ fn grace_runs_out(bed: &mut Bed, mode: Mode) -> Result<()> {
     let again = job.restore(bed, &[])?;
     bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
     run::until("the end of its supervisor", SOON, || Ok(!proc::alive(again.supervisor)))?;
+    store::all_made_by(bed, "job", "agent")?;
     store::holds(bed, "job", &[1, 2])
 }
 
@@ -341,6 +344,7 @@ fn program_ends(bed: &mut Bed, mode: Mode) -> Result<()> {
     let code = job.end(bed)?;
     ensure!(code == 0, "it ended with {code}: {}", job.said());
     ensure!(job.events("background").is_empty(), "what a checkpoint leaves is none of its processes: {}", job.said());
+    store::all_made_by(bed, "job", "agent")?;
     store::holds(bed, "job", &[1])?;
     fs::remove_file(job.line.dir.join("result"))?;
     job.restore(bed, &["--no-triggers"])?.prove(bed)
@@ -362,6 +366,7 @@ fn ends_while_ctl_records(bed: &mut Bed) -> Result<()> {
     let code = job.end(bed)?;
     ensure!(code == 0, "it ended with {code}: {}", job.said());
     ensure!(job.events("background").is_empty(), "its snapshot child is none of its processes: {}", job.said());
+    store::all_made_by(bed, "job", "agent")?;
     store::holds(bed, "job", &[1])
 }
 
@@ -412,6 +417,7 @@ fn ctrl_z(bed: &mut Bed) -> Result<()> {
     bed.let_go(&front);
     ensure!(run::code(status) == 85, "it ended with {status}: {}", pty.said());
     pty.wait_for("job@1 and left")?;
+    store::made_by(bed, "job@1", "agent")?;
     let said = bed.ctl_json(&["restore", "job", "--detach"])?;
     let pid = said["pid"].as_i64().unwrap_or(0) as i32;
     fs::write(dir.join("gate"), "")?;
@@ -454,6 +460,9 @@ fn ctl_meanwhile(bed: &mut Bed) -> Result<()> {
     ensure!(!job.said().contains("cannot checkpoint"), "{}", job.said());
     job.prove(bed)?;
     let all = store::numbers(bed, "job");
+    for n in all.iter().filter(|n| **n > before) {
+        store::made_by(bed, &format!("job@{n}"), "agent")?;
+    }
     store::holds(bed, "job", &all)
 }
 
@@ -488,11 +497,12 @@ fn killed_while_recording(bed: &mut Bed) -> Result<()> {
     job.line.with(&["--resume"]).run(bed)?.expect(125)?;
     bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
     bed.reap();
+    store::all_made_by(bed, "job", "agent")?;
     store::holds(bed, "job", &[1, 2])?;
     job.restore(bed, &[])?.prove(bed)
 }
 
-/// A program that asks its own supervisor: its connection is left out of the checkpoint.
+/// A program that asks its own supervisor: its connection is left out of the checkpoint, and has ended after a restore.
 const ASKS: &str = "
 import json, os, socket, struct
 s = socket.socket(socket.AF_UNIX)
@@ -517,6 +527,7 @@ fn asked(bed: &mut Bed) -> Result<()> {
     let mut job = Line::python(bed, Mode::Foreground, &[], &script)?.ready(bed)?;
     let code = job.end(bed)?;
     ensure!(code == 85, "it ended with {code}: {}", job.said());
+    store::all_made_by(bed, "job", "agent")?;
     store::holds(bed, "job", &[1, 2])?;
     job.restore(bed, &[])?.prove(bed)?;
     let said = fs::read_to_string(job.line.dir.join("result"))?;

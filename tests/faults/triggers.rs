@@ -64,7 +64,8 @@ fn checkpoint_now(bed: &mut Bed) -> Result<()> {
             return Ok(false);
         }
         ran.expect(0).map(|_| true)
-    })
+    })?;
+    store::made_by(bed, "job", "agent")
 }
 
 /// --keep 1 removes the last but one only when the last is there.
@@ -76,6 +77,7 @@ fn keeps(bed: &mut Bed) -> Result<()> {
     job.signal(Signal::SIGUSR2)?;
     run::until("the report", LIMIT, || Ok(!job.events("not_checkpointed").is_empty()))?;
     store::holds(bed, "job", &[1, 2])?;
+    store::all_made_by(bed, "job", "agent")?;
     bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
     ensure!(job.end(bed)? == 85, "{}", job.said());
     let mut again = job.restore(bed, &[])?;
@@ -120,13 +122,14 @@ fn full(bed: &mut Bed, mode: Mode) -> Result<()> {
          shot; shot; $CTL verify job@1 && echo stands
          rm $DORMOUSE_STATE_DIR/fills
          shot; [ -e $JOB/checkpoints/2 ] && $CTL verify job@2 && echo whole
+         $CTL --json inspect job@2 | grep -q '\"door\": \"agent\"' && echo by the agent
          wait_for '[ $(grep -c \"No space left\" {err}) = 2 ]'; cat {err} >&2
          : > $D/gate; {end}; head -1 $D/result",
         program = program.display(),
         dir = dir.display(),
     );
     let ran = in_namespace(bed, &script)?.expect(0)?;
-    for words in ["first\n", "stands\n", "ended 0\nOK\n", "whole\n"] {
+    for words in ["first\n", "stands\n", "ended 0\nOK\n", "whole\n", "by the agent\n"] {
         ensure!(ran.out.contains(words), "{words:?} is not in {}", ran.said());
     }
     ensure!(ran.err.contains("cannot checkpoint job") && ran.err.contains("free space"), "{}", ran.err);

@@ -1,5 +1,5 @@
 // The program in the golden images: freestanding (no libc, no vDSO, no file of the machine's), so that an image of it can be restored
-// wherever it runs. `sleeper` waits in its working
+// wherever it runs (with LAUNCHED: with no file but the loader that is kept beside it). It waits in its working
 // directory until a file `gate` is there, then proves its state and
 // writes the file `result`: "OK" or what is wrong. make.sh builds it and makes the images.
 typedef unsigned long u64;
@@ -21,7 +21,6 @@ static volatile u32 woken_tid;
 static u64 *memory;
 static int ends[2], event, data;
 static u32 tid;
-static char stack[16384] __attribute__((aligned(16)));
 
 static u64 hash(const u64 *p, u64 n) { // FNV-1a over words
     u64 h = 0xcbf29ce484222325;
@@ -48,6 +47,23 @@ static void second(void) { // blocked in a futex over the checkpoint
     call(FUTEX, (long)&told, 1 | 128, 1, 0, 0, 0);
     for (;;) CALL(EXIT, 0, 0, 0);
 }
+#ifdef LAUNCHED // of a library's making: its agent has to know it
+#include <pthread.h>
+static void *begin(void *p) {
+    tid = (u32)CALL(GETTID, 0, 0, 0);
+    told = 1;
+    call(FUTEX, (long)&told, 1 | 128, 1, 0, 0, 0);
+    second();
+    return p;
+}
+static void start_second(void) {
+    pthread_t thread;
+    if (pthread_create(&thread, 0, begin, 0) != 0) done("FAIL: pthread_create\n");
+    while (!told) call(FUTEX, (long)&told, 0 | 128, 0, 0, 0, 0);
+    told = 0;
+}
+#else
+static char stack[16384] __attribute__((aligned(16)));
 static void start_second(void) {
     long flags = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x100000 /* VM FS FILES SIGHAND THREAD SYSVSEM PARENT_SETTID */;
     void **top = (void **)(stack + sizeof stack - 16);
@@ -56,6 +72,7 @@ static void start_second(void) {
     register long r10 __asm__("r10") = 0, r8 __asm__("r8") = 0;
     __asm__ volatile("syscall\n\ttest %%rax, %%rax\n\tjnz 1f\n\txor %%ebp, %%ebp\n\tret\n1:" : "+a"(n) : "D"(flags), "S"(top), "d"(&tid), "r"(r10), "r"(r8) : "rcx", "r11", "memory");
 }
+#endif
 static void setup(void) {
     in_data ^= ~0UL;
     for (u64 i = 0; i < 1024; i++) in_bss[i] = i * i;
@@ -106,4 +123,8 @@ __attribute__((used)) static void body(void) {
     while (CALL(ACCESS, "gate", 0, 0) != 0) CALL(NANOSLEEP, tenth, 0, 0);
     prove();
 }
+#ifdef LAUNCHED // by a loader, which brings the agent in
+int main(void) { body(); }
+#else
 __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall body\n");
+#endif

@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, Command};
 
 /// Where it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct Line {
     pub mode: Mode,
     /// The program's folder.
     pub dir: PathBuf,
+    /// The door by which its checkpoints are made.
+    pub door: &'static str,
     options: Vec<String>,
     words: Vec<OsString>,
     fault: Option<String>,
@@ -43,7 +45,8 @@ impl Line {
         let dir = bed.folder()?;
         let mut all = vec![bed.stage.program(words[0]).into_os_string(), "--dir".into(), dir.clone().into()];
         all.extend(words[1..].iter().map(Into::into));
-        Ok(Line::of(mode, options, dir, all))
+        let line = Line::of(mode, options, dir, all);
+        Ok(if words[0].starts_with("static_") { line.attached() } else { line })
     }
 
     /// A Python script that runs in `dir`, and makes the file `ready` there.
@@ -54,8 +57,14 @@ impl Line {
 
     /// Any words.
     pub fn of(mode: Mode, options: &[&str], dir: PathBuf, words: Vec<OsString>) -> Line {
+        let door = if options.windows(2).any(|o| o == ["--door", "attach"]) { "attach" } else { "agent" };
         let options = options.iter().map(|o| o.to_string()).collect();
-        Line { name: "job".into(), mode, dir, options, words, fault: None }
+        Line { name: "job".into(), mode, dir, door, options, words, fault: None }
+    }
+
+    /// The program will have no agent when its checkpoints are made.
+    pub fn attached(self) -> Line {
+        Line { door: "attach", ..self }
     }
 
     /// The same line with other options.
@@ -68,7 +77,7 @@ impl Line {
         Line { fault: Some(fault.into()), ..self.clone() }
     }
 
-    fn command(&self, bed: &Bed) -> std::process::Command {
+    fn command(&self, bed: &Bed) -> Command {
         let mut c = bed.launcher_command(&["--json", "--name", &self.name]);
         c.args(if self.mode == Mode::Detached { &["--detach"][..] } else { &[] });
         c.args(&self.options).arg("--").args(&self.words).current_dir(&self.dir);
@@ -166,6 +175,10 @@ impl Job {
     pub fn restore_here_with(&self, bed: &mut Bed, options: &[&str]) -> Result<Job> {
         let mut c = bed.ctl_command(&["--json", "restore", &self.line.name]);
         c.args(options);
+        self.in_front(bed, c)
+    }
+
+    fn in_front(&self, bed: &mut Bed, mut c: Command) -> Result<Job> {
         sys::own_session(&mut c);
         let (front, _, err) = bed.spawn(&mut c)?;
         let mut said = Value::Null;
@@ -177,6 +190,27 @@ impl Job {
         let line = Line { mode: Mode::Foreground, ..self.line.clone() };
         let to = front.id() as i32;
         Ok(Job { front: Some(front), err, to, ..Job::detached(bed, &line, said)? })
+    }
+
+    /// The same where it ran before, by a ctl whose session's recorders meet a fault.
+    pub fn restore_faulty(&self, bed: &mut Bed, fault: &str) -> Result<Job> {
+        let mut c = bed.ctl_command(&["--json", "restore", &self.line.name]);
+        c.env("DORMOUSE_FAULT", fault);
+        match self.line.mode {
+            Mode::Foreground => self.in_front(bed, c),
+            Mode::Detached => {
+                let said = bed.run(c.arg("--detach"))?.expect(0)?.json()?;
+                Job::detached(bed, &self.line, said)
+            }
+        }
+    }
+
+    /// Where it ran before: detached or in the foreground.
+    pub fn restore_as_it_was(&self, bed: &mut Bed) -> Result<Job> {
+        match self.line.mode {
+            Mode::Foreground => self.restore_here(bed),
+            Mode::Detached => self.restore(bed, &[]),
+        }
     }
 
     fn detached(bed: &Bed, line: &Line, said: Value) -> Result<Job> {
@@ -212,12 +246,13 @@ impl Job {
         proc::children(self.supervisor).into_iter().filter(ours).collect()
     }
 
-    /// Waits for checkpoint `n`, and until nothing is recorded any more.
-    pub fn made(&self, bed: &Bed, n: u64) -> Result<()> {
+    /// Waits for checkpoint `n`, and until nothing is recorded any more; it was made by the door that was meant.
+    pub fn made(&self, bed: &mut Bed, n: u64) -> Result<()> {
         let waited = run::until(&format!("checkpoint {n}"), LIMIT, || {
             Ok(store::numbers(bed, &self.line.name).contains(&n) && self.recorders(bed).is_empty())
         });
-        waited.with_context(|| self.said())
+        waited.with_context(|| self.said())?;
+        store::made_by(bed, &format!("{}@{n}", self.line.name), self.line.door)
     }
 
     /// Waits until what it says has `words`.
@@ -246,8 +281,16 @@ impl Job {
         })
     }
 
-    /// Waits for its end; gives the launcher's exit code, or what it would be.
+    /// Waits for its end; gives the launcher's exit code, or what it would be. If it was checkpointed and left, that was by the door that was meant.
     pub fn end(&mut self, bed: &mut Bed) -> Result<i32> {
+        let code = self.ended(bed)?;
+        if code == 85 {
+            store::made_by(bed, &self.line.name, self.line.door)?;
+        }
+        Ok(code)
+    }
+
+    fn ended(&mut self, bed: &mut Bed) -> Result<i32> {
         let supervisor = self.supervisor;
         if let Some(mut front) = self.front.take() {
             let status = run::end(&mut front, "the launcher", LIMIT);

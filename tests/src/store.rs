@@ -46,6 +46,20 @@ pub fn holds(bed: &mut Bed, session: &str, expected: &[u64]) -> Result<()> {
     Ok(())
 }
 
+/// Asserts by which door a checkpoint was made: "job@3", or "job" for its latest.
+pub fn made_by(bed: &mut Bed, checkpoint: &str, door: &str) -> Result<()> {
+    let said = bed.ctl_json(&["inspect", checkpoint])?["summary"]["door"].clone();
+    ensure!(said == door, "{checkpoint} should be by the door {door}, it is by {said}");
+    Ok(())
+}
+
+/// Asserts it of all checkpoints of a session, of which there are some.
+pub fn all_made_by(bed: &mut Bed, session: &str, door: &str) -> Result<()> {
+    let all = numbers(bed, session);
+    ensure!(!all.is_empty(), "the store holds no checkpoint of {session}");
+    all.into_iter().try_for_each(|n| made_by(bed, &format!("{session}@{n}"), door))
+}
+
 /// Asserts that the state directory is the user's alone: folders 0700, files and sockets 0600.
 pub fn is_private(bed: &Bed) -> Result<()> {
     private(bed, &bed.state())

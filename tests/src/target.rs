@@ -2,7 +2,7 @@
 use crate::bed::{Bed, LIMIT, SOON};
 use crate::case::Skip;
 use crate::pty::Pty;
-use crate::{proc, run};
+use crate::{proc, run, store};
 use anyhow::{bail, ensure, Context, Result};
 use std::fs;
 use std::path::PathBuf;
@@ -213,10 +213,7 @@ impl Target {
 
     /// The latest checkpoint was made by the door that was meant.
     pub fn by_the_door(&self, bed: &mut Bed) -> Result<()> {
-        let said = bed.ctl_json(&["inspect", &self.session])?;
-        let meant = if self.agent { "agent" } else { "attach" };
-        ensure!(said["summary"]["door"] == meant, "the door should be {meant}: {}", said["summary"]["door"]);
-        Ok(())
+        store::made_by(bed, &self.session, if self.agent { "agent" } else { "attach" })
     }
 
     /// After it was killed: reaped, and away.
@@ -259,10 +256,15 @@ impl Target {
         Ok(said)
     }
 
-    /// Ends it, without a proof.
+    /// Ends a session's program, without a proof, and the session with it.
     pub fn end(&mut self, bed: &mut Bed) -> Result<()> {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), nix::sys::signal::SIGKILL)?;
-        self.gone(bed)
+        self.gone(bed)?;
+        let live = store::session_dir(bed, &self.session).join("live.json");
+        run::until("the end of the session", SOON, || {
+            bed.reap();
+            Ok(!live.exists())
+        })
     }
 
     /// Opens the gate and gives the result, whole.

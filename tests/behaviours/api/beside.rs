@@ -26,13 +26,6 @@ pub(super) fn cases() -> Vec<Case> {
     all
 }
 
-/// The last checkpoint was made by this door.
-fn made_by(api: &Api, bed: &mut Bed, door: &str) -> Result<()> {
-    let said = bed.ctl_json(&["inspect", &api.session])?["summary"]["door"].clone();
-    ensure!(said == door, "the door should be {door}: {said}");
-    Ok(())
-}
-
 /// Restored by itself after it was killed, and as it was when it had been given `k` commands: later ones are taken back.
 fn again(api: &mut Api, bed: &mut Bed, k: usize) -> Result<()> {
     api.kill(bed)?;
@@ -58,8 +51,8 @@ fn beside(bed: &mut Bed, what: &str, door: &str) -> Result<()> {
     let checkpoint = if aside { "checkpoint-aside" } else { "checkpoint" };
     // one that has all signals blocked and gets no CPU for 100 ms is left to ptrace
     let by = |api: &Api, bed: &mut Bed| match OFTEN.contains(&what) {
-        true => made_by(api, bed, door).or_else(|_| made_by(api, bed, "attach")),
-        false => made_by(api, bed, door),
+        true => api.door(bed).or_else(|_| store::made_by(bed, &api.session, "attach")),
+        false => api.door(bed),
     };
     api.says(bed, &format!("busy {what}"), "held")?;
     api.says(bed, checkpoint, "continued (checkpoint 1 is complete), generation 0")?;
@@ -90,7 +83,7 @@ fn fork_locked(bed: &mut Bed, door: &str) -> Result<()> {
     api.says(bed, "generation", "0")?;
     api.says(bed, "busy fork-locked", "held")?;
     bed.ctl(&["checkpoint", &name, "--door", door])?.expect(0)?;
-    made_by(&api, bed, door)?;
+    api.door(bed)?;
     unharmed::entirely(api.pid)?;
     let k = api.k;
     api.says(bed, "held", "held")?;
@@ -98,7 +91,7 @@ fn fork_locked(bed: &mut Bed, door: &str) -> Result<()> {
     again(&mut api, bed, k)?;
     api.says(bed, "held", "held")?;
     bed.ctl(&["checkpoint", &name, "--door", door])?.expect(0)?;
-    made_by(&api, bed, door)?;
+    api.door(bed)?;
     api.says(bed, "held", "held")?;
     api.says(bed, "free", "wrong 0")?;
     api.says(bed, "checkpoint", "continued (checkpoint 3 is complete), generation 1")?;
@@ -113,7 +106,7 @@ fn exit_of_all(bed: &mut Bed, door: &str) -> Result<()> {
     let buffered = api.dir.join("buffered");
     api.says(bed, "busy exit-of-all", "held")?;
     api.says(bed, "checkpoint", "continued (checkpoint 1 is complete), generation 0")?;
-    made_by(&api, bed, door)?;
+    api.door(bed)?;
     let k = api.k;
     api.says(bed, "held", "held")?;
     let written = || Ok::<_, anyhow::Error>(fs::read_to_string(&buffered)?);
@@ -150,7 +143,7 @@ fn with_hooks(bed: &mut Bed, door: &str) -> Result<()> {
     api.says(bed, "hooks", "1 2")?;
     api.says(bed, "busy malloc", "held")?;
     api.says(bed, "checkpoint", "continued (checkpoint 1 is complete), generation 0")?;
-    made_by(&api, bed, door)?;
+    api.door(bed)?;
     order(&api, &["before b", "before a", "after a: made 1", "after b: made 1"])?;
     let k = api.k;
     api.says(bed, "held", "held")?;

@@ -112,5 +112,7 @@ pub(super) fn hooks_stopped(bed: &mut Bed) -> Result<()> {
     run::until("it is stopped", SOON, stopped)?;
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
     api.line("after b: made 1")?;
+    // what is to be stopped is left to ptrace
+    api.door = "attach";
     api.end(bed)
 }
