@@ -309,7 +309,8 @@ fn with_signals(bed: &mut Bed) -> Result<()> {
 
 /// read and write on a terminal. A line is typed while the program is frozen, or just before or after.
 fn terminal(bed: &mut Bed) -> Result<()> {
-    let calls = Start::program("calls").args(["--group", "tty", "--timeout", "2000"]);
+    let timeout = long_enough(bed)?;
+    let calls = Start::program("calls").args(["--group", "tty", "--timeout", &timeout]);
     let mut twin = calls.clone().door(Door::OnTerminal).ready(bed)?;
     let mut target = calls.args(["--watched"]).door(Door::Terminal).agent().ready(bed)?;
     let watch = Watch::start(&target)?;
@@ -330,7 +331,7 @@ fn terminal(bed: &mut Bed) -> Result<()> {
             seen(&target)?
         );
         let (args, pid) = (target.checkpoint_args(&[]), target.pid);
-        if count.times % 25 > 0 {
+        if count.times % 50 > 0 {
             count.once(&target, || pause_of(bed, &args).map(|this| pause = pause.max(this)))?;
         } else {
             let [before, before_alone] = [&target, &twin].map(|one| seen(one).map(|s| s[0].rounds));
@@ -382,14 +383,14 @@ fn read_since(target: &Target, before: u32, typed: i64) -> Result<i64> {
 
 /// What a checkpoint refuses before it begins (a child, a connection that waits): the agent is called in by hand.
 fn outside(bed: &mut Bed) -> Result<()> {
-    let calls = Start::program("calls").args(["--group", "outside", "--timeout", "500"]);
+    let calls = Start::program("calls").args(["--group", "outside", "--timeout", "1000"]);
     let mut twin = calls.clone().ready(bed)?;
     let mut target = calls.args(["--watched"]).door(Door::Launched).agent().ready(bed)?;
     let watch = Watch::start(&target)?;
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint"])?;
     let (mut count, mut pause) = (Count::new(&target)?, Duration::ZERO);
     while !count.enough() || seen(&target)?.iter().any(|s| s.rounds < 2 && s.bound.is_fixed()) {
-        ensure!(count.times < 100 * TIMES, "some have not ended: {:#?}", seen(&target)?);
+        ensure!(count.times < 20 * TIMES, "after {} freezes: {:?} {:#?}", count.times, count.through, seen(&target)?);
         let number = count.times as u64;
         count.once(&target, || agent::freeze(target.pid, number).map(|this| pause = pause.max(this)))?;
     }
