@@ -10,14 +10,24 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// How many checkpoints at least.
 const TIMES: usize = 100;
-/// Through how many of them each must have been blocked in its call.
+/// Through how many of a hundred each must have been blocked in its call.
 const THROUGH: usize = 90;
+/// So many checkpoints long, as a trial took them, calls wait until they end: of a hundred checkpoints few see one end, on any machine.
+const CHECKPOINTS_LONG: u32 = 30;
 const MS: i64 = 1_000_000;
 /// Longest that a call may end after it should, beside the pause, and what a program that is left alone shows at the same time.
 const LATE: i64 = 5 * MS;
+/// Checkpoints that tell how long one takes.
+const TRIALS: u32 = 5;
+/// The calls wait no shorter and no longer than this.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(15);
+/// The agent's signal in a set.
+const OURS: u64 = 1 << (agent::SIGNAL - 1);
 /// Bytes of a record (`struct seen` in calls.c).
 const RECORD: usize = 96;
 /// Where in it the test says that it was seen asleep.
@@ -40,6 +50,15 @@ enum Bound {
     Exact,
     /// After its time, which may begin anew with a checkpoint.
     Whole,
+    /// When it is woken, in the proof only.
+    Stays,
+}
+
+impl Bound {
+    /// It ends again and again, at a time that checkpoints do not change.
+    fn is_fixed(self) -> bool {
+        matches!(self, Bound::Woken | Bound::Exact)
+    }
 }
 
 /// What the program notes of one call.
@@ -71,6 +90,7 @@ fn seen_in(dir: &Path) -> Result<Vec<Seen>> {
             0 => Bound::Woken,
             1 => Bound::Exact,
             2 => Bound::Whole,
+            3 => Bound::Stays,
             n => bail!("calls.c has a bound {n}"),
         };
         all.push(Seen {
@@ -155,11 +175,73 @@ impl Count {
         Ok(())
     }
 
-    /// There were enough, and each was blocked through enough of them. (On a machine with much else to do each takes long, and more calls end
-    /// meanwhile: then it takes more.)
+    /// There were enough, and each was blocked through so many of them.
     fn enough(&self) -> bool {
-        self.times >= TIMES && self.through.iter().all(|n| *n >= THROUGH)
+        self.times >= TIMES && self.through.iter().all(|n| n * 100 >= self.times * THROUGH)
     }
+
+    /// Those that were not.
+    fn few(&self, target: &Target) -> Result<Vec<(usize, Seen)>> {
+        let all = self.through.iter().copied().zip(seen(target)?);
+        Ok(all.filter(|(n, _)| n * 100 < self.times * THROUGH).collect())
+    }
+}
+
+/// None ended later than is allowed, the longest pause, and what the same calls show at the same time in a program that is left alone (whatever is late
+/// there is the machine's doing). `alone`: how late something else was there.
+fn in_time(bed: &mut Bed, target: &Target, twin: &Target, count: &Count, pause: i64, alone: i64) -> Result<i64> {
+    let left_alone = seen(twin)?.iter().filter(|s| s.bound.is_fixed()).map(|s| s.late).fold(alone, i64::max);
+    let allowed = LATE + pause + left_alone;
+    let all: Vec<Seen> = seen(target)?.into_iter().filter(|s| s.bound.is_fixed()).collect();
+    let worst = all.iter().max_by_key(|s| s.late).context("no calls")?;
+    bed.log.push(format!(
+        "{} checkpoints, fewest through {:?}, longest pause {} us, alone {} us late, {} {} us",
+        count.times,
+        count.through.iter().min(),
+        pause / 1000,
+        left_alone / 1000,
+        worst.name,
+        worst.late / 1000
+    ));
+    ensure!(
+        worst.late <= allowed,
+        "{} was {} us late, {} are allowed: {worst:?}",
+        worst.name,
+        worst.late / 1000,
+        allowed / 1000
+    );
+    Ok(allowed)
+}
+
+/// Milliseconds that calls are to wait so that few end in a checkpoint: some are made of the same program, which ends.
+fn long_enough(bed: &mut Bed) -> Result<String> {
+    let calls = Start::program("calls").args(["--timeout", "300", "--watched"]);
+    let mut target = calls.door(Door::Launched).agent().ready(bed)?;
+    let watch = Watch::start(&target)?;
+    let (mut count, args) = (Count::new(&target)?, target.checkpoint_args(&[]));
+    let began = Instant::now();
+    for _ in 0..TRIALS {
+        count.once(&target, || bed.ctl(&args)?.expect(0).map(drop))?;
+    }
+    let long = began.elapsed() / TRIALS * CHECKPOINTS_LONG;
+    drop(watch);
+    target.prove(bed)?;
+    Ok(long.clamp(SHORTEST, LONGEST).as_millis().to_string())
+}
+
+/// The signalfd that was asked for with all signals has all but the agent's; and has that where there is no agent.
+fn signalfd_lacks_ours(target: &Target, twin: &Target) -> Result<()> {
+    let set = |pid: i32| {
+        let all = proc::descriptors(pid);
+        let (fd, _) = all.iter().find(|(_, what)| what.contains("[signalfd]")).context("no signalfd")?;
+        let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
+        let line = text.lines().find_map(|l| l.strip_prefix("sigmask:")).context("no sigmask in its fdinfo")?;
+        u64::from_str_radix(line.trim(), 16).context("its sigmask")
+    };
+    let (with, without) = (set(target.pid)?, set(twin.pid)?);
+    ensure!(without & OURS != 0, "without an agent, too, the signalfd's set is {without:x}");
+    ensure!(with == without & !OURS, "the signalfd's set is {with:x}, without an agent {without:x}");
+    Ok(())
 }
 
 /// A thread that was just let go needs a moment to be back in its call; one whose call has ended is not in it any more.
@@ -168,26 +250,23 @@ fn blocked_soon(target: &Target, s: &Seen) -> bool {
 }
 
 fn under_checkpoints(bed: &mut Bed) -> Result<()> {
-    let calls = Start::program("calls").args(["--timeout", "5000"]);
-    // The same without us, at the same time: what is late there is the machine's doing.
+    let timeout = long_enough(bed)?;
+    let calls = Start::program("calls").args(["--timeout", &timeout]);
     let mut twin = calls.clone().ready(bed)?;
     let mut target = calls.args(["--watched"]).door(Door::Launched).agent().ready(bed)?;
+    signalfd_lacks_ours(&target, &twin)?;
     let watch = Watch::start(&target)?;
     let (mut count, mut pause) = (Count::new(&target)?, 0.0f64);
-    ensure!(count.through.len() > 40, "only {} calls", count.through.len());
-    while count.times < TIMES || seen(&target)?.iter().any(|s| s.rounds == 0 && s.bound != Bound::Whole) {
+    ensure!(count.through.len() > 50, "only {} calls", count.through.len());
+    while !count.enough() || seen(&target)?.iter().any(|s| s.rounds == 0 && s.bound.is_fixed()) {
         ensure!(
             count.times < 3 * TIMES,
-            "after {} checkpoints some have not ended: {:#?}",
+            "with {timeout} ms, after {} checkpoints, some have not ended, or were hardly blocked: {:#?}",
             count.times,
-            seen(&target)?
+            count.few(&target)?
         );
         let args = target.checkpoint_args(&[]);
-        count.once(&target, || {
-            let this = bed.ctl_json(&args)?["pause_ms"].as_f64().context("no pause_ms")?;
-            pause = pause.max(this);
-            Ok(())
-        })?;
+        count.once(&target, || pause_of(bed, &args).map(|this| pause = pause.max(this)))?;
         bed.log.clear();
     }
     let last = sys::monotonic_ns();
@@ -196,15 +275,10 @@ fn under_checkpoints(bed: &mut Bed) -> Result<()> {
     run::until("the end of those whose time began anew", LIMIT, || {
         Ok(seen(&target)?.iter().all(|s| s.ended > last || s.bound != Bound::Whole))
     })?;
-    let alone = seen(&twin)?.iter().filter(|s| s.bound != Bound::Whole).map(|s| s.late).max().unwrap_or(0);
-    let allowed = LATE + (pause * MS as f64) as i64 + alone;
-    bed.log.push(format!("{} checkpoints, longest pause {pause} ms, alone {} us late", count.times, alone / 1000));
-    for (s, t) in seen(&target)?.iter().zip(seen(&twin)?) {
-        let (late, allowed) = match s.bound {
-            // from the last checkpoint its whole time; a socket's is kept in ticks, as seen alone
-            Bound::Whole => (s.ended - s.began.max(last).min(s.ended) - s.timeout, allowed + t.late),
-            _ => (s.late, allowed),
-        };
+    let allowed = in_time(bed, &target, &twin, &count, (pause * MS as f64) as i64, 0)?;
+    for (s, t) in seen(&target)?.iter().zip(seen(&twin)?).filter(|(s, _)| s.bound == Bound::Whole) {
+        // from the last checkpoint its whole time; a socket's is kept in ticks, as seen alone
+        let (late, allowed) = (s.ended - s.began.max(last).min(s.ended) - s.timeout, allowed + t.late);
         ensure!(late <= allowed, "{} was {} us late, {} are allowed: {s:?}", s.name, late / 1000, allowed / 1000);
     }
     twin.prove(bed)?;
@@ -233,15 +307,20 @@ fn with_signals(bed: &mut Bed) -> Result<()> {
     target.prove(bed).map(drop)
 }
 
-/// read and write on a terminal.
+/// read and write on a terminal. A line is typed while the program is frozen, or just before or after.
 fn terminal(bed: &mut Bed) -> Result<()> {
-    let calls = Start::program("calls").args(["--group", "tty", "--timeout", "2000"]);
+    let timeout = long_enough(bed)?;
+    let calls = Start::program("calls").args(["--group", "tty", "--timeout", &timeout]);
+    let mut twin = calls.clone().door(Door::OnTerminal).ready(bed)?;
     let mut target = calls.args(["--watched"]).door(Door::Terminal).agent().ready(bed)?;
     let watch = Watch::start(&target)?;
-    fs::write(target.dir.join("go"), "")?;
-    run::until("both calls", SOON, || Ok(seen(&target)?.iter().filter(|s| blocked(target.pid, s)).count() == 2))?;
-    let mut count = Count::new(&target)?;
-    let (mut typed, mut late) = (0, 0);
+    for one in [&target, &twin] {
+        fs::write(one.dir.join("go"), "")?;
+        run::until("both calls", SOON, || Ok(seen(one)?.iter().filter(|s| blocked(one.pid, s)).count() == 2))?;
+    }
+    let mut pty = target.pty.take().context("it has a terminal")?;
+    let (mut count, mut pause) = (Count::new(&target)?, 0.0f64);
+    let (mut late, mut alone) = (0, 0);
     // On a fast machine the checkpoints are made before both calls have ended.
     while !count.enough() || seen(&target)?.iter().any(|s| s.rounds < 2) {
         ensure!(
@@ -251,36 +330,73 @@ fn terminal(bed: &mut Bed) -> Result<()> {
             count.through,
             seen(&target)?
         );
-        let args = target.checkpoint_args(&[]);
-        count.once(&target, || bed.ctl(&args)?.expect(0).map(drop))?;
-        bed.log.clear();
-        if count.times % 25 == 0 {
-            let before = seen(&target)?[0].rounds;
-            typed = sys::monotonic_ns();
-            target.pty.as_mut().context("it has a terminal")?.type_in("wake")?;
-            run::until("the line to be read", SOON, || Ok(seen(&target)?[0].rounds > before))?;
-            late = late.max(seen(&target)?[0].ended - typed);
+        let (args, pid) = (target.checkpoint_args(&[]), target.pid);
+        if count.times % 50 > 0 {
+            count.once(&target, || pause_of(bed, &args).map(|this| pause = pause.max(this)))?;
+        } else {
+            let [before, before_alone] = [&target, &twin].map(|one| seen(one).map(|s| s[0].rounds));
+            let mut typed = 0;
+            count.once(&target, || {
+                let over = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    let typing = scope.spawn(|| {
+                        while !over.load(SeqCst) && proc::ours(pid).is_empty() {
+                            std::thread::yield_now();
+                        }
+                        let typed = sys::monotonic_ns();
+                        pty.type_in("wake").map(|()| typed)
+                    });
+                    let this = pause_of(bed, &args);
+                    over.store(true, SeqCst);
+                    typed = typing.join().map_err(|_| anyhow::anyhow!("typing"))??;
+                    pause = pause.max(this?);
+                    Ok(())
+                })
+            })?;
+            late = late.max(read_since(&target, before?, typed)?);
+            let typed = sys::monotonic_ns();
+            twin.pty.as_mut().context("it has a terminal")?.type_in("wake")?;
+            alone = alone.max(read_since(&twin, before_alone?, typed)?);
         }
+        bed.log.clear();
     }
-    ensure!(typed > 0 && late < 50 * MS, "what was typed was read {} us later", late / 1000);
+    target.pty = Some(pty);
+    let allowed = in_time(bed, &target, &twin, &count, (pause * MS as f64) as i64, alone)?;
+    bed.log.push(format!("what was typed was read {} us later, alone {} us", late / 1000, alone / 1000));
+    ensure!(late > 0 && late <= allowed, "it was read {} us later, {} are allowed", late / 1000, allowed / 1000);
     target.by_the_door(bed)?;
+    twin.prove(bed)?;
     drop(watch);
     target.prove(bed).map(drop)
 }
 
+/// A checkpoint's pause, milliseconds.
+fn pause_of(bed: &mut Bed, args: &[String]) -> Result<f64> {
+    bed.ctl_json(args)?["pause_ms"].as_f64().context("no pause_ms")
+}
+
+/// Waits for the line that was typed then to be read: how long that took.
+fn read_since(target: &Target, before: u32, typed: i64) -> Result<i64> {
+    run::until("the line to be read", SOON, || Ok(seen(target)?[0].rounds > before))?;
+    Ok(seen(target)?[0].ended - typed)
+}
+
 /// What a checkpoint refuses before it begins (a child, a connection that waits): the agent is called in by hand.
 fn outside(bed: &mut Bed) -> Result<()> {
-    let calls = Start::program("calls").args(["--group", "outside", "--timeout", "500"]);
+    let calls = Start::program("calls").args(["--group", "outside", "--timeout", "1000"]);
+    let mut twin = calls.clone().ready(bed)?;
     let mut target = calls.args(["--watched"]).door(Door::Launched).agent().ready(bed)?;
     let watch = Watch::start(&target)?;
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint"])?;
-    let mut count = Count::new(&target)?;
-    while !count.enough() || seen(&target)?.iter().any(|s| s.rounds < 2) {
-        ensure!(count.times < 100 * TIMES, "some have not ended: {:#?}", seen(&target)?);
+    let (mut count, mut pause) = (Count::new(&target)?, Duration::ZERO);
+    while !count.enough() || seen(&target)?.iter().any(|s| s.rounds < 2 && s.bound.is_fixed()) {
+        ensure!(count.times < 20 * TIMES, "after {} freezes: {:?} {:#?}", count.times, count.through, seen(&target)?);
         let number = count.times as u64;
-        count.once(&target, || agent::freeze(target.pid, number))?;
+        count.once(&target, || agent::freeze(target.pid, number).map(|this| pause = pause.max(this)))?;
     }
     ensure!(proc::ours(target.pid).is_empty(), "something of ours is left");
+    in_time(bed, &target, &twin, &count, pause.as_nanos() as i64, 0)?;
+    twin.prove(bed)?;
     drop(watch);
     target.prove(bed).map(drop)
 }

@@ -12,11 +12,12 @@ use std::process::Command;
 /// Cycles of checkpoint, kill and restore.
 const CYCLES: usize = 5;
 /// Programs that are gone through them; of threads and signals above all, for that is where the libraries differ.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "thr_sync",
     "thr_join",
     "thr_tid",
     "thr_tid_use",
+    "cancel",
     "sig_handlers",
     "sig_altstack",
     "sig_pending",
@@ -31,6 +32,7 @@ pub fn cases() -> Vec<Case> {
         all.extend(Case::each(&format!("musl/{program}"), move |bed| cycles(bed, program, false)));
     }
     all.extend(Case::each("musl/thr_join-sabotage", |bed| cycles(bed, "thr_join", true)));
+    all.extend(Case::each("musl/cancel-sabotage", |bed| cycles(bed, "cancel", true)));
     all.extend(Case::each("musl/blocked", blocked));
     for program in ["thr_join", "thr_tid_use"] {
         all.extend(Case::each(&format!("musl/{program}-new-pids"), move |bed| new_pids(bed, program)));

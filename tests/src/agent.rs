@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the agent's page is (wire/src/agent.rs).
 pub const PAGE: u64 = 0x444f_5200_0000;
@@ -46,13 +46,49 @@ pub fn head(magic: u32, version: u32, op: u16, len: u32) -> Vec<u8> {
     v
 }
 
+/// In which call a thread is seen, and what tells that call from another of the same instruction.
+#[derive(Clone, Copy)]
+struct Doing {
+    call: i32,
+    pc: u32,
+    print: u64,
+}
+
+impl Doing {
+    const UNKNOWN: Doing = Doing { call: -1, pc: 0, print: 0 };
+
+    /// From /proc/PID/task/TID/syscall: number, six arguments, stack pointer, instruction pointer.
+    fn of(pid: i32, tid: i32) -> Doing {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+        let Some((Ok(call), rest)) = text.trim().split_once(' ').map(|(nr, rest)| (nr.parse(), rest)) else {
+            return Doing::UNKNOWN;
+        };
+        let words: Option<Vec<u64>> =
+            rest.split(' ').map(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok()).collect();
+        match words.as_deref() {
+            Some([args @ .., sp, pc]) if args.len() == 6 => {
+                let mix = |h: u64, v: &u64| (h ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+                Doing { call, pc: *pc as u32, print: args.iter().fold(mix(1, sp), mix) }
+            }
+            _ => Doing::UNKNOWN,
+        }
+    }
+}
+
 /// Sends the agent's signal to a thread. Which call it was in is left for it to find out.
 pub fn call(pid: i32, tid: i32, code: i32, number: i32, nonce: u64) -> Result<()> {
+    call_seen(pid, tid, code, number, nonce, Doing::UNKNOWN)
+}
+
+/// The same, and says in which call it was seen.
+fn call_seen(pid: i32, tid: i32, code: i32, number: i32, nonce: u64, seen: Doing) -> Result<()> {
     let mut info = [0u8; 128];
-    for (at, v) in [(0, SIGNAL), (4, number), (8, code), (16, std::process::id() as i32), (32, -1)] {
-        info[at..at + 4].copy_from_slice(&v.to_le_bytes());
+    let words = [SIGNAL, number, code, 0, std::process::id() as i32, 0];
+    for (to, v) in info.chunks_exact_mut(4).zip(words.into_iter().chain([0, 0, seen.call, seen.pc as i32])) {
+        to.copy_from_slice(&v.to_le_bytes());
     }
     info[24..32].copy_from_slice(&nonce.to_le_bytes());
+    info[40..48].copy_from_slice(&seen.print.to_le_bytes());
     sys::queue_to_thread(pid, tid, SIGNAL, &info)
 }
 
@@ -80,17 +116,20 @@ fn arrived(sock: &mut UnixStream) -> Result<()> {
     sock.read_exact(&mut [0; ARRIVAL]).context("the frame of a thread that comes in")
 }
 
-/// Calls all threads in, waits until all are, and lets them go.
-pub fn freeze(pid: i32, number: u64) -> Result<()> {
+/// Looks at all threads, calls them in, waits until all are, and lets them go: how long that took, which no thread's pause is longer than.
+pub fn freeze(pid: i32, number: u64) -> Result<Duration> {
     let others: Vec<i32> = proc::threads(pid).into_iter().filter(|t| *t != pid).collect();
+    let seen: Vec<Doing> = others.iter().map(|tid| Doing::of(pid, *tid)).collect();
+    let began = Instant::now();
     let (mut sock, nonce) = serve(pid, number, others.len() as i32)?;
-    for tid in &others {
-        call(pid, *tid, to_park(version(pid)?), *tid, nonce)?;
+    for (tid, seen) in others.iter().zip(seen) {
+        call_seen(pid, *tid, to_park(version(pid)?), *tid, nonce, seen)?;
     }
     for _ in &others {
         arrived(&mut sock)?;
     }
     drop(sock);
     // the next one may only come when the last has left
-    run::until("everyone out", PATIENCE, || Ok(proc::ours(pid).is_empty()))
+    run::until("everyone out", PATIENCE, || Ok(proc::ours(pid).is_empty()))?;
+    Ok(began.elapsed())
 }
