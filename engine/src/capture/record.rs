@@ -12,7 +12,7 @@ use image::{ManifestWriter, PackRef, PageSink};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use sys::mem::RemoteMem;
-use sys::procfs::pagemap::{Categories, Pagemap, Region};
+use sys::procfs::pagemap::{Categories, Pagemap};
 use sys::procfs::{self, smaps::VmFlag, smaps::VmFlags};
 use sys::seccomp::{Judge, FLAG_LOG};
 use sys::tracer::Snapshot;
