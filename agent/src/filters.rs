@@ -3,7 +3,7 @@
 //! No call is made here but the program's own, for an earlier filter might not let it through. What is kept is copied when the kernel has
 //! taken the filter, and so has read the very memory. Where two threads set filters at once, their order is not known, and that is said; so is
 //! one that has not yet ended by the two counts.
-use crate::page;
+use crate::{dispatch, page};
 use core::sync::atomic::Ordering::SeqCst;
 use parasite::arch::{copy, syscall6};
 use wire::agent::{AGENT_FILTERS, AGENT_FILTERS_LEN, AGENT_FILTERS_LOST};
@@ -27,6 +27,9 @@ pub unsafe extern "C" fn call(nr: u64, a: u64, b: u64, c: u64, d: u64, e: u64) -
         SYS_SECCOMP => (a <= SECCOMP_SET_MODE_FILTER, a == SECCOMP_SET_MODE_FILTER, b),
         _ => (a == PR_SET_SECCOMP, b == SECCOMP_MODE_FILTER, 0),
     };
+    if nr == SYS_PRCTL && dispatch::is_asked(a, b) {
+        dispatch::begin();
+    }
     // SAFETY: the caller's call; the program is read if the kernel has taken it from there.
     unsafe {
         if !sets || !page::ready() {

@@ -1,6 +1,7 @@
 //! What programs find here before they find it in the C library, so that the agent's signal is not blocked, taken or replaced by accident, and a
-//! seccomp filter is kept (filters.rs). Whatever is a cancellation point stays one: the real function is called, with another mask.
+//! seccomp filter is kept (filters.rs), and Syscall User Dispatch is known of (dispatch.rs). Whatever is a cancellation point stays one: the real function is called, with another mask.
 use crate::deadline::Timed;
+use crate::dispatch;
 use crate::filters::{self, SYS_PRCTL};
 use crate::libc::{real, result, Real};
 pub use crate::stacks::{pthread_create, sigaltstack};
@@ -393,11 +394,14 @@ pub unsafe fn foreign(info: u64, context: u64) -> bool {
     false
 }
 
-/// prctl(2): seccomp filters are kept.
+/// prctl(2): seccomp filters are kept, and Syscall User Dispatch is prepared for.
 ///
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn prctl(option: i32, a: u64, b: u64, c: u64, d: u64) -> i32 {
+    if dispatch::begun() && real::prctl.known() != 0 {
+        return real!(prctl, (option, a, b, c, d));
+    }
     // SAFETY: the caller's arguments; the kernel checks them.
     result(unsafe { filters::call(SYS_PRCTL, option as i64 as u64, a, b, c, d) }) as i32
 }

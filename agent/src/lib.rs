@@ -10,6 +10,7 @@
 pub mod arch;
 mod context;
 mod deadline;
+mod dispatch;
 mod filters;
 mod handler;
 pub mod interpose;

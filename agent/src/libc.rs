@@ -66,7 +66,7 @@ reals! {
     sigprocmask pthread_sigmask sigsuspend sigwait sigwaitinfo sigtimedwait signalfd sigaction signal
     ppoll __ppoll_chk pselect epoll_wait epoll_pwait epoll_pwait2 semtimedop
     execve execv execvp execvpe fexecve execveat
-    clock_gettime
+    clock_gettime prctl syscall sigaltstack
     pthread_create pthread_key_create pthread_setspecific pthread_getspecific
 }
 

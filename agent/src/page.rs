@@ -1,7 +1,7 @@
 //! The agent's page: what it says of itself, and the little that it has to remember. It is at a fixed address, so that a recorder finds it.
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 use parasite::serve::sys3;
-use wire::agent::{AgentPage, AGENT_FILTERS_LOST, AGENT_PAGE, AGENT_SIGNAL, TRIGGERS};
+use wire::agent::{AgentPage, AGENT_DISPATCHED, AGENT_FILTERS_LOST, AGENT_PAGE, AGENT_SIGNAL, TRIGGERS};
 
 const SYS_GETPID: u64 = 39;
 
@@ -93,12 +93,17 @@ pub fn filtered() -> bool {
     setting || filters_used().load(SeqCst) != 0 || flags().load(SeqCst) & AGENT_FILTERS_LOST != 0
 }
 
-/// Whether this process is the session's program. One with a filter cannot ask, and is taken for it if its parent was.
+/// No call is made but the program's own: there is a seccomp filter, or a thread that may have its calls dispatched to itself.
+pub fn must_not_call() -> bool {
+    filtered() || flags().load(SeqCst) & AGENT_DISPATCHED != 0
+}
+
+/// Whether this process is the session's program. One that must not call cannot ask, and is taken for it if its parent was.
 pub fn is_program() -> bool {
     // SAFETY: as `trigger`; the call takes no argument.
     unsafe {
         let program = number(&raw const (*at()).program);
-        program != 0 && (filtered() || program as i64 == sys3(SYS_GETPID, 0, 0, 0))
+        program != 0 && (must_not_call() || program as i64 == sys3(SYS_GETPID, 0, 0, 0))
     }
 }
 

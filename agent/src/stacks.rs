@@ -4,7 +4,7 @@
 //! that the program sets itself comes before ours; where it sets none, it is answered that there is none.
 use crate::libc::{real, result};
 use crate::start::{map_anywhere, unmap};
-use crate::{arch, page};
+use crate::{arch, dispatch, page};
 use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
 use parasite::serve::sys3;
 use wire::agent::{AGENT_PAGE, AGENT_SMALL_STACK, AGENT_STACK};
@@ -72,6 +72,11 @@ fn is_ours(s: &Stack) -> bool {
 /// # Safety
 /// As libc's.
 pub unsafe extern "C" fn sigaltstack(new: *const Stack, old: *mut Stack) -> i32 {
+    let real = real::sigaltstack.known();
+    if real != 0 && dispatch::begun() {
+        // SAFETY: libc's own, with the caller's pointers.
+        return unsafe { without_us(real, new, old) };
+    }
     // SAFETY: the caller's pointers; the kernel checks the new one.
     unsafe {
         let now = current();
@@ -100,9 +105,25 @@ pub unsafe extern "C" fn sigaltstack(new: *const Stack, old: *mut Stack) -> i32 
     0
 }
 
+/// The same by the C library's own function: the agent is not called any more.
+///
+/// # Safety
+/// `real` is that function; the others are its arguments.
+unsafe fn without_us(real: usize, new: *const Stack, old: *mut Stack) -> i32 {
+    // SAFETY: the caller's.
+    unsafe {
+        let real: unsafe extern "C" fn(*const Stack, *mut Stack) -> i32 = core::mem::transmute(real);
+        let r = real(new, old);
+        if r == 0 && !old.is_null() && is_ours(&*old) {
+            old.write(Stack { at: 0, flags: SS_DISABLE, reserved: 0, size: 0 });
+        }
+        r
+    }
+}
+
 /// This thread's block, if it has one.
 fn own_block() -> Option<u64> {
-    if !page::ready() || page::filtered() {
+    if !page::ready() || page::must_not_call() {
         return None;
     }
     // SAFETY: calls without arguments; pthread_getspecific of a key that exists.
@@ -132,7 +153,8 @@ pub unsafe extern "C" fn pthread_create(thread: u64, attr: u64, start: u64, arg:
     // SAFETY: libc's own function, with the caller's arguments or with ours, which live in the block.
     unsafe {
         let create: Create = core::mem::transmute(create);
-        let block = if page::ready() && !page::filtered() && make_key() { map_anywhere(AGENT_STACK) } else { None };
+        let block =
+            if page::ready() && !page::must_not_call() && make_key() { map_anywhere(AGENT_STACK) } else { None };
         let Some(block) = block else { return create(thread, attr, start, arg) };
         page::count_for_this_process();
         let tail = (block + SIZE) as *mut Tail;
@@ -179,7 +201,7 @@ pub struct Begin {
 unsafe extern "C" fn end(block: u64) {
     // a thread that has forked is its child's first, which is not counted
     let _ = page::covered().fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
-    if !page::filtered() {
+    if !page::must_not_call() {
         // SAFETY: nobody else uses the block.
         unsafe { give_back(block) }
     }

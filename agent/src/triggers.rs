@@ -125,7 +125,8 @@ fn handler_of(signal: i32) -> u64 {
     old[0]
 }
 
-fn ignore(signal: i32) {
+/// Nothing happens at this signal any more; what waits of it is gone.
+pub fn ignore(signal: i32) {
     let action = [SIG_IGN, 0, 0, 0u64];
     // SAFETY: the kernel reads an action (four words).
     unsafe { syscall6(SYS_RT_SIGACTION, [signal as u64, action.as_ptr() as u64, 0, 8, 0, 0]) };
@@ -133,14 +134,20 @@ fn ignore(signal: i32) {
 
 /// This process is about to become another program, in which no handler would be left: the triggers are ignored. Gives those that were not.
 pub fn before_exec() -> [bool; TRIGGERS] {
+    match page::ready() && !page::must_not_call() {
+        true => ignore_all(),
+        false => [false; TRIGGERS],
+    }
+}
+
+/// Ignores the triggers; gives those that were not.
+pub fn ignore_all() -> [bool; TRIGGERS] {
     let mut were = [false; TRIGGERS];
-    if page::ready() && !page::filtered() {
-        for (i, was) in were.iter_mut().enumerate() {
-            let signal = page::trigger(i);
-            *was = signal > 0 && handler_of(signal) == entry();
-            if *was {
-                ignore(signal);
-            }
+    for (i, was) in were.iter_mut().enumerate() {
+        let signal = page::trigger(i);
+        *was = signal > 0 && handler_of(signal) == entry();
+        if *was {
+            ignore(signal);
         }
     }
     were
@@ -166,7 +173,7 @@ unsafe extern "C" fn on_trigger(signal: i32, info: *const AgentInfo, context: *m
         let nothing = AgentInfo { call: -1, ..*info };
         let c = &mut *context;
         let call = c.interrupted(&nothing);
-        if page::filtered() {
+        if page::must_not_call() {
             // no call may be made, for nobody has judged whether its filters let them through
             return c.again_if(call);
         }

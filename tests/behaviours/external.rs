@@ -1,28 +1,33 @@
 //! External ends beyond the standard streams: refused, unless the caller gives them up; and what is at 0 when a server is
 //! started by inetd.
 use anyhow::{ensure, Result};
-use dormouse_tests::target::Start;
+use dormouse_tests::target::{Start, Target};
 use dormouse_tests::{unharmed, Bed, Case};
 use std::os::unix::net::UnixListener;
 
 pub fn cases() -> Vec<Case> {
-    let mut all = Case::each("external/given-up", given_up);
-    all.extend(Case::each("external/inetd", inetd));
+    let mut all = Case::by_both_doors("external/given-up", given_up);
+    all.extend(Case::by_both_doors("external/inetd", inetd));
     for what in ["pipe", "eventfd", "pair", "datagrams", "packets"] {
-        all.extend(Case::each(&format!("fd_shared/{what}-refused"), move |bed| shared(bed, what)));
-        all.extend(Case::each(&format!("fd_shared/{what}-given-up"), move |bed| shared_given_up(bed, what, false)));
+        all.extend(Case::by_both_doors(&format!("fd_shared/{what}-refused"), move |bed, agent| {
+            shared(bed, agent, what)
+        }));
+        let given_up = move |bed: &mut Bed, agent| shared_given_up(bed, agent, what, false);
+        all.extend(Case::by_both_doors(&format!("fd_shared/{what}-given-up"), given_up));
     }
-    all.extend(Case::each("fd_shared/pipe-given-up-sabotage", |bed| shared_given_up(bed, "pipe", true)));
+    let sabotage = |bed: &mut Bed, agent| shared_given_up(bed, agent, "pipe", true);
+    all.extend(Case::by_both_doors("fd_shared/pipe-given-up-sabotage", sabotage));
     all
 }
 
 /// Refused with the option that allows it; given up in part, in whole; said by the checkpoint, by check and by the restore, which
 /// can decide anew.
-fn given_up(bed: &mut Bed) -> Result<()> {
+fn given_up(bed: &mut Bed, agent: bool) -> Result<()> {
     let path = bed.folder()?.join("outside");
     let _listener = UnixListener::bind(&path)?;
     bed.give(&path)?;
-    let mut target = Start::program("fd_external").args(["--unix".into(), path.display().to_string()]).ready(bed)?;
+    let start = Start::program("fd_external").args(["--unix".into(), path.display().to_string()]);
+    let mut target = start.by_agent(agent).ready(bed)?;
     let pid = target.pid.to_string();
     let file = target.dir.join("instead");
     std::fs::write(&file, "instead")?;
@@ -44,6 +49,7 @@ fn given_up(bed: &mut Bed) -> Result<()> {
     {
         ensure!(said.contains(line), "the checkpoint should report {line:?}: {said}");
     }
+    target.by_the_door(bed)?;
     target.gone(bed)?;
     let session = target.session.clone();
     bed.ctl(&["check", &session, "--external", "42=/nowhere"])?.refused(3, &["/nowhere does not exist", "42=PATH"])?;
@@ -57,8 +63,8 @@ fn given_up(bed: &mut Bed) -> Result<()> {
 }
 
 /// What another process holds too is refused, with who that is; the two go on talking through it.
-fn shared(bed: &mut Bed, what: &str) -> Result<()> {
-    let mut target = Start::program("fd_shared").args(["--what", what]).ready(bed)?;
+fn shared(bed: &mut Bed, agent: bool, what: &str) -> Result<()> {
+    let mut target = two_processes(bed, agent, &["--what", what])?;
     let words = ["descriptor", "40", "holds it too", " (fd_shared)", "end that process", "--external 40=close"];
     for options in [&[][..], &["--kill"]] {
         bed.ctl(&target.checkpoint_args(options))?.refused(3, &words)?;
@@ -68,14 +74,21 @@ fn shared(bed: &mut Bed, what: &str) -> Result<()> {
     target.prove(bed).map(|_| ())
 }
 
+/// Not below launcher, which would count the second one to the session.
+fn two_processes(bed: &mut Bed, agent: bool, args: &[&str]) -> Result<Target> {
+    let start = Start::program("fd_shared").args(args.iter().copied());
+    if agent { start.preloaded(bed)? } else { start }.ready(bed)
+}
+
 /// Given up, it has ended in the restored program, or is closed, and that is said.
-fn shared_given_up(bed: &mut Bed, what: &str, sabotage: bool) -> Result<()> {
-    let start = Start::program("fd_shared").args(["--what", what, "--given-up"]);
-    let mut target = if sabotage { start.args(["--sabotage"]) } else { start }.ready(bed)?;
+fn shared_given_up(bed: &mut Bed, agent: bool, what: &str, sabotage: bool) -> Result<()> {
+    let args = ["--what", what, "--given-up", "--sabotage"];
+    let mut target = two_processes(bed, agent, &args[..if sabotage { 4 } else { 3 }])?;
     let args = target.checkpoint_args(&["--external", "close", "--kill", "--json"]);
     let said = bed.ctl(&args)?.expect(0)?.json()?["reported"].to_string();
     let becomes = if what == "eventfd" { "is closed" } else { "has ended" };
     ensure!(said.contains(&format!("(fd_shared) holds it too; after a restore it {becomes}")), "{said}");
+    target.by_the_door(bed)?;
     target.gone(bed)?;
     target.restore(bed)?;
     if sabotage {
@@ -89,11 +102,12 @@ fn shared_given_up(bed: &mut Bed, what: &str, sabotage: bool) -> Result<()> {
 }
 
 /// A TCP connection at 0 and 1, as inetd gives it: restored, they are those of the restoring command.
-fn inetd(bed: &mut Bed) -> Result<()> {
-    let mut target = Start::program("fd_external").args(["--inetd"]).ready(bed)?;
+fn inetd(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut target = Start::program("fd_external").args(["--inetd"]).by_agent(agent).ready(bed)?;
     let made = bed.ctl(&target.checkpoint_args(&["--kill", "--json"]))?.expect(0)?.json()?;
     let said = made["reported"].to_string();
     ensure!(said.contains("TCP connection") && said.contains("the restoring command's descriptor 0"), "{said}");
+    target.by_the_door(bed)?;
     target.gone(bed)?;
     target.restore(bed)?;
     target.prove(bed).map(|_| ())

@@ -2,18 +2,24 @@
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::SOON;
 use dormouse_tests::target::{Start, Target};
-use dormouse_tests::{run, store, unharmed, Bed, Case};
+use dormouse_tests::{run, store, unharmed, Bed, Case, Who};
 
 pub fn cases() -> Vec<Case> {
-    let mut all = Case::each("six/refused", six);
-    all.extend(Case::each("restricted/landlock", landlock));
-    all.extend(Case::each("restricted/keys", keys));
+    let mut all = Case::by_both_doors("six/refused", six);
+    all.extend(Case::by_both_doors("restricted/landlock", landlock));
+    all.extend(Case::by_both_doors("restricted/keys", keys));
     all.extend(Case::each("fd_locks/taken", taken));
     all.extend(Case::each("aio/unread", unread));
-    all.extend(Case::each("odd-thread/code32", code32));
+    all.extend(Case::each("odd-thread/code32", |bed| code32(bed, &[])));
+    all.extend(Case::each("odd-thread/code32-pause", |bed| code32(bed, &["--pause"])));
+    all.extend(Case::each("odd-thread/code32-by-agent", |bed| code32_by_agent(bed, &[])));
+    all.extend(Case::each("odd-thread/code32-pause-by-agent", |bed| code32_by_agent(bed, &["--pause"])));
+    all.extend(Case::each("odd-thread/not-dumpable-by-agent", dispatched_not_dumpable));
     all.extend(Case::each("mem_lockall/tight", tight));
     for (what, why) in [("filter", "a filter decides what it receives"), ("in-flight", "descriptors are in flight")] {
-        all.extend(Case::each(&format!("odd-socket/{what}"), move |bed| odd_socket(bed, what, why)));
+        all.extend(Case::by_both_doors(&format!("odd-socket/{what}"), move |bed, agent| {
+            odd_socket(bed, agent, what, why)
+        }));
     }
     for (left, why) in [
         ("unread", "has ended, with 5 bytes that the program has not read yet; checkpoint when it has read them"),
@@ -22,36 +28,76 @@ pub fn cases() -> Vec<Case> {
         all.extend(Case::each(&format!("tcp_ended/{left}"), move |bed| ended(bed, left, why)));
     }
     for (what, why) in ODD {
-        all.extend(Case::each(&format!("odd-thread/{what}"), move |bed| odd_thread(bed, what, why)));
+        all.extend(Case::by_both_doors(&format!("odd-thread/{what}"), move |bed, agent| {
+            odd_thread(bed, agent, what, why)
+        }));
+    }
+    for what in ["dispatch", "block"] {
+        all.extend(Case::each(&format!("odd-thread/{what}"), move |bed| odd_thread(bed, false, what, DISPATCHED)));
+        all.extend(Case::each(&format!("odd-thread/{what}-by-agent"), move |bed| dispatched(bed, what)));
     }
     all
 }
 
 /// What a thread may have of its own, and what the refusal says.
-const ODD: [(&str, &str); 4] = [
+const ODD: [(&str, &str); 3] = [
     ("seccomp", "seccomp restricts it"),
     ("rights", "no_new_privs are not those of the process"),
     ("files", "it has descriptors, or a working directory and umask, of its own"),
-    ("dispatch", "has its system calls dispatched to itself"),
 ];
+/// What ptrace says of a thread with Syscall User Dispatch.
+const DISPATCHED: &str = "has its system calls dispatched to itself";
 
 /// A thread that differs from the leader in what a restore could not give back: refused by its TID, and it lives on.
-fn odd_thread(bed: &mut Bed, what: &str, why: &str) -> Result<()> {
-    let mut target = Start::program("thr_odd").args(["--what", what]).ready(bed)?;
+fn odd_thread(bed: &mut Bed, agent: bool, what: &str, why: &str) -> Result<()> {
+    let mut target = Start::program("thr_odd").args(["--what", what]).by_agent(agent).ready(bed)?;
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["thread ", why, "; "])?;
-    if what != "dispatch" {
+    if why != DISPATCHED {
         bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &["thread ", why])?;
     }
-    dormouse_tests::unharmed::entirely(target.pid)?;
+    unharmed::entirely(target.pid)?;
     target.prove(bed).map(|_| ())
 }
 
+/// Not even a signal of ours may come to that thread: the agent has said that it must not be called, ptrace looks, and both are named.
+fn dispatched(bed: &mut Bed, what: &str) -> Result<()> {
+    let mut target = Start::program("thr_odd").args(["--what", what]).by_agent(true).ready(bed)?;
+    let (name, agents) =
+        (target.session.clone(), "its system calls are dispatched to itself (prctl PR_SET_SYSCALL_USER_DISPATCH)");
+    for options in [&[][..], &["--kill"]] {
+        let args = [&["checkpoint", &name], options].concat();
+        bed.ctl(&args)?.refused(3, &["thread ", DISPATCHED, "cannot be called either", agents])?;
+        unharmed::entirely(target.pid)?;
+        bed.ctl(&target.checkpoint_args(options))?.refused(3, &[agents, "leave out --door agent"])?;
+        unharmed::entirely(target.pid)?;
+    }
+    store::holds(bed, &name, &[])?;
+    target.prove(bed).map(|_| ())
+}
+
+/// Nor if only the agent could look at it: then it is seen that its signal is caught no more.
+fn dispatched_not_dumpable(bed: &mut Bed) -> Result<()> {
+    for what in ["dispatch", "block"] {
+        let start = Start::program("thr_odd").args(["--what", what, "--no-dump"]);
+        let mut target = start.by_agent(true).ready(bed)?;
+        let (name, pid) = (target.session.clone(), target.pid);
+        let user = bed.who == Who::User && bed.who.uid() != 0;
+        let why = if user { "its agent's signal (63) has no handler any more" } else { DISPATCHED };
+        bed.ctl(&["checkpoint", &name])?.refused(3, &[why])?;
+        unharmed::entirely(pid)?;
+        let why = if user { why } else { "its system calls are dispatched to itself" };
+        bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &[why, "leave out --door agent"])?;
+        unharmed::entirely(pid)?;
+        store::holds(bed, &name, &[])?;
+        target.prove(bed)?;
+    }
+    Ok(())
+}
+
 /// A thread in a 32-bit code segment, in which the blob could not run: found out in the freeze, named by its TID, and it goes on there.
-fn code32(bed: &mut Bed) -> Result<()> {
-    let mut target = Start::program("thr_code32").ready(bed)?;
-    let tids = std::fs::read_dir(format!("/proc/{}/task", target.pid))?;
-    let tids = tids.filter_map(|t| t.ok()?.file_name().into_string().ok());
-    let tid = tids.filter(|t| *t != target.pid.to_string()).last().context("it has a second thread")?;
+fn code32(bed: &mut Bed, args: &[&str]) -> Result<()> {
+    let mut target = Start::program("thr_code32").args(args.iter().copied()).ready(bed)?;
+    let tid = second_thread(target.pid)?;
     let words = [&format!("thread {tid} runs 32-bit code at the moment"), "; "].map(|w| w.to_string());
     for options in [&[][..], &["--kill"], &["--stop"]] {
         bed.ctl(&target.checkpoint_args(options))?.refused(3, &[&words[0], &words[1]])?;
@@ -61,10 +107,35 @@ fn code32(bed: &mut Bed) -> Result<()> {
     target.prove(bed).map(|_| ())
 }
 
+/// The same where the agent is called first: the thread that comes in from such code, or waits in a call of it, is named by both doors.
+fn code32_by_agent(bed: &mut Bed, args: &[&str]) -> Result<()> {
+    let mut target = Start::program("thr_code32_dynamic").args(args.iter().copied()).by_agent(true).ready(bed)?;
+    let (name, what) =
+        (target.session.clone(), format!("thread {} runs 32-bit code at the moment", second_thread(target.pid)?));
+    for options in [&[][..], &["--kill"]] {
+        let args = [&["checkpoint", &name], options].concat();
+        let said = bed.ctl(&args)?.refused(3, &["cannot be called either"])?;
+        ensure!(said.err.matches(&what).count() == 2, "both doors should say {what:?}: {}", said.err);
+        unharmed::entirely(target.pid)?;
+        bed.ctl(&target.checkpoint_args(options))?.refused(3, &[&what, "leave out --door agent"])?;
+        unharmed::entirely(target.pid)?;
+    }
+    store::holds(bed, &name, &[])?;
+    target.prove(bed).map(|_| ())
+}
+
+fn second_thread(pid: i32) -> Result<String> {
+    let tids = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+    let mut tids = tids.filter_map(|t| t.ok()?.file_name().into_string().ok());
+    tids.find(|t| *t != pid.to_string()).context("it has a second thread")
+}
+
 /// Only in the freeze is it found out, whatever is to become of the program; then it runs on, in its domain.
-fn landlock(bed: &mut Bed) -> Result<()> {
-    let mut target = Start::program("restricted").args(["--landlock"]).ready(bed)?;
-    for options in [&[][..], &["--kill"], &["--stop"]] {
+fn landlock(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut target = Start::program("restricted").args(["--landlock"]).by_agent(agent).ready(bed)?;
+    let all = [&[][..], &["--kill"], &["--stop"]];
+    // the agent cannot leave it stopped
+    for options in &all[..if agent { 2 } else { 3 }] {
         bed.ctl(&target.checkpoint_args(options))?.refused(3, &["PID", "Landlock", "; start it without"])?;
         unharmed::entirely(target.pid)?;
     }
@@ -118,9 +189,9 @@ fn tight(bed: &mut Bed) -> Result<()> {
 }
 
 /// Keys are not kept, and that is said, of each keyring once; a program without any hears nothing of it.
-fn keys(bed: &mut Bed) -> Result<()> {
-    let mut plain = Start::program("restricted").ready(bed)?;
-    let mut target = Start::program("restricted").args(["--keys"]).ready(bed)?;
+fn keys(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut plain = Start::program("restricted").by_agent(agent).ready(bed)?;
+    let mut target = Start::program("restricted").args(["--keys"]).by_agent(agent).ready(bed)?;
     let mut said = |t: &Target, options: &[&str]| -> Result<String> {
         let args = t.checkpoint_args(&[&["--json"], options].concat());
         Ok(bed.ctl(&args)?.expect(0)?.json()?["reported"].to_string())
@@ -133,6 +204,7 @@ fn keys(bed: &mut Bed) -> Result<()> {
         }
     }
     let session = target.session.clone();
+    target.by_the_door(bed)?;
     target.gone(bed)?;
     let inspected = bed.ctl(&["inspect", &session])?.expect(0)?;
     ensure!(inspected.out.contains("not kept     session keyring of-a-test"), "inspect: {}", inspected.out);
@@ -140,8 +212,8 @@ fn keys(bed: &mut Bed) -> Result<()> {
 }
 
 /// Six objects, six lines; `check` and `checkpoint` say the same, in text and in JSON.
-fn six(bed: &mut Bed) -> Result<()> {
-    let mut target = Start::program("six").ready(bed)?;
+fn six(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut target = Start::program("six").by_agent(agent).ready(bed)?;
     let pid = target.pid.to_string();
     let objects = std::fs::read_to_string(target.dir.join("objects"))?;
     let checked = bed.ctl(&["check", "--pid", &pid])?.refused(3, &["cannot checkpoint"])?;
@@ -182,8 +254,8 @@ fn reason(line: &str) -> String {
 }
 
 /// A socket with what cannot be kept: refused by its descriptor, and it stays as it is.
-fn odd_socket(bed: &mut Bed, what: &str, why: &str) -> Result<()> {
-    let mut target = Start::program("sock_odd").args(["--what", what]).ready(bed)?;
+fn odd_socket(bed: &mut Bed, agent: bool, what: &str, why: &str) -> Result<()> {
+    let mut target = Start::program("sock_odd").args(["--what", what]).by_agent(agent).ready(bed)?;
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["descriptor ", why, "let the program "])?;
     bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &["descriptor ", why])?;
     unharmed::entirely(target.pid)?;

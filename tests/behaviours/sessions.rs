@@ -20,7 +20,10 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("unix_names/listeners-name", listeners_name));
     for call in ["pause", "poll", "epoll_wait", "read", "read--restart"] {
         all.extend(Case::each(&format!("woken/{call}"), move |bed| woken(bed, call)));
-        all.extend(Case::each(&format!("woken/{call}-in-the-freeze"), move |bed| woken_in_the_freeze(bed, call)));
+    }
+    for call in ["pause", "poll", "poll--restart", "epoll_wait", "read", "read--restart"] {
+        let name = format!("woken/{call}-in-the-freeze");
+        all.extend(Case::by_both_doors(&name, move |bed, agent| woken_in_the_freeze(bed, agent, call)));
     }
     for (name, end, code) in [("exit-7", "sys.exit(7)", 7), ("sigterm", "kill(15)", 143), ("sigkill", "kill(9)", 137)] {
         all.extend(Case::each(&format!("status/{name}"), move |bed| status(bed, end, code)));
@@ -481,7 +484,7 @@ fn bed_log(state: &std::path::Path, name: &str) -> std::path::PathBuf {
 /// A signal with a handler is pending when it is recorded: the call that the handler would have ended ends with EINTR after the
 /// restore, and goes on under SA_RESTART where the kernel lets it.
 fn woken(bed: &mut Bed, call: &str) -> Result<()> {
-    let mut target = in_its_call(bed, call)?;
+    let mut target = in_its_call(bed, false, call)?;
     send(target.pid, nix::sys::signal::SIGSTOP)?;
     run::until("it stopped", SOON, || Ok(proc::status(target.pid).is_some_and(|s| s.state == 'T')))?;
     send(target.pid, nix::sys::signal::SIGUSR1)?;
@@ -492,17 +495,18 @@ fn woken(bed: &mut Bed, call: &str) -> Result<()> {
     target.prove(bed).map(|_| ())
 }
 
-fn in_its_call(bed: &mut Bed, call: &str) -> Result<Target> {
+fn in_its_call(bed: &mut Bed, agent: bool, call: &str) -> Result<Target> {
     let (call, restart) = call.split_once("--").map_or((call, false), |(call, _)| (call, true));
     let args = ["--call", call].into_iter().chain(restart.then_some("--restart"));
-    Start::program("sig_woken").args(args).ready(bed)
+    Start::program("sig_woken").args(args).by_agent(agent).ready(bed)
 }
 
-/// It comes while all threads are in the blob: once the program runs on, its handler ends the call as it would have without us.
-fn woken_in_the_freeze(bed: &mut Bed, call: &str) -> Result<()> {
-    let mut target = in_its_call(bed, call)?;
+/// It comes while all threads are in the blob, or in the agent's handler: once the program runs on, its handler ends the call as it would have without us.
+fn woken_in_the_freeze(bed: &mut Bed, agent: bool, call: &str) -> Result<()> {
+    let mut target = in_its_call(bed, agent, call)?;
     let pid = target.pid;
     at_phase(bed, &target, "observe", &[], || send(pid, nix::sys::signal::SIGUSR1))?;
+    target.by_the_door(bed)?;
     unharmed::entirely(pid)?;
     target.prove(bed).map(|_| ())
 }

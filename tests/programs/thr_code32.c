@@ -3,7 +3,13 @@
 #include "common.h"
 
 static const char *about = "a second thread that is in a 32-bit code segment: refused by name, it runs on";
-static volatile uint32_t inside, turns, leave, left;
+static const char *usage = "  --pause          in there it waits in pause(), by int 0x80, until SIGUSR1";
+static volatile uint32_t inside, turns, leave, left, waits, paused;
+static int own_option(const char *name, const char *value) {
+    (void)value;
+    return !strcmp(name, "--pause") ? waits = 1, 1 : 0;
+}
+static int (*option)(const char *, const char *) = own_option;
 
 // Not position independent: the program is static and lies below 4 GiB, so that 32-bit code reaches all of it.
 // The stack is not used in there, and what comes back restores it.
@@ -17,6 +23,11 @@ asm(".text\n"
     ".code32\n"
     "in32:\n"
     "    movl $1, inside\n"
+    "    cmpl $0, waits\n"
+    "    je 1f\n"
+    "    mov $29, %eax\n" // pause(2) of i386
+    "    int $0x80\n"
+    "    mov %eax, paused\n"
     "1:  incl turns\n"
     "    pause\n"
     "    cmpl $0, leave\n"
@@ -34,23 +45,38 @@ asm(".text\n"
     "door32: .long in32; .word 0x23\n" // __USER32_CS of arch/x86/include/asm/segment.h
     ".text\n");
 
+static volatile pid_t tid;
+static void handler(int s) { (void)s; }
 static void *thread(void *arg) {
+    static char stack[64 << 10]; // for a handler: what is left of the stack pointer in there has 32 bits
+    MUST(sigaltstack(&(stack_t){.ss_sp = stack, .ss_size = sizeof stack}, NULL));
+    tid = tid_now();
     code32();
     left = 1;
     return arg;
 }
 static pthread_t other;
 static void setup(void) {
+    MUST(sigaction(SIGUSR1, &(struct sigaction){.sa_handler = handler, .sa_flags = SA_ONSTACK}, NULL));
     MUST0(pthread_create(&other, NULL, thread, NULL));
     while (!inside) sleep_ms(1);
+    if (waits) until_in_call(&tid, 29);
 }
 static void spoil(void) {
     leave = 1;
+    if (waits) syscall(SYS_tgkill, getpid(), tid, SIGUSR1);
     while (!left) sleep_ms(1);
 }
 static void prove(void) {
     uint32_t before = turns;
+    if (waits) {
+        sleep_ms(20);
+        CHECK_EQ(0, turns, "it is still in its pause()");
+        CHECK_EQ(0, paused, "what that has returned");
+        MUST(syscall(SYS_tgkill, getpid(), tid, SIGUSR1));
+    }
     for (int i = 0; i < 1000 && turns == before; i++) sleep_ms(1);
+    CHECK_EQ(waits ? (uint32_t)-EINTR : 0, paused, "what pause() returns");
     CHECK(turns != before, "the thread goes round in its 32-bit code");
     CHECK_EQ(0, left, "it has left it");
     leave = 1;

@@ -37,6 +37,13 @@ impl Case {
         Who::all().iter().map(|who| Case::new(name, *who, body)).collect()
     }
 
+    /// The same for everyone, by ptrace and, with `-by-agent` behind its name, by the agent.
+    pub fn by_both_doors(name: &str, body: impl Fn(&mut Bed, bool) -> Result<()> + Copy + 'static) -> Vec<Case> {
+        let mut all = Case::each(name, move |bed| body(bed, false));
+        all.extend(Case::each(&format!("{name}-by-agent"), move |bed| body(bed, true)));
+        all
+    }
+
     /// With another time limit, in seconds.
     pub fn limit(self, seconds: u64) -> Case {
         Case { limit: Duration::from_secs(seconds), ..self }

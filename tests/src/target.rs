@@ -61,6 +61,26 @@ impl Start {
         Start { agent: true, ..self }
     }
 
+    /// As what is captured by ptrace: started by us; or by the agent: launched with it.
+    pub fn by_agent(self, agent: bool) -> Start {
+        if agent {
+            self.door(Door::Launched).agent()
+        } else {
+            self
+        }
+    }
+
+    /// Started by us, but with the agent, by which all its checkpoints are made: for one with a second process, which launcher would count to the session.
+    pub fn preloaded(self, bed: &mut Bed) -> Result<Start> {
+        let state = bed.dir.join("for-the-agent");
+        let mut c = bed.launcher_command(&["--state-dir"]);
+        c.arg(&state).args(["--name", "s", "--door", "agent", "--", "true"]);
+        bed.run(&mut c)?.expect(0)?;
+        let names = fs::read_dir(&state)?.filter_map(|e| Some(e.ok()?.path().to_str()?.to_owned()));
+        let agent = names.into_iter().find(|n| n.ends_with(".so")).context("launcher wrote no agent")?;
+        Ok(self.env("LD_PRELOAD", &agent).agent())
+    }
+
     /// Starts it, and waits until it is ready.
     pub fn ready(self, bed: &mut Bed) -> Result<Target> {
         let dir = bed.folder()?;

@@ -113,6 +113,9 @@ pub const TRIGGERS_PID: usize = 10;
 pub const AGENT_FILTERS_LOST: u32 = 1;
 /// [`AgentPage::flags`]: the program has set an alternate stack that is small.
 pub const AGENT_SMALL_STACK: u32 = 2;
+/// [`AgentPage::flags`]: a thread has begun to have its system calls dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH), by a function of libc: no call of
+/// ours may be made there. An agent of version 5 does not say it.
+pub const AGENT_DISPATCHED: u32 = 4;
 /// Bytes of a thread's alternate stack; the first thread's lies behind the page.
 pub const AGENT_STACK: u64 = 64 << 10;
 /// Where filters are kept: behind that stack.

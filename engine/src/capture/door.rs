@@ -51,10 +51,11 @@ impl Doors {
         let (choice, after) = (o.door, o.after);
         let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
         let mut there = sys::agent::present(pid).map(drop);
-        let hidden = o.agent && there == Err(Absent::None) && sys::agent::may_open(pid);
-        if hidden {
-            there = Ok(());
+        let unseen = o.agent && there == Err(Absent::None);
+        if unseen {
+            there = sys::agent::may_open(pid);
         }
+        let hidden = unseen && there.is_ok();
         let (shut, pause) = (None, Duration::ZERO);
         let mut doors = Doors { pid, choice, door: Door::Attach, hidden, tracer, reasons: Vec::new(), shut, pause };
         match (choice, there) {
@@ -305,7 +306,11 @@ pub(super) fn refusal(pid: i32, attempted: &str, why: &Absent) -> Error {
 
 /// Why the agent's door is shut, as a reason.
 fn shut_reason(pid: i32, why: &Absent) -> Reason {
-    Reason::new(format!("PID {pid}"), why.to_string(), "leave out --door agent: it runs on, and ptrace reaches it")
+    let remedy = match why {
+        Absent::Dispatched => "leave out --door agent: ptrace reaches it, as long as no thread has that",
+        _ => "leave out --door agent: it runs on, and ptrace reaches it",
+    };
+    Reason::new(format!("PID {pid}"), why.to_string(), remedy)
 }
 
 fn cannot_stop(pid: i32) -> Reason {

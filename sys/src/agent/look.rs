@@ -6,7 +6,7 @@ use crate::seccomp::{self, needs, Judge};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::offset_of;
-use wire::agent::{AgentPage, AGENT_MAGIC, AGENT_PAGE, AGENT_SIGNAL, AGENT_SMALL_STACK, NO_VM_READV};
+use wire::agent::{AgentPage, AGENT_DISPATCHED, AGENT_MAGIC, AGENT_PAGE, AGENT_SIGNAL, AGENT_SMALL_STACK, NO_VM_READV};
 use wire::interrupted::fingerprint;
 
 /// Why the agent's door is shut.
@@ -26,6 +26,8 @@ pub enum Absent {
     Seccomp(String),
     /// Its filters do not let these calls through.
     Filtered(String),
+    /// A thread of it has, or had, its system calls dispatched to itself.
+    Dispatched,
     /// This thread may stand where there is no room for a signal's frame.
     Stack(i32),
     /// This thread blocks its signal.
@@ -51,6 +53,7 @@ impl fmt::Display for Absent {
             Absent::Leaving => write!(f, "a thread is just leaving an earlier checkpoint that was broken off, or its mapping was left: try again in a moment"),
             Absent::Seccomp(why) => write!(f, "seccomp restricts it, and its agent's calls could kill it: {why}"),
             Absent::Filtered(calls) => write!(f, "its seccomp filters do not let through what its agent calls: {calls}"),
+            Absent::Dispatched => write!(f, "its system calls are dispatched to itself (prctl PR_SET_SYSCALL_USER_DISPATCH), or were, and its agent's may be none"),
             Absent::Stack(tid) => write!(f, "thread {tid} has no alternate signal stack of its agent's, and may stand where there is no room for a signal"),
             Absent::Blocks(tid) => write!(f, "thread {tid} blocks its agent's signal ({AGENT_SIGNAL})"),
             Absent::Pending => write!(f, "more signals of its own are pending than the agent can look at"),
@@ -65,6 +68,9 @@ pub fn present(pid: i32) -> Result<u32, Absent> {
     let page = page(pid).ok_or(Absent::None)?;
     if page.version != wire::WIRE_VERSION as u32 {
         return Err(Absent::Version(page.version));
+    }
+    if page.flags & AGENT_DISPATCHED != 0 {
+        return Err(Absent::Dispatched);
     }
     let status = procfs::status::read(pid).map_err(|e| Absent::Other(e.to_string()))?;
     if status.state == State::Stopped {
@@ -98,18 +104,23 @@ fn filters(pid: i32, status: &procfs::status::Status) -> Result<u32, Absent> {
 }
 
 /// Whether a process that its user may not look at (PR_SET_DUMPABLE 0) may be called all the same, by somebody who knows that it has an agent: it is ours,
-/// catches the signal, and nothing that can be seen from outside is against it.
-pub fn may_open(pid: i32) -> bool {
+/// catches the signal (an agent that must not be called any more sees to it that it does not), and nothing that can be seen from outside is against it.
+pub fn may_open(pid: i32) -> Result<(), Absent> {
     // SAFETY: takes no argument.
     let me = unsafe { libc::geteuid() };
     let denied = |e: &crate::Error| matches!(e.errno(), Some(libc::EACCES | libc::EPERM));
-    let fit = |s: procfs::status::Status| {
+    let fit = |s: &procfs::status::Status| {
         [s.uid.real, s.uid.effective, s.uid.saved].iter().all(|u| *u == me)
             && s.state != State::Stopped
             && s.seccomp.unwrap_or(0) == 0
-            && s.sig_caught & signal_bit() != 0
     };
-    RemoteMem::open(pid).is_err_and(|e| denied(&e)) && procfs::status::read(pid).is_ok_and(fit)
+    match procfs::status::read(pid) {
+        Ok(s) if RemoteMem::open(pid).is_err_and(|e| denied(&e)) && fit(&s) => match s.sig_caught & signal_bit() {
+            0 => Err(Absent::Uncaught),
+            _ => Ok(()),
+        },
+        _ => Err(Absent::None),
+    }
 }
 
 /// Whether a serving thread's region is there: a thread is inside, or about to leave. (What attach leaves at the same place begins with code.)
@@ -120,6 +131,11 @@ pub fn is_leaving(pid: i32) -> bool {
 /// Whether something is mapped where a serving thread maps its region. False if the process has gone.
 pub fn has_region(pid: i32) -> bool {
     procfs::maps::read(pid).is_ok_and(|maps| maps.iter().any(|v| (v.start..v.end).contains(&wire::HOME)))
+}
+
+/// Whether its page says by now that a thread has its system calls dispatched to itself: a signal of ours does not come there any more.
+pub(super) fn is_dispatched(pid: i32) -> bool {
+    page(pid).is_some_and(|p| p.flags & AGENT_DISPATCHED != 0)
 }
 
 /// What the agent's page says.
@@ -180,8 +196,8 @@ pub(super) fn blocks(pid: i32, tid: i32) -> procfs::Result<bool> {
 pub(super) struct Doing {
     /// The system call that it is in, or -1.
     pub call: i32,
-    /// Low half of its instruction pointer.
-    pub pc: u32,
+    /// Its instruction pointer.
+    pub pc: u64,
     /// Of stack pointer and arguments: [`fingerprint`].
     pub print: u64,
     /// Stack pointer.
@@ -199,6 +215,13 @@ pub(super) fn doing(pid: i32, tid: i32) -> Doing {
     parse(&text).unwrap_or(Doing::UNKNOWN)
 }
 
+/// Whether it waits in a call of 32-bit code (`int 0x80`): its agent could not take that up again.
+pub(super) fn calls_in_32_bit(mem: &RemoteMem, seen: &Doing) -> bool {
+    let mut code = [0; 2];
+    let low = seen.call >= 0 && seen.pc <= u64::from(u32::MAX) && seen.pc > 2;
+    low && mem.read(seen.pc - 2, &mut code).is_ok() && code == [0xcd, 0x80]
+}
+
 fn parse(text: &str) -> Option<Doing> {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let [nr, args @ .., sp, pc] = words.as_slice() else { return None };
@@ -206,7 +229,7 @@ fn parse(text: &str) -> Option<Doing> {
     let args: Vec<u64> = args.iter().filter_map(|w| hex(w)).collect();
     let args: [u64; 6] = args.try_into().ok()?;
     let (call, sp, pc): (i32, u64, u64) = (nr.parse().ok()?, hex(sp)?, hex(pc)?);
-    (call >= 0).then(|| Doing { call, pc: pc as u32, print: fingerprint(sp, &args), sp })
+    (call >= 0).then(|| Doing { call, pc, print: fingerprint(sp, &args), sp })
 }
 
 #[cfg(test)]
@@ -217,7 +240,7 @@ mod tests {
     fn what_a_thread_is_doing() {
         let seen = parse("232 0x4 0x7ffd10 0x1 0xffffffff 0x0 0x8 0x7ffd00 0x7f0112345678\n");
         let print = fingerprint(0x7ffd00, &[4, 0x7ffd10, 1, 0xffff_ffff, 0, 8]);
-        assert_eq!(seen, Some(Doing { call: 232, pc: 0x1234_5678, print, sp: 0x7ffd00 }));
+        assert_eq!(seen, Some(Doing { call: 232, pc: 0x7f01_1234_5678, print, sp: 0x7ffd00 }));
         for nothing in ["running\n", "-1 0x7ffd00 0x7f0112345678\n", ""] {
             assert_eq!(parse(nothing), None, "{nothing}");
         }

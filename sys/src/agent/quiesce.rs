@@ -72,7 +72,7 @@ impl Call<'_> {
             uid,
             nonce: self.nonce,
             call,
-            pc,
+            pc: pc as u32,
             print,
         };
         // the kernel takes 128 bytes, of which it wants those behind the first 48 to be zero
@@ -106,6 +106,10 @@ pub struct Shut {
 
 fn other(e: impl std::fmt::Display) -> Absent {
     Absent::Other(e.to_string())
+}
+
+fn in_32_bit(tid: i32) -> Absent {
+    other(format!("thread {tid} runs 32-bit code at the moment"))
 }
 
 impl From<Absent> for Shut {
@@ -185,6 +189,7 @@ fn call_first(
             match came {
                 Some((sock, _)) => break Some(sock),
                 None if ended(server) => break None,
+                None if look::is_dispatched(pid) => return Err(Absent::Dispatched.into()),
                 None if since.elapsed() > LIMIT => return Err(late(pid, server).into()),
                 None => {}
             }
@@ -226,6 +231,7 @@ fn look_once(pid: i32, server: Option<i32>, until: Instant) -> Way<(BTreeMap<i32
     let mut tids = procfs::tasks(pid).map_err(other)?;
     tids.retain(|tid| Some(*tid) != server);
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
+    let mem = RemoteMem::open(pid).map_err(other)?;
     for tid in &tids {
         match look::blocks(pid, *tid) {
             Ok(true) => drop(blocking.insert(*tid)),
@@ -233,7 +239,11 @@ fn look_once(pid: i32, server: Option<i32>, until: Instant) -> Way<(BTreeMap<i32
             Err(e) if e.is_gone() => continue,
             Err(e) => return Err(other(e)),
         }
-        seen.insert(*tid, look::doing(pid, *tid));
+        let doing = look::doing(pid, *tid);
+        if look::calls_in_32_bit(&mem, &doing) {
+            return Err(in_32_bit(*tid));
+        }
+        seen.insert(*tid, doing);
     }
     for tid in &blocking {
         while look::blocks(pid, *tid).unwrap_or(false) {
@@ -320,6 +330,9 @@ impl Quiesced {
                 if seccomp::begun(self.pid) != self.filters & !NO_VM_READV {
                     return Err(Absent::Seccomp("it is setting a filter at this moment".into()));
                 }
+                if look::is_dispatched(self.pid) {
+                    return Err(Absent::Dispatched);
+                }
                 if wanted.contains(&first) && Instant::now() > end {
                     return Err(late(self.pid, first));
                 }
@@ -337,6 +350,9 @@ impl Quiesced {
             let tid = if said.slot < 0 { self.server } else { said.tid };
             if said.flags & ARRIVED_RSEQ_UNKNOWN != 0 {
                 return Err(other(format!("thread {tid} has a restartable sequence that only ptrace can look at")));
+            }
+            if !state::is_64_bit(&said) {
+                return Err(in_32_bit(tid));
             }
             heed(tid);
             wanted.remove(&tid);

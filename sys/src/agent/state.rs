@@ -10,6 +10,8 @@ const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 /// Words of `struct ucontext`: the first general register; the extended state's address; the signal mask.
 const GREGS: usize = 5;
+/// Of those, the segments: cs, gs, fs, ss.
+const CSGSFS: usize = 18;
 const FPSTATE: usize = 28;
 const MASK: usize = 37;
 /// Within the extended state (struct _fpx_sw_bytes): its magic, features and bytes; the same place holds XCR0 in ptrace's form.
@@ -70,8 +72,8 @@ fn regs(a: &Arrived) -> Regs {
         rsp: g(15),
         rip: g(16),
         eflags: g(17),
-        cs: g(18) & 0xffff,
-        ss: g(18) >> 48,
+        cs: g(CSGSFS) & 0xffff,
+        ss: g(CSGSFS) >> 48,
         orig_rax: u64::MAX,
         fs_base: a.fs_base,
         gs_base: a.gs_base,
@@ -92,6 +94,12 @@ fn regs(a: &Arrived) -> Regs {
         r.rax = code as u64;
     }
     r
+}
+
+/// Whether it came in from 64-bit code: in no other could a new process, or ptrace, go on with it.
+pub(super) fn is_64_bit(a: &Arrived) -> bool {
+    const USER_CS: u64 = 0x33; // __USER_CS of arch/x86/include/asm/segment.h
+    a.context[GREGS + CSGSFS] & 0xffff == USER_CS
 }
 
 /// The whole state. `mem`: memory in which the signal frames are as in the freeze.
