@@ -65,7 +65,6 @@ fn grace(bed: &mut Bed, mode: Mode) -> Result<()> {
     let mut again = job.restore_faulty(bed, "record:1:stop-self")?;
     bed.who.assert_is("the restored program", again.pid)?;
     again.signal(Signal::SIGTERM)?;
-    again.stopped_recorder(bed)?;
     let code = again.end(bed)?;
     ensure!(code == 5, "the program ends with 5 by SIGTERM, it ended with {code}: {}", again.said());
     for words in ["300ms are over, so the program is given SIGTERM", "job@1 stands"] {
