@@ -201,7 +201,6 @@ fn grace_runs_out(bed: &mut Bed, mode: Mode) -> Result<()> {
     let mut job = line.fault("record:1:stop-self").ready(bed)?;
     bed.ctl(&["checkpoint", "job"])?.expect(0)?;
     job.signal(TERM)?;
-    job.stopped_recorder(bed)?;
     let code = job.end(bed)?;
     ensure!(code == 5, "the program ends with 5 by SIGTERM, it ended with {code}: {}", job.said());
     for words in ["300ms are over, so the program is given SIGTERM", "job@1 stands"] {
