@@ -14,6 +14,14 @@ use wire::interrupted::{Onward, RESTART_SYSCALL};
 use wire::*;
 
 const SYS_RT_SIGACTION: u64 = 13;
+const SYS_RT_SIGPROCMASK: u64 = 14;
+const SIG_SETMASK: u64 = 2;
+const SIG_DFL: u64 = 0;
+const SIG_IGN: u64 = 1;
+/// The last one that is no real-time signal.
+const LAST_OF_OLD: u64 = 31;
+/// SIGCHLD, SIGURG, SIGWINCH (signal(7)).
+const IGNORED_BY_DEFAULT: u64 = 1 << 16 | 1 << 22 | 1 << 27;
 const SYS_GETPID: u64 = 39;
 const SYS_GETEUID: u64 = 107;
 const SYS_GETTID: u64 = 186;
@@ -214,6 +222,7 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
             return; // somebody is still in there
         }
         let p = HOME as *mut Params;
+        drop_ignored(c.mask());
         (*p).version = WIRE_VERSION as u32;
         (*p).sock = -1;
         (*p).request = request;
@@ -246,6 +255,27 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
             sys3(SYS_PRCTL, PR_SET_DUMPABLE, 0, 0);
         }
     }
+}
+
+/// Unblocks the signals that the program ignores, and does not block itself. The kernel drops such a one only where the first thread, which serves, does not block it; else it
+/// wakes another thread for it, whose call may end with EINTR (kernel/signal.c, sig_ignored and complete_signal).
+///
+/// # Safety
+/// As [`on_signal`].
+unsafe fn drop_ignored(blocked: u64) {
+    let mut ignored = 0u64;
+    for signal in 1..=LAST_OF_OLD {
+        let mut action = [0u64; 4];
+        // SAFETY: the kernel writes an action (four words).
+        unsafe { syscall6(SYS_RT_SIGACTION, [signal, 0, action.as_mut_ptr() as u64, 8, 0, 0]) };
+        let bit = 1 << (signal - 1);
+        if action[0] == SIG_IGN || action[0] == SIG_DFL && IGNORED_BY_DEFAULT & bit != 0 {
+            ignored |= bit;
+        }
+    }
+    let mask = !(ignored & !blocked);
+    // SAFETY: the kernel reads a signal set.
+    unsafe { syscall6(SYS_RT_SIGPROCMASK, [SIG_SETMASK, &raw const mask as u64, 0, 8, 0, 0]) };
 }
 
 /// Makes the process dumpable, if it is not and can be made so again: its user may look at it then.

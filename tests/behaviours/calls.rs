@@ -388,9 +388,9 @@ fn outside(bed: &mut Bed) -> Result<()> {
     let mut target = calls.args(["--watched"]).door(Door::Launched).agent().ready(bed)?;
     let watch = Watch::start(&target)?;
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint"])?;
-    let (mut count, mut pause) = (Count::new(&target)?, Duration::ZERO);
+    let (mut count, mut pause, began) = (Count::new(&target)?, Duration::ZERO, Instant::now());
     while !count.enough() || seen(&target)?.iter().any(|s| s.rounds < 2 && s.bound.is_fixed()) {
-        ensure!(count.times < 20 * TIMES, "after {} freezes: {:?} {:#?}", count.times, count.through, seen(&target)?);
+        ensure!(began.elapsed() < LIMIT, "after {} freezes: {:?} {:#?}", count.times, count.through, seen(&target)?);
         let number = count.times as u64;
         count.once(&target, || agent::freeze(target.pid, number).map(|this| pause = pause.max(this)))?;
     }

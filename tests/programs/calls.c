@@ -507,12 +507,6 @@ static void setup(void) {
     but_usr1 = full, sigdelset(&but_usr1, SIGUSR1);
     but_usr2 = full, sigdelset(&but_usr2, SIGUSR2);
     sigprocmask(SIG_BLOCK, &waited, NULL);
-    // A SIGCHLD that is ignored, and comes while the first thread stands still and others do not yet, is queued for one of these, and ends its call (README, Limits).
-    if (group == 'o') {
-        sigset_t chld;
-        sigemptyset(&chld), sigaddset(&chld, SIGCHLD);
-        sigprocmask(SIG_BLOCK, &chld, NULL);
-    }
     for (int n = SIGUSR1; n <= SIGUSR2; n += SIGUSR2 - SIGUSR1) MUST(sigaction(n, &(struct sigaction){.sa_handler = on_signal}, NULL)); // no SA_RESTART
     int fd = MUST(open(work("calls"), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
     MUST(ftruncate(fd, COUNT(slots) * sizeof *shared));

@@ -122,6 +122,8 @@ pub fn freeze(pid: i32, number: u64) -> Result<Duration> {
     let seen: Vec<Doing> = others.iter().map(|tid| Doing::of(pid, *tid)).collect();
     let began = Instant::now();
     let (mut sock, nonce) = serve(pid, number, others.len() as i32)?;
+    // which the program ignores, and no thread of it may notice, though the first one is inside
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGCHLD)?;
     for (tid, seen) in others.iter().zip(seen) {
         call_seen(pid, *tid, to_park(version(pid)?), *tid, nonce, seen)?;
     }
