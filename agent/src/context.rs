@@ -19,6 +19,10 @@ const RDX: usize = 17;
 const RAX: usize = 18;
 const RSP: usize = 20;
 const RIP: usize = 21;
+/// cs in the lowest 16 bits.
+const SEGMENTS: usize = 23;
+/// Of 64-bit code (arch/x86/include/asm/segment.h, __USER_CS).
+const CS_64: u64 = 0x33;
 const MASK: usize = 37;
 /// sigaltstack(2)
 const SS_AUTODISARM: u32 = 1 << 31;
@@ -51,6 +55,9 @@ impl Context {
     /// The context is what the kernel gave: its instruction pointer is where the thread runs code.
     pub unsafe fn interrupted(&self, info: &AgentInfo) -> Option<i64> {
         let rip = self.words[RIP];
+        if self.words[SEGMENTS] & 0xffff != CS_64 {
+            return None; // no address here, perhaps
+        }
         // SAFETY: the thread has just come by these two bytes, if the call is what it seems to be; only then are they looked at.
         if self.words[RAX] != EINTR || rip < PAGE || unsafe { !is_syscall(rip - 2) } {
             return None;
@@ -138,6 +145,9 @@ impl Context {
     /// As for [`Context::interrupted`].
     pub unsafe fn resuming(&self) -> bool {
         let rip = self.words[RIP];
+        if self.words[SEGMENTS] & 0xffff != CS_64 {
+            return false;
+        }
         // SAFETY: the thread's next instruction is there.
         crate::arch::is_resuming(rip) || self.words[RAX] == RESTART_SYSCALL as u64 && unsafe { is_syscall(rip) }
     }

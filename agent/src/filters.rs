@@ -25,7 +25,7 @@ const HEAD: u64 = 8;
 pub unsafe extern "C" fn call(nr: u64, a: u64, b: u64, c: u64, d: u64, e: u64) -> i64 {
     let (sets, filter, flags) = match nr {
         SYS_SECCOMP => (a <= SECCOMP_SET_MODE_FILTER, a == SECCOMP_SET_MODE_FILTER, b),
-        _ => (a == PR_SET_SECCOMP, b == SECCOMP_MODE_FILTER, 0),
+        _ => (a as u32 as u64 == PR_SET_SECCOMP, b == SECCOMP_MODE_FILTER, 0),
     };
     if nr == SYS_PRCTL && dispatch::is_asked(a, b) {
         dispatch::begin();

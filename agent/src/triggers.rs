@@ -18,6 +18,7 @@ const SYS_GETPID: u64 = 39;
 const SYS_KILL: u64 = 62;
 const SYS_GETPPID: u64 = 110;
 const SIG_IGN: u64 = 1;
+const SA_RESTORER: u64 = 0x0400_0000;
 /// si_code of a terminal's signals: they go to a whole process group, of which launcher is a member, too.
 const SI_KERNEL: i32 = 0x80;
 
@@ -127,7 +128,8 @@ fn handler_of(signal: i32) -> u64 {
 
 /// Nothing happens at this signal any more; what waits of it is gone.
 pub fn ignore(signal: i32) {
-    let action = [SIG_IGN, 0, 0, 0u64];
+    // with the way back that handlers have: after a restore the program's own takes it from here (engine/src/restore/agent.rs)
+    let action = [SIG_IGN, SA_RESTORER, crate::arch::restorer(), 0u64];
     // SAFETY: the kernel reads an action (four words).
     unsafe { syscall6(SYS_RT_SIGACTION, [signal as u64, action.as_ptr() as u64, 0, 8, 0, 0]) };
 }
@@ -155,6 +157,9 @@ pub fn ignore_all() -> [bool; TRIGGERS] {
 
 /// It did not become one.
 pub fn no_exec(were: [bool; TRIGGERS]) {
+    if page::must_not_call() {
+        return; // since then
+    }
     for (i, was) in were.iter().enumerate() {
         if *was {
             // SAFETY: the handler is ours.

@@ -20,13 +20,17 @@ pub(crate) fn read(file: &File, sink: &mut PageSink) -> Result<u64, Fault> {
     let mut buf = vec![0; CHUNK as usize];
     while at < size {
         let data = match lseek64(&file, at as i64, Whence::SeekData) {
-            Ok(d) => d as u64 / PAGE * PAGE,
+            Ok(d) => d as u64,
             Err(nix::Error::ENXIO) => break,
             // a file system without holes
             Err(_) => at,
         };
-        let end = lseek64(&file, data as i64, Whence::SeekHole).map_or(size, |e| e as u64);
-        at = data;
+        // asked from where the data begins: below that, in a block smaller than a page, may be a hole
+        let end = lseek64(&file, data as i64, Whence::SeekHole).map_or(size, |e| e as u64).min(size);
+        if end <= data {
+            return Err(std::io::Error::other("it changes while it is read").into());
+        }
+        at = data / PAGE * PAGE;
         while at < end {
             let n = CHUNK.min(end.div_ceil(PAGE) * PAGE - at) as usize;
             let len = n.min((size - at) as usize);

@@ -127,8 +127,8 @@ pub(super) fn common(f: &FileView, o: &Observer<'_>) -> Result<(Socket, OwnedFd)
 
 /// Of [`Socket::shutdown`].
 const RCV_SHUTDOWN: u8 = 1;
-/// No socket's buffer holds more.
-const MOST_MESSAGES: usize = 1 << 20;
+/// A buffer of the largest size that a machine's default lets set holds some hundreds; somebody may have raised that.
+const MOST_MESSAGES: usize = 1 << 16;
 
 /// Everything queued to be read, left where it is. `None`: ancillary data is among it, which is not kept.
 ///
@@ -149,13 +149,18 @@ fn peek_all(fd: &OwnedFd, s: &Socket) -> std::io::Result<Option<Vec<Message>>> {
     let mut left = if ends { sys::fdstate::readable(fd)? as i64 } else { i64::MAX };
     let mut out: Vec<Message> = Vec::new();
     loop {
-        if left <= 0 || out.len() > MOST_MESSAGES {
+        if left <= 0 {
             return Ok(Some(out));
+        }
+        if out.len() > MOST_MESSAGES {
+            return Err(std::io::Error::other("no end is found of what waits in it to be read"));
         }
         match sys::sockopt::peek(fd, LARGEST) {
             Ok((data, _, _)) if stream && data.is_empty() => return Ok(Some(out)),
             // credentials (SO_PASSCRED) come with every message and are made anew; descriptors in flight are refused before
-            Ok((data, from, _)) => {
+            Ok((mut data, mut from, _)) => {
+                data.shrink_to_fit();
+                from.shrink_to_fit();
                 left -= data.len() as i64;
                 out.push(Message { from: from.into(), data: data.into() });
             }

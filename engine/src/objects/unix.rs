@@ -125,7 +125,7 @@ impl Object for UnixPair {
                 Some(_) if s.queue.is_empty() && !sys::fdstate::is_readable(&fd).map_err(failed)? => {}
                 Some(n) if s.queue.is_empty() => s.queue = vec![Message::default(); n],
                 Some(n) => {
-                    let why = format!("{n} empty messages wait in it among others, and where cannot be seen after an earlier checkpoint has looked");
+                    let why = format!("{n} empty messages wait in it among others, and where cannot be seen: an earlier checkpoint has looked, or they are its last");
                     let reasons = vec![Reason::new(f.describe(), why, "checkpoint when the program has read them")];
                     return Err(crate::Error {
                         kind: crate::Kind::Refused,

@@ -52,7 +52,8 @@ fn own_action(image: &Image<'_>, page: &[u8], i: usize) -> Option<Vec<u8>> {
     let at = offset_of!(AgentPage, kept) + i * 24;
     let [handler, flags, mask] = [0, 8, 16].map(|k| page[at + k..at + k + 8].try_into().map_or(0, u64::from_le_bytes));
     let agents = (AGENT_SIGNAL as usize - 1) * ACTION;
-    let restorer = image.process.sigactions.get(agents + 16..agents + 24)?;
+    // 0: the agent's has been taken away
+    let restorer = image.process.sigactions.get(agents + 16..agents + 24).filter(|r| r.iter().any(|b| *b != 0))?;
     let mut action = handler.to_le_bytes().to_vec();
     action.extend_from_slice(&((flags & 0xffff_ffff) | SA_RESTORER).to_le_bytes());
     action.extend_from_slice(restorer);

@@ -40,8 +40,8 @@ pub fn make(m: &mut Maker<'_>, e: &External, flags: u32) -> Step<Made> {
     let (kept, gone) = (r.u32(both, 0) as i32, r.u32(both, 4) as i32);
     let mut p = Program::new();
     p.call(libc::SYS_close, &[gone.into()]);
-    if kind == libc::SOCK_DGRAM {
-        // one whose peer is gone would be waited on for ever
+    if kind == libc::SOCK_DGRAM && flags & libc::O_NONBLOCK as u32 == 0 {
+        // one whose peer is gone would be waited on for ever (and a shut one that does not block is readable for ever)
         p.call(libc::SYS_shutdown, &[kept.into(), libc::SHUT_RDWR.into()]);
     }
     m.run(&p)?;

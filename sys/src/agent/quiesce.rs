@@ -252,7 +252,11 @@ fn look_once(pid: i32, server: Option<i32>, until: Instant) -> Way<(BTreeMap<i32
             }
             glance();
         }
-        seen.insert(*tid, look::doing(pid, *tid));
+        let doing = look::doing(pid, *tid);
+        if look::calls_in_32_bit(&mem, &doing) {
+            return Err(in_32_bit(*tid));
+        }
+        seen.insert(*tid, doing);
     }
     Ok((seen, blocking))
 }
