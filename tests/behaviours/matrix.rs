@@ -156,7 +156,7 @@ fn checkpoint_again(bed: &mut Bed, target: &mut Target, program: &str) -> Result
         "udp_queue" => return Ok(()),
         _ => return target.checkpoint(bed),
     }
-    let why = "1 empty messages wait in it among others, and where cannot be seen after an earlier checkpoint has looked; checkpoint when";
+    let why = "1 empty messages wait in it among others, and where cannot be seen: an earlier checkpoint has looked, or they are its last; checkpoint when";
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint", why]).map(drop)
 }
 
