@@ -49,7 +49,7 @@ const RSEQ_LEN: u32 = 32;
 const PAGE: u64 = 4096;
 const LOW: u64 = 0xffff_ffff;
 
-/// The handler. All signals are blocked while it runs.
+/// The handler. All signals are blocked while it runs; in the serving thread all but those that the program ignores ([`drop_ignored`]).
 ///
 /// # Safety
 /// Called by the kernel.
@@ -257,8 +257,9 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
     }
 }
 
-/// Unblocks the signals that the program ignores, and does not block itself. The kernel drops such a one only where the first thread, which serves, does not block it; else it
-/// wakes another thread for it, whose call may end with EINTR (kernel/signal.c, sig_ignored and complete_signal).
+/// Unblocks the signals that the program ignores, and does not block itself. The kernel drops such a one only where the thread that it is sent to (mostly the first one, which serves)
+/// does not block it; else it wakes another thread for it, whose call may end with EINTR (kernel/signal.c, sig_ignored and complete_signal). A thread that is not in yet could set a
+/// handler for one meanwhile, which would run above this frame: ARCHITECTURE.md says what follows.
 ///
 /// # Safety
 /// As [`on_signal`].
