@@ -28,7 +28,7 @@ pub(crate) fn read(file: &File, sink: &mut PageSink) -> Result<u64, Fault> {
         // asked from where the data begins: below that, in a block smaller than a page, may be a hole
         let end = lseek64(&file, data as i64, Whence::SeekHole).map_or(size, |e| e as u64).min(size);
         if end <= data {
-            return Err(std::io::Error::other("it changes while it is read").into());
+            return Err(std::io::Error::other("a file without a name changes while it is read").into());
         }
         at = data / PAGE * PAGE;
         while at < end {

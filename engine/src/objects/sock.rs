@@ -153,7 +153,7 @@ fn peek_all(fd: &OwnedFd, s: &Socket) -> std::io::Result<Option<Vec<Message>>> {
             return Ok(Some(out));
         }
         if out.len() > MOST_MESSAGES {
-            return Err(std::io::Error::other("no end is found of what waits in it to be read"));
+            return Err(std::io::Error::other("no end is found of what waits in a socket to be read"));
         }
         match sys::sockopt::peek(fd, LARGEST) {
             Ok((data, _, _)) if stream && data.is_empty() => return Ok(Some(out)),

@@ -1,5 +1,5 @@
 //! What stands in the place of an external end that was given up: something of its kind whose other end is gone. A thread that still uses
-//! the number is told so, as it would be by the kernel (end of file; EPIPE with SIGPIPE; poll and epoll say it), and does not meet what is opened next.
+//! the number is told so, as it would be by the kernel (end of file, EPIPE; poll and epoll say it), and does not meet what is opened next.
 use super::files::{Made, Maker};
 use super::Step;
 use ::image::v1::objects::External;

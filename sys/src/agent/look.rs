@@ -218,8 +218,7 @@ pub(super) fn doing(pid: i32, tid: i32) -> Doing {
 /// Whether it waits in a call of 32-bit code (`int 0x80`): its agent could not take that up again.
 pub(super) fn calls_in_32_bit(mem: &RemoteMem, seen: &Doing) -> bool {
     let mut code = [0; 2];
-    let low = seen.call >= 0 && seen.pc > 2;
-    low && mem.read(seen.pc - 2, &mut code).is_ok() && code == [0xcd, 0x80]
+    seen.call >= 0 && seen.pc > 2 && mem.read(seen.pc - 2, &mut code).is_ok() && code == [0xcd, 0x80]
 }
 
 fn parse(text: &str) -> Option<Doing> {
