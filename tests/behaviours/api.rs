@@ -3,6 +3,8 @@
 mod beside;
 mod critical;
 mod hooks;
+mod link;
+mod python;
 
 use hooks::order;
 
@@ -18,7 +20,7 @@ pub fn cases() -> Vec<Case> {
     for example in ["counter_so", "counter_a", "counter_rs"] {
         all.extend(Case::each(&format!("api/{example}"), move |bed| counter(bed, example)));
     }
-    all.extend(Case::each("api/python", python));
+    all.extend(python::cases());
     all.extend(Case::each("api/alone", alone));
     all.extend(Case::each("api/continued-restored", continued_restored));
     all.extend(Case::each("api/restored-under-another-name", another_name));
@@ -37,6 +39,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("api/session-of-its-own", embedded));
     all.extend(Case::each("api/session-without-ctl", without_ctl));
     all.extend(beside::cases());
+    all.extend(link::cases());
     all.extend(Case::each("api/recorder-killed", recorder_killed));
     all.extend(Case::each("api/recorder-killed-with-hooks", recorder_killed_with_hooks));
     all.into_iter().map(|c| c.limit(60)).collect()
@@ -248,56 +251,6 @@ fn detached(bed: &mut Bed, session: &str, command: &mut Command) -> Result<Strin
 
 fn says_all(text: &str, words: &[&str]) -> Result<()> {
     words.iter().try_for_each(|w| ensure_has(text, w))
-}
-
-/// As a Python program, which finds the library beside dormouse.py.
-const PYTHON: &str = "
-import sys, dormouse
-buffer = bytearray(b'x' * (1 << 20))
-print('dropped', dormouse.drop(buffer) >= (1 << 20) - 8192)
-said = []
-dormouse.hook('a', before=lambda: said.append('before a'), after=lambda n, why: said.append(f'after a {n} {why}'), restored=lambda g: said.append(f'restored a {g}'))
-def veto(): raise RuntimeError('not while I am looking')
-number = dormouse.hook('b', before=veto)
-try:
-    print('vetoed?', dormouse.checkpoint())
-except dormouse.Error as e:
-    print('vetoed', e.code, e)
-dormouse.unhook(number)
-with dormouse.critical():
-    pass
-print('outcome', dormouse.checkpoint(), dormouse.generation(), dormouse.name(), said, flush=True)
-print('outcome', dormouse.checkpoint(), dormouse.generation(), dormouse.name(), said, flush=True)
-dormouse.keep(buffer)
-";
-
-fn python(bed: &mut Bed) -> Result<()> {
-    let path = bed.stage.path.join("p");
-    let mut c = bed.command("python3");
-    c.args(["-c", PYTHON]).env("PYTHONPATH", &path).env("PYTHONDONTWRITEBYTECODE", "1");
-    let alone = bed.run(&mut c)?.expect(0)?;
-    ensure!(alone.out.contains("dropped True") && alone.out.contains("outcome alone 0 None []"), "{}", alone.said());
-    let mut c = bed.command("python3");
-    c.args([
-        "-c",
-        &PYTHON
-            .replace("import sys", "import os; os.environ['DORMOUSE_LIB'] = '/nowhere'\nimport sys")
-            .replace("dormouse.drop(buffer)", "9e9"),
-    ]);
-    c.env("PYTHONPATH", bed.dir.join("py")).env("PYTHONDONTWRITEBYTECODE", "1");
-    fs::create_dir(bed.dir.join("py"))?;
-    fs::copy(path.join("dormouse.py"), bed.dir.join("py/dormouse.py"))?;
-    bed.run(&mut c)?.expect(0).map(|ran| ensure_has(&ran.out, "outcome alone 0 None []"))??;
-    let mut c = bed.launcher_command(&["--name", "py", "--detach", "--", "python3", "-c", PYTHON]);
-    c.env("PYTHONPATH", &path).env("PYTHONDONTWRITEBYTECODE", "1");
-    let said = detached(bed, "py", &mut c)?;
-    ensure_has(&said, "vetoed 3 cannot checkpoint py: PID ")?;
-    ensure_has(&said, "its hook b vetoed the checkpoint: not while I am looking")?;
-    ensure_has(&said, "outcome continued 0 py ['before a', 'after a 1 None']")?;
-    let said = detached(bed, "py", &mut bed.ctl_command(&["restore", "py@1", "--detach"]))?;
-    ensure_has(&said, "outcome restored 1 py ['before a', 'restored a 1']")?;
-    ensure_has(&said, "outcome continued 1 py")?;
-    store::all_made_by(bed, "py", "agent")
 }
 
 fn ensure_has(text: &str, what: &str) -> Result<()> {

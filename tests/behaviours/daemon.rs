@@ -2,6 +2,7 @@
 //! the agent from its parents, and is checkpointed by its PID.
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::{LIMIT, SOON};
+use dormouse_tests::target::{Door, Start};
 use dormouse_tests::{proc, run, store, unharmed, Bed, Case};
 use std::fs;
 use std::path::Path;
@@ -15,7 +16,59 @@ pub fn cases() -> Vec<Case> {
     ] {
         all.extend(Case::each(&format!("daemon/closes-all-{name}"), move |bed| closes_all(bed, how)));
     }
+    all.extend(Case::each("daemon/session-is-told", session_is_told));
     all.into_iter().map(|c| c.limit(60)).collect()
+}
+
+/// What a restore notes of one that led no session and does.
+const LEADS: &str = "leads a session of its own now: the leader of the session that it was in is not in the checkpoint";
+/// And of one that did, and does not.
+const LEADS_NONE: &str =
+    "leads no session now: it is in that of who restores it (with --detach it leads one of its own)";
+
+/// Whether it leads its session, as it sees itself (in a namespace of its own).
+fn leads(pid: i32) -> Result<bool> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let last = |key: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(key));
+        line.and_then(|l| l.split_whitespace().last()).map(str::to_owned)
+    };
+    ensure!(last("NSpid:").is_some(), "no NSpid in {status}");
+    Ok(last("NSsid:") == last("NSpid:"))
+}
+
+/// A member of our session leads one when it is restored detached, which is noted; then it is a leader, of which nothing is to be said; in the
+/// foreground it leads none, which is noted again.
+fn session_is_told(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("mem_anon").door(Door::Member).ready(bed)?;
+    ensure!(!leads(target.pid)?, "it leads a session from the beginning");
+    for noted in [true, false] {
+        target.kill(bed)?;
+        let said = target.restore_with(bed, &[])?;
+        ensure!(leads(target.pid)?, "restored detached it leads no session");
+        let notes = said["notes"].to_string();
+        ensure!(notes.contains(LEADS) == noted && !notes.contains(LEADS_NONE), "its notes: {notes}");
+    }
+    target.kill(bed)?;
+    let mut c = bed.ctl_command(&["--json", "restore", &target.session]);
+    let (mut ctl, _, err) = bed.spawn(&mut c)?;
+    let mut said = String::new();
+    run::until("the restore in the foreground", LIMIT, || {
+        ensure!(ctl.try_wait()?.is_none(), "ctl ended: {}", fs::read_to_string(&err)?);
+        said = fs::read_to_string(&err)?;
+        Ok(said.ends_with('\n'))
+    })?;
+    let started: serde_json::Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+    target.pid = started["pid"].as_i64().context("no pid")? as i32;
+    bed.who.assert_is("the restored program", target.pid)?;
+    ensure!(!leads(target.pid)?, "restored in the foreground it leads a session");
+    let notes = started["notes"].to_string();
+    ensure!(notes.contains(LEADS_NONE) && !notes.contains(LEADS), "its notes: {notes}");
+    target.prove(bed)?;
+    let status = run::end(&mut ctl, "ctl restore", LIMIT)?;
+    bed.let_go(&ctl);
+    ensure!(status.success(), "ctl restore: {}", fs::read_to_string(&err)?);
+    Ok(())
 }
 
 /// Answers by files in the folder in which it was started: what it is and has, a number that counts on, and a hash of a MiB.
@@ -89,6 +142,7 @@ fn closes_all(bed: &mut Bed, how: &str) -> Result<()> {
     let is = |n: usize| is(n).replace(" False ", " True ");
     let now = ask(bed, &dir, 3)?;
     ensure!(now == is(3), "restored it says {now}, it said {said}: {told}");
+    ensure!(told["notes"].to_string().contains(LEADS), "its notes should say that it {LEADS}: {told}");
     bed.ctl(&["checkpoint", "d", "--door", "agent"])?.expect(0)?;
     unharmed::entirely(restored)?;
     ensure!(ask(bed, &dir, 4)? == is(4), "after a checkpoint of the restored one it is another");

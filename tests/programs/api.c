@@ -38,6 +38,7 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...) {
     va_start(args, format);
     int n = vsnprintf(line, sizeof line - 1, format, args);
     va_end(args);
+    if (n > (int)sizeof line - 2) n = sizeof line - 2;
     line[n++] = '\n';
     int fd = open(path("log"), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0 || write(fd, line, n) != n) abort();

@@ -92,12 +92,15 @@ fn call_seen(pid: i32, tid: i32, code: i32, number: i32, nonce: u64, seen: Doing
     sys::queue_to_thread(pid, tid, SIGNAL, &info)
 }
 
+/// Name of a recorder's abstract address, made from its key.
+pub fn recorder_name(key: u64) -> Vec<u8> {
+    b"dormouse-".iter().copied().chain((0..16).map(|i| b'a' + (key >> (i * 4) & 15) as u8)).collect()
+}
+
 /// Calls the first thread in to serve; its connection, its first frame read. `number` makes each call another.
 pub fn serve(pid: i32, number: u64, slots: i32) -> Result<(UnixStream, u64)> {
     let nonce = u64::from(std::process::id()) << 32 | number << 1 | 1;
-    let name: Vec<u8> =
-        b"dormouse-".iter().copied().chain((0..16).map(|i| b'a' + (nonce >> (i * 4) & 15) as u8)).collect();
-    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(recorder_name(nonce))?)?;
     call(pid, pid, to_serve(version(pid)?), slots, nonce)?;
     listener.set_nonblocking(true)?;
     let mut came = None;

@@ -266,7 +266,8 @@ impl Target {
         Ok(())
     }
 
-    fn restore_with(&mut self, bed: &mut Bed, options: &[&str]) -> Result<serde_json::Value> {
+    /// `ctl restore --detach OPTIONS`; what it says.
+    pub fn restore_with(&mut self, bed: &mut Bed, options: &[&str]) -> Result<serde_json::Value> {
         let said = bed.ctl_json(&[&["restore", &self.session, "--detach"], options].concat())?;
         self.pid = said["pid"].as_i64().context("ctl restore --json tells no pid")? as i32;
         self.known = true;

@@ -183,7 +183,7 @@ impl Run<'_> {
         process::places(&mut p, &image, self.o)?;
         let made = files::all(&mut p, &image, self.o, &mut notes)?;
         self.enter(Phase::Threads)?;
-        process::group(&mut p, &image, self.o)?;
+        process::group(&mut p, &image, self.o, &mut notes)?;
         threads::start(&mut p, &image)?;
         if p.pids == crate::Pids::Fresh {
             fresh::settle(&p, &image)?;

@@ -52,10 +52,12 @@ pub fn places(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step
     p.run(&prog).map(drop)
 }
 
-/// Session, controlling terminal and process group.
-pub fn group(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
+/// Session, controlling terminal and process group. That it leads a session which it did not, or the other way round, is noted: setsid(2) and
+/// opening a terminal are another thing then.
+pub fn group(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
     let mut prog = Program::new();
     let own_group = image.process.pid == image.process.pgid;
+    notes.extend(session_note(image.process.pid == image.process.sid, o.own_session).map(str::to_owned));
     if o.own_session {
         prog.call(libc::SYS_setsid, &[]);
         for fd in 0..3 {
@@ -71,6 +73,19 @@ pub fn group(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<
         }
     }
     p.run(&prog).map(drop)
+}
+
+/// What is said of its session, by whether it led one and does.
+fn session_note(led: bool, leads: bool) -> Option<&'static str> {
+    match (led, leads) {
+        (false, true) => {
+            Some("it leads a session of its own now: the leader of the session that it was in is not in the checkpoint")
+        }
+        (true, false) => {
+            Some("it leads no session now: it is in that of who restores it (with --detach it leads one of its own)")
+        }
+        _ => None,
+    }
 }
 
 /// Whether our own process group has our terminal, so that we may give it away.

@@ -27,7 +27,7 @@ pub(super) fn critical_nested(bed: &mut Bed) -> Result<()> {
 }
 
 /// Where the block has the key of who waits for a critical section's end (wire/src/api.rs).
-const WAITER: u64 = 0x444f_524c_0000 + 48;
+pub(super) const WAITER: u64 = 0x444f_524c_0000 + 48;
 
 /// One that is not left: busy, which names it; its own checkpoint too.
 pub(super) fn critical_too_long(bed: &mut Bed) -> Result<()> {
