@@ -239,10 +239,10 @@ impl Observer<'_> {
                 _ => without(stored_regions(&t, &pagemap)?, &dropped::of(&dropped, v)),
             };
             for r in regions.into_iter().filter(|r| !r.categories.has(Categories::GUARD)) {
-                copy(&self.mem, &r, false, &mut self.sink, &mut buf, &mut |_| {})?;
+                self.common.sink(|sink| copy(&self.mem, &r, false, sink, &mut buf, &mut |_| {}))?;
             }
         }
-        let runs = self.sink.take_runs();
+        let runs = self.common.sink(|sink| Ok(sink.take_runs()))?;
         self.early.extend(runs);
         Ok(())
     }

@@ -52,18 +52,16 @@ pub fn places(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step
     p.run(&prog).map(drop)
 }
 
-/// Session, controlling terminal and process group.
+/// Controlling terminal and foreground; session and process group are there.
 pub fn group(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
     let mut prog = Program::new();
     let own_group = image.process.pid == image.process.pgid;
-    if o.own_session {
-        prog.call(libc::SYS_setsid, &[]);
+    if o.own_session && p.ours {
         for fd in 0..3 {
             prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSCTTY), Imm(0)]);
         }
-    } else if own_group {
-        prog.call(libc::SYS_setpgid, &[Imm(0), Imm(0)]);
-        if image.process.foreground && in_foreground() {
+    } else if own_group && image.process.foreground && (o.own_session || in_foreground()) {
+        {
             let pid = prog.bytes(&p.ids.of(image.process.pid).to_le_bytes());
             for fd in 0..3 {
                 prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSPGRP), pid]);
