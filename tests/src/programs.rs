@@ -135,6 +135,15 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
                 all.push(Variant::of(&name));
                 all.push(Variant::of(&name).with(&["--sources"]));
             }
+            "tree" => {
+                for what in [
+                    "family", "sessions", "groups", "reaper", "zombies", "stopped", "files", "locks", "memory", "threads", "busy",
+                ] {
+                    all.push(Variant::of(&name).with(&["--what", what]));
+                }
+                // only a session's are known to belong to it
+                all.push(Variant::of(&name).with(&["--what", "orphans"]).door(Door::Launched));
+            }
             "tty" => all.push(Variant::of(&name).door(Door::Terminal)),
             _ => all.push(Variant::of(&name)),
         }
