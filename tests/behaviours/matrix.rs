@@ -117,8 +117,11 @@ fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target, program: &str) -> 
         Mode::RunOnRestored => {
             target.checkpoint(bed)?;
             checkpoint_again(bed, target, program)?;
-            let pid = nix::unistd::Pid::from_raw(target.pid);
-            nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL)?;
+            for pid in std::iter::once(target.pid).chain(proc::descendants(target.pid)) {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                // a child may have ended with its parent
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+            }
             target.gone(bed)?;
             target.restore(bed)
         }

@@ -77,6 +77,7 @@ impl Variant {
     pub fn agent(&self) -> bool {
         !self.program.starts_with("static_")
             && self.program != "sig_masked"
+            && self.name != "tree.stopped"
             && matches!(self.door, None | Some(Door::Launched | Door::Terminal))
     }
 

@@ -361,7 +361,9 @@ impl Survey {
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
         }
-        let pairs: Vec<i32> = self.files.iter().filter(|f| has_unix_peer(f)).map(FileView::first_fd).collect();
+        // nor what a child holds that is gone, or frozen too, when the freeze comes
+        let unsure = |f: &&FileView| has_unix_peer(f) || f.held.is_some();
+        let pairs: Vec<i32> = self.files.iter().filter(unsure).map(FileView::first_fd).collect();
         for ((fd, ..), reasons) in first {
             if pairs.contains(&fd) { &mut self.unsure } else { &mut self.reasons }.extend(reasons);
         }

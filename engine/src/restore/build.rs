@@ -210,7 +210,7 @@ impl Nursery<'_, '_> {
         let mut channel = Channel::new(init_ours, here);
         set_up_init(&mut channel)?;
         self.init = Some(Init { channel, here, numbers, status: status.into(), own_users: users });
-        self.bear_at_root(0)?;
+        self.bear_at(None, 0)?;
         super::family::grow(self, self.o)?;
         let (kept, layout, program) = (self.kept(), self.layout, self.of(0)?.inner);
         let signals = set(&self.o.triggers);
@@ -242,16 +242,9 @@ impl Nursery<'_, '_> {
         Ok((inner, if self.pids == Pids::Private { number_here(above, inner)? } else { inner }))
     }
 
-    /// Bears a process, as a child of another.
-    pub fn bear(&mut self, parent: usize, i: usize) -> Step<()> {
-        let (inner, here) = self.spawn(Some(parent), self.tree.all[i].process.pid, i, libc::SIGCHLD)?;
-        self.born[i] = Some(Born { channel: Channel::new(self.ours(i)?, here), here, inner });
-        Ok(())
-    }
-
-    /// Bears a process whose parent is outside: as a child of the namespace's init, or of ours.
-    pub fn bear_at_root(&mut self, i: usize) -> Step<()> {
-        let (inner, here) = self.spawn(None, self.tree.all[i].process.pid, i, libc::SIGCHLD)?;
+    /// Bears a process, as a child of another; None: of the namespace's init, or of ours.
+    pub fn bear_at(&mut self, parent: Option<usize>, i: usize) -> Step<()> {
+        let (inner, here) = self.spawn(parent, self.tree.all[i].process.pid, i, libc::SIGCHLD)?;
         self.born[i] = Some(Born { channel: Channel::new(self.ours(i)?, here), here, inner });
         Ok(())
     }

@@ -37,7 +37,8 @@ pub fn check(tree: &Tree<'_>) -> Vec<Reason> {
         let above = &tree.all[parent];
         let older = tree.index(above.parent).map(|g| tree.all[g].process.sid);
         let born = leads(image) || p.sid == above.process.sid || leads(above) && older == Some(p.sid);
-        if !born {
+        // one that it has adopted may have brought any session along
+        if !born && !above.process.subreaper {
             let why = format!("its session {} is neither its parent's nor its own: it cannot be born into it", p.sid);
             reasons.push(Reason::new(name(image), why, "let it lead a session of its own (setsid), and checkpoint again"));
         }
@@ -67,39 +68,12 @@ pub fn gone(tree: &Tree<'_>) -> Vec<i32> {
 
 /// Bears all but the program, which is there.
 pub fn grow(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
-    branch(n, 0, o)?;
-    let orphans = n.tree.children(None);
-    let mut founders: BTreeMap<i32, i32> = BTreeMap::new();
-    for i in orphans {
-        let p = &n.tree.all[i].process;
-        if leads(&n.tree.all[i]) {
-            n.bear_at_root(i)?;
-        } else if p.sid == n.tree.all[0].process.sid {
-            let helper = n.helper(Some(0), 0)?;
-            n.bear_by(helper, i)?;
-            n.end_helper(Some(0), helper)?;
-        } else if let Some(leader) = n.tree.index(p.sid) {
-            let helper = n.helper(Some(leader), 0)?;
-            n.bear_by(helper, i)?;
-            n.end_helper(Some(leader), helper)?;
-        } else {
-            // its leader has ended
-            let founder = match founders.get(&p.sid) {
-                Some(f) => *f,
-                None => {
-                    let f = n.helper(None, p.sid)?;
-                    n.run_helper(f, &calls(&[(libc::SYS_setsid, &[])]))?;
-                    founders.insert(p.sid, f);
-                    f
-                }
-            };
-            n.bear_by(founder, i)?;
-        }
-        branch(n, i, o)?;
-    }
-    groups(n, o)?;
-    for f in founders.into_values() {
-        n.end_helper(None, f)?;
+    let mut founders = Vec::new();
+    branch(n, 0, o, &mut founders)?;
+    adopted(n, None, n.tree.children(None), o, &mut founders)?;
+    groups(n, o, &founders)?;
+    for (parent, helper, _) in founders {
+        n.end_helper(parent, helper)?;
     }
     for z in &n.tree.zombies {
         die(n, z)?;
@@ -107,25 +81,74 @@ pub fn grow(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
     n.settle()
 }
 
+/// Helpers that lead sessions for a while: by whom they were born, their PIDs here, and the sessions' numbers.
+type Founders = Vec<(Option<usize>, i32, i32)>;
+
+/// Bears what a reaper (None: it is not in the image) has adopted: it is born below a process of its session.
+fn adopted(
+    n: &mut Nursery<'_, '_>,
+    reaper: Option<usize>,
+    all: Vec<usize>,
+    o: &RestoreOptions<'_>,
+    founders: &mut Founders,
+) -> Step<()> {
+    let mut founded: BTreeMap<i32, i32> = BTreeMap::new();
+    for i in all {
+        let sid = n.tree.all[i].process.sid;
+        // a session that is the caller's, or the program's own
+        let program = (sid == n.tree.all[0].process.sid).then_some(0);
+        match program.or_else(|| n.tree.index(sid)) {
+            Some(leader) if leader == i => n.bear_at(reaper, i)?,
+            Some(leader) => {
+                let helper = n.helper(Some(leader), 0)?;
+                n.bear_by(helper, i)?;
+                n.end_helper(Some(leader), helper)?;
+            }
+            None => {
+                // its leader has ended
+                if !founded.contains_key(&sid) {
+                    let f = n.helper(reaper, sid)?;
+                    n.run_helper(f, &calls(&[(libc::SYS_setsid, &[])]))?;
+                    founded.insert(sid, f);
+                }
+                n.bear_by(founded[&sid], i)?;
+            }
+        }
+        branch(n, i, o, founders)?;
+    }
+    founders.extend(founded.into_iter().map(|(sid, f)| (reaper, f, sid)));
+    Ok(())
+}
+
 /// Bears the children of a process, and theirs.
-fn branch(n: &mut Nursery<'_, '_>, i: usize, o: &RestoreOptions<'_>) -> Step<()> {
+fn branch(n: &mut Nursery<'_, '_>, i: usize, o: &RestoreOptions<'_>, founders: &mut Founders) -> Step<()> {
     let sid = n.tree.all[i].process.sid;
     let own = own_session(i, &n.tree.all[i], o);
-    let is_older = |c: &usize| {
-        let p = &n.tree.all[*c].process;
-        own && p.sid != sid && p.sid != p.pid
-    };
-    let (older, younger): (Vec<usize>, Vec<usize>) = n.tree.children(Some(i)).into_iter().partition(is_older);
+    let before = n.tree.index(n.tree.all[i].parent).map(|p| n.tree.all[p].process.sid);
+    let (mut older, mut younger, mut brought) = (Vec::new(), Vec::new(), Vec::new());
+    for c in n.tree.children(Some(i)) {
+        let p = &n.tree.all[c].process;
+        match p.sid {
+            s if s == sid || s == p.pid => younger.push(c),
+            s if own && before == Some(s) => older.push(c),
+            _ => brought.push(c),
+        }
+    }
     for c in older {
-        n.bear(i, c)?;
-        branch(n, c, o)?;
+        n.bear_at(Some(i), c)?;
+        branch(n, c, o, founders)?;
     }
     if own {
         n.run(i, &calls(&[(libc::SYS_setsid, &[])]))?;
     }
     for c in younger {
-        n.bear(i, c)?;
-        branch(n, c, o)?;
+        n.bear_at(Some(i), c)?;
+        branch(n, c, o, founders)?;
+    }
+    if !brought.is_empty() {
+        let reap = Imm(libc::PR_SET_CHILD_SUBREAPER as u64);
+        n.run(i, &calls(&[(libc::SYS_prctl, &[reap, Imm(1)])]))?;
+        adopted(n, Some(i), brought, o, founders)?;
     }
     Ok(())
 }
@@ -139,7 +162,7 @@ fn calls(all: &[(i64, &[sys::program::Arg])]) -> Program {
 }
 
 /// Process groups: the leaders found theirs, then the others join.
-fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
+fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>, founders: &Founders) -> Step<()> {
     for (i, image) in n.tree.all.iter().enumerate() {
         let p = &image.process;
         if p.pgid == p.pid && !own_session(i, image, o) {
@@ -153,7 +176,9 @@ fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
         if p.pgid == p.pid || p.pgid == 0 {
             continue;
         }
-        match n.tree.index(p.pgid) {
+        // who founded a session founded its first group, too
+        let founded = founders.iter().any(|f| f.2 == p.pgid).then_some(i);
+        match n.tree.index(p.pgid).or(founded) {
             Some(_) => drop(n.run(i, &calls(&[(libc::SYS_setpgid, &[Imm(0), p.pgid.into()])]))?),
             // the group that the program was started in: it is in the caller's now, and those in its session with it
             None if p.pgid == outside && p.sid == n.tree.all[0].process.sid => {}
