@@ -138,7 +138,8 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
             }
             "tree" => {
                 for what in [
-                    "family", "sessions", "groups", "reaper", "zombies", "stopped", "files", "locks", "memory", "threads", "busy",
+                    "family", "sessions", "groups", "reaper", "zombies", "stopped", "files", "locks", "memory",
+                    "threads", "busy",
                 ] {
                     all.push(Variant::of(&name).with(&["--what", what]));
                 }

@@ -185,6 +185,10 @@ pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
         files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), s.files.iter_mut(), &ends);
     }
     others.mark(&members, &mut all.iter_mut().flat_map(|s| &mut s.files).collect::<Vec<_>>());
+    let views: Vec<FileView> = all.iter().flat_map(|s| s.files.clone()).collect();
+    for s in all.iter_mut() {
+        s.unsure.extend(super::memory::gone_but_open(s.smaps.iter().map(|m| &m.vma), &views));
+    }
     for (s, look) in all.iter_mut().zip(&mut looks) {
         let block = s.block();
         files::decide(&mut s.files, &s.external, block.as_ref());
@@ -483,9 +487,10 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
         _ => {}
     }
     let f = |x| m.flags.has(x);
-    if m.vma.kind() == VmaKind::File && m.vma.perms.shared && super::memory::is_gone(&m.vma) {
+    let gone = |v| super::memory::is_gone(v) && !super::memory::shares_a_gone_file(v);
+    if m.vma.kind() == VmaKind::File && m.vma.perms.shared && gone(&m.vma) {
         return Some((
-            "it shares a file that was deleted or replaced, which is not kept yet",
+            "it shares a file whose name leads to another one now, which is not kept",
             "unmap it, or map it MAP_PRIVATE",
         ));
     }

@@ -1,9 +1,9 @@
 //! Phase observe: what the snapshot child does not preserve, read while everything stands still.
 use super::door::{FromInside, Inside};
 use super::files::{self, FileView};
-use super::opened::AllHands;
 use super::find::Survey;
 use super::locked::Locked;
+use super::opened::AllHands;
 use super::pending::Pending;
 use super::told::Told;
 use super::{Fault, Step};
@@ -246,6 +246,7 @@ impl<'a> Observer<'a> {
     pub(super) fn end(&mut self, b: Begun, fds: Vec<Fd>, locks: Vec<(u32, Lock)>) -> Step<Seen> {
         let Begun { process, told, monotonic_ns } = b;
         let maps = procfs::maps::read(self.survey.pid)?;
+        self.survey.refuse_for(super::memory::gone_but_open(maps.iter(), &self.views))?;
         let pending = match self.door() {
             // of several, one may have sent a signal to another that stood still already
             Door::Attach => self.common.several.then(|| self.pending(&told)).transpose()?,

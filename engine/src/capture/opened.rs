@@ -5,7 +5,8 @@ use super::shared::Others;
 use super::Step;
 use crate::objects;
 use image::v1::files::{Fd, Lock, LOCK_POSIX};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::hash_map::{Entry, HashMap};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// What was found. An index in `views` is an open file's number in the image.
@@ -63,10 +64,11 @@ fn same(
             Some(fd) => fd,
             None => own.insert(copy(v, hands)?),
         };
-        if !copies.contains_key(&i) {
-            copies.insert(i, copy(other, hands)?);
-        }
-        let told = sys::agent::same_open_file(copies[&i].as_fd(), own.as_fd());
+        let theirs = match copies.entry(i) {
+            Entry::Occupied(e) => e.into_mut(),
+            Entry::Vacant(e) => e.insert(copy(other, hands)?),
+        };
+        let told = sys::agent::same_open_file(theirs.as_fd(), own.as_fd());
         if told.map_err(|e| sys::Error::call(format!("kcmp of descriptor {}", v.first_fd()), v.pid, e))? {
             return Ok(Some(i));
         }

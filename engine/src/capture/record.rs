@@ -1,11 +1,11 @@
 //! Phases record and publish: maps and memory from the snapshot child (or from the frozen target), then the manifest.
 use super::dropped;
 use super::memory::{self, Mapped};
+use super::observe::Common;
 use super::observe::{Observer, Seen};
+use super::tree::Kinship;
 use super::{threads, Step};
 use crate::{CaptureOptions, Captured, Door, Progress};
-use super::observe::Common;
-use super::tree::Kinship;
 use image::store::NewCheckpoint;
 use image::v1::files::Files;
 use image::v1::process::Thread;

@@ -40,6 +40,8 @@ pub(super) struct Run<'a> {
 struct Entry {
     way: Way,
     listener: Listener,
+    /// The way in is known.
+    ready: bool,
 }
 
 /// A process that is recorded: what is known of it, and where its memory is read.
@@ -51,7 +53,8 @@ struct Recorded<'a> {
 impl<'a> Run<'a> {
     pub fn new(o: &'a CaptureOptions<'a>, name: &SessionName, pid: i32) -> Run<'a> {
         let attempted = format!("checkpoint {name} (PID {pid})");
-        let mut run = Run { phase: Phase::Find, attempted, root: pid, at: pid, called: false, o, doors: BTreeMap::new() };
+        let mut run =
+            Run { phase: Phase::Find, attempted, root: pid, at: pid, called: false, o, doors: BTreeMap::new() };
         // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
         for pid in run.living() {
             run.knock(pid);
@@ -105,12 +108,13 @@ impl<'a> Run<'a> {
         self.enter(Phase::Find)?;
         let mut others = Others::default();
         let (mut surveys, mut entries) = self.find()?;
-        find::together(&mut surveys, &mut others)?;
+        while let Err(e) = find::together(&mut surveys, &mut others) {
+            self.without_ended(&mut surveys, &mut entries, e)?;
+        }
         self.shut(&surveys)?;
         find::refuse(&surveys, false)?;
-        for (s, e) in surveys.iter().zip(&mut entries) {
-            self.at = s.pid;
-            e.way.prepare(s, &e.listener)?;
+        while let Err(e) = self.prepare(&surveys, &mut entries) {
+            self.without_ended(&mut surveys, &mut entries, e)?;
         }
         let incoming = store.begin(name)?;
 
@@ -199,12 +203,30 @@ impl<'a> Run<'a> {
             self.called |= way.opens();
             way.open(&listener)?;
             let s = find::survey(pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
-            Ok((s, Entry { way, listener }))
+            Ok((s, Entry { way, listener, ready: false }))
         };
         match looked() {
             Err(_) if pid != self.root && sys::procfs::is_ending(pid) => Ok(None),
             r => r.map(Some),
         }
+    }
+
+    /// Finds the ways in that have not been found yet.
+    fn prepare(&mut self, surveys: &[Survey], entries: &mut [Entry]) -> Result<()> {
+        for (s, e) in surveys.iter().zip(entries).filter(|(_, e)| !e.ready) {
+            self.at = s.pid;
+            e.way.prepare(s, &e.listener)?;
+            e.ready = true;
+        }
+        Ok(())
+    }
+
+    /// Something failed: if that may be because a process has ended that is not the program, it is left out.
+    fn without_ended(&self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, e: Error) -> Result<()> {
+        let ended = surveys.iter().position(|s| s.pid != self.root && sys::procfs::is_ending(s.pid)).ok_or(e)?;
+        surveys.remove(ended);
+        entries.remove(ended);
+        Ok(())
     }
 
     /// Whether the agent's door turns out to be shut.
@@ -225,7 +247,7 @@ impl<'a> Run<'a> {
             while inside.len() < surveys.len() {
                 let i = inside.len();
                 self.at = surveys[i].pid;
-                let Entry { way, listener } = &mut entries[i];
+                let Entry { way, listener, .. } = &mut entries[i];
                 let came = way.freeze(&mut surveys[i], listener);
                 match came {
                     Ok(it) => inside.push(it),
@@ -251,15 +273,16 @@ impl<'a> Run<'a> {
             }
             for pid in newcomers.into_iter().take(MOST_PROCESSES) {
                 // it could have become the child of nobody who is asked, if its parent had not stood still
-                let Some((s, mut e)) = self.look(pid)? else { continue };
+                let Some((s, e)) = self.look(pid)? else { continue };
                 if let Some(why) = s.shut_to_agent() {
                     return Err(why.into());
                 }
-                let s = [s];
-                find::refuse(&s, false)?;
-                e.way.prepare(&s[0], &e.listener)?;
-                surveys.extend(s);
+                find::refuse(std::slice::from_ref(&s), false)?;
+                surveys.push(s);
                 entries.push(e);
+            }
+            while let Err(e) = self.prepare(surveys, entries) {
+                self.without_ended(surveys, entries, e)?;
             }
         }
         let why = "processes came faster than they could be stopped";

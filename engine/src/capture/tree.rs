@@ -84,7 +84,9 @@ pub(super) fn shared_with_parent(all: &[Survey]) -> Vec<Reason> {
         let with = |(what, words): &(Resource, &str)| {
             let shares = sys::kcmp::shares(s.stat.ppid, s.pid, *what).unwrap_or(false);
             let why = format!("it shares {words} with its parent, PID {}, which is not kept yet", s.stat.ppid);
-            shares.then(|| Reason::new(s.describe(), why, "start it by fork, or checkpoint when it has executed a program"))
+            shares.then(|| {
+                Reason::new(s.describe(), why, "start it by fork, or checkpoint when it has executed a program")
+            })
         };
         reasons.extend(SHARED.iter().filter_map(with).next());
     }

@@ -105,11 +105,7 @@ pub fn take(m: &mut Maker<'_>, image: &Image<'_>) -> Step<()> {
             };
             if let Err(e) = m.run(&p)?.get(c) {
                 let why = format!("its {} cannot be taken again: {e}", words(l));
-                return Err(cannot(
-                    describe(image, id, f),
-                    why,
-                    "`ctl check` tells who has it; no process is left",
-                ));
+                return Err(cannot(describe(image, id, f), why, "`ctl check` tells who has it; no process is left"));
             }
         }
     }

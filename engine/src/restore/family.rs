@@ -40,7 +40,11 @@ pub fn check(tree: &Tree<'_>) -> Vec<Reason> {
         // one that it has adopted may have brought any session along
         if !born && !above.process.subreaper {
             let why = format!("its session {} is neither its parent's nor its own: it cannot be born into it", p.sid);
-            reasons.push(Reason::new(name(image), why, "let it lead a session of its own (setsid), and checkpoint again"));
+            reasons.push(Reason::new(
+                name(image),
+                why,
+                "let it lead a session of its own (setsid), and checkpoint again",
+            ));
         }
         let group = tree.all.iter().find(|o| o.process.pid == p.pgid);
         if group.is_some_and(|g| g.process.sid != p.sid) && i > 0 {
@@ -106,18 +110,25 @@ fn adopted(
             }
             None => {
                 // its leader has ended
-                if !founded.contains_key(&sid) {
-                    let f = n.helper(reaper, sid)?;
-                    n.run_helper(f, &calls(&[(libc::SYS_setsid, &[])]))?;
-                    founded.insert(sid, f);
-                }
-                n.bear_by(founded[&sid], i)?;
+                let founder = match founded.get(&sid) {
+                    Some(f) => *f,
+                    None => found(n, reaper, sid)?,
+                };
+                founded.insert(sid, founder);
+                n.bear_by(founder, i)?;
             }
         }
         branch(n, i, o, founders)?;
     }
     founders.extend(founded.into_iter().map(|(sid, f)| (reaper, f, sid)));
     Ok(())
+}
+
+/// A helper that leads a session.
+fn found(n: &mut Nursery<'_, '_>, reaper: Option<usize>, sid: i32) -> Step<i32> {
+    let helper = n.helper(reaper, sid)?;
+    n.run_helper(helper, &calls(&[(libc::SYS_setsid, &[])]))?;
+    Ok(helper)
 }
 
 /// Bears the children of a process, and theirs.

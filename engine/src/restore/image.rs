@@ -331,7 +331,10 @@ mod tests {
         assert_eq!(said(|p| p.1[0].regs.truncate(3)), "thread 7 has 3 registers instead of 27");
         assert_eq!(said(|p| p.1[0].pending[0].truncate(3)), "a pending signal has not 128 bytes");
         assert_eq!(said(|p| p.0.pending.push(Vec::new().into())), "a pending signal has not 128 bytes");
-        assert_eq!(said(|p| Arc::make_mut(&mut p.3.open)[0].locks[0].end = 0), "a lock on  ends before it starts (3, 0)");
+        assert_eq!(
+            said(|p| Arc::make_mut(&mut p.3.open)[0].locks[0].end = 0),
+            "a lock on  ends before it starts (3, 0)"
+        );
         assert_eq!(said(|p| p.3.fds[0].open = 1), "descriptor 0 is of no open file that it lists");
     }
 }

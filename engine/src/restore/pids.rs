@@ -115,5 +115,8 @@ fn taken(tree: &Tree<'_>) -> Vec<i32> {
     // without a descriptor to ask by nothing is known, and clone3 will tell
     let Ok(numbers) = sys::sched::Numbers::new() else { return Vec::new() };
     let tids = tree.all.iter().flat_map(|i| &i.threads).map(|t| t.tid);
-    tids.chain(tree.zombies.iter().map(|z| z.pid)).chain(super::family::gone(tree)).filter(|t| numbers.used(*t)).collect()
+    tids.chain(tree.zombies.iter().map(|z| z.pid))
+        .chain(super::family::gone(tree))
+        .filter(|t| numbers.used(*t))
+        .collect()
 }
