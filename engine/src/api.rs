@@ -74,6 +74,8 @@ pub struct CaptureOptions<'a> {
     pub door: DoorChoice,
     /// Its session's record says that it was started with an agent: so it may be called if it cannot be looked at (not dumpable).
     pub agent: bool,
+    /// Processes that belong to it without being below it, asked before the freeze and in it.
+    pub others: Option<&'a dyn Fn() -> Vec<i32>>,
     /// What a restore does with external ends, unless it is told otherwise; those of which nothing is said are refused.
     pub external: Externals,
     /// What the session crate wants to find again at restore (opaque to the engine): command line, options.
@@ -97,6 +99,8 @@ pub struct Captured {
     pub bytes: u64,
     /// Threads captured.
     pub threads: usize,
+    /// Processes captured.
+    pub processes: usize,
     /// What is not kept, each with what is lost.
     pub reported: Vec<String>,
     /// What else is to be said, a line each: why it was not made by the agent that is there.

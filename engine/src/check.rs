@@ -1,7 +1,7 @@
 //! Check: the image against this machine. Every obstacle at once, each with its remedy; nothing is changed.
 use crate::restore::files::{map_path, remaker, Checker};
 use crate::restore::pids::{decide, Rights};
-use crate::restore::{vdso, Image};
+use crate::restore::{family, vdso, Image, Tree};
 use crate::{Error, Kind, Pids, Reason, RestoreOptions, Result};
 use image::v1::memory::{MappedFile, BACKING_FILE_PRIVATE, BACKING_FILE_SHARED};
 use std::os::unix::ffi::OsStringExt;
@@ -74,27 +74,36 @@ pub const RLIMITS: [(&str, &str); 16] = [
 const BY_MEMORY: [usize; 2] = [6, 11];
 
 /// Checks everything.
-pub fn image(image: &Image<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Checked> {
-    let mut c = Check { image, o, rights: Rights::own(), reasons: Vec::new(), notes: Vec::new() };
-    let pids = c.pids();
-    c.who(pids);
-    c.places();
-    c.executable();
-    c.mapped_files();
-    c.open_files();
-    c.limits();
-    c.cpu();
-    c.kernel(pids);
-    c.reasons.extend(crate::restore::seccomp::check(image, c.rights.has(CAP_SYS_ADMIN)));
-    if depth == Depth::Try {
-        c.namespaces(pids);
+pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Checked> {
+    let rights = Rights::own();
+    let mut reasons = family::check(tree);
+    let mut all = Checked { pids: o.pids, notes: Vec::new() };
+    match decide(tree, o.pids, &rights) {
+        Ok((pids, note)) => {
+            all.notes.extend(note);
+            all.pids = pids;
+        }
+        Err(more) => reasons.extend(more),
     }
-    if !c.reasons.is_empty() {
-        return Err(Error { kind: Kind::Refused, attempted: format!("restore {}", o.what), reasons: c.reasons });
+    for (i, image) in tree.all.iter().enumerate() {
+        let mut c = Check { image, o, rights: rights.clone(), reasons: Vec::new(), notes: Vec::new() };
+        c.process(all.pids, if i == 0 { depth } else { Depth::Look });
+        // what stands in the way of several is said once, of the first
+        let Check { reasons: own, notes, .. } = c;
+        let new: Vec<Reason> = own.into_iter().filter(|r| !reasons.contains(r)).collect();
+        let named = |r: Reason| match r {
+            r if i == 0 => r,
+            r => Reason::new(format!("{}: {}", family::name(image), r.object), r.why, r.remedy),
+        };
+        reasons.extend(new.into_iter().map(named));
+        let new: Vec<String> = notes.into_iter().filter(|n| !all.notes.contains(n)).collect();
+        all.notes.extend(new.into_iter().map(|n| if i == 0 { n } else { format!("{}: {n}", family::name(image)) }));
     }
-    Ok(Checked { pids, notes: c.notes })
+    match reasons.is_empty() {
+        true => Ok(all),
+        false => Err(Error { kind: Kind::Refused, attempted: format!("restore {}", o.what), reasons }),
+    }
 }
-
 struct Check<'a> {
     image: &'a Image<'a>,
     o: &'a RestoreOptions<'a>,
@@ -108,16 +117,19 @@ impl Check<'_> {
         self.reasons.push(Reason::new(object, why, remedy));
     }
 
-    fn pids(&mut self) -> Pids {
-        match decide(self.image, self.o.pids, &self.rights) {
-            Ok((pids, note)) => {
-                self.notes.extend(note);
-                pids
-            }
-            Err(reasons) => {
-                self.reasons.extend(reasons);
-                self.o.pids
-            }
+    /// One process.
+    fn process(&mut self, pids: Pids, depth: Depth) {
+        self.who(pids);
+        self.places();
+        self.executable();
+        self.mapped_files();
+        self.open_files();
+        self.limits();
+        self.cpu();
+        self.kernel(pids);
+        self.reasons.extend(crate::restore::seccomp::check(self.image, self.rights.has(CAP_SYS_ADMIN)));
+        if depth == Depth::Try {
+            self.namespaces(pids);
         }
     }
 
@@ -198,8 +210,8 @@ impl Check<'_> {
     }
 
     fn open_files(&mut self) {
-        for (i, f) in self.image.files.open.iter().enumerate() {
-            let c = Checker { image: self.image, o: self.o, id: i as u32 };
+        for (id, f) in self.image.own_files() {
+            let c = Checker { image: self.image, o: self.o, id };
             match remaker(f.kind) {
                 Some(k) => {
                     self.reasons.extend(k.check(&c, f));

@@ -1,5 +1,5 @@
 //! What a checkpoint holds, for people and scripts.
-use crate::restore::{explain, Image};
+use crate::restore::{explain, Tree};
 use crate::Result;
 use image::v1::memory::*;
 use image::v1::objects::Kind;
@@ -41,6 +41,8 @@ pub struct Summary {
     pub gid: u32,
     /// Threads: TID and name.
     pub threads: Vec<(i32, String)>,
+    /// All processes, this one first, each after its parent.
+    pub processes: Vec<Process>,
     /// Threads in a call whose time-out starts again as a whole: TID and name of the call.
     pub whole_time_again: Vec<(i32, String)>,
     /// Seccomp filters.
@@ -59,6 +61,23 @@ pub struct Summary {
     pub descriptors: Vec<Descriptor>,
     /// What is not kept, each with what is lost.
     pub reported: Vec<String>,
+}
+
+/// A process in summary.
+#[derive(Clone, Debug, Serialize)]
+pub struct Process {
+    /// PID as the program knows it.
+    pub pid: i32,
+    /// Its parent's; 0: outside the checkpoint.
+    pub parent: i32,
+    /// Door by which it was reached; None: it had ended.
+    pub door: Option<String>,
+    /// Name.
+    pub name: String,
+    /// How many threads it has.
+    pub threads: usize,
+    /// Wait status, as wait4(2) gives it, of one that had ended.
+    pub ended: Option<i32>,
 }
 
 /// A descriptor in summary.
@@ -100,7 +119,8 @@ pub(crate) fn kind_name(k: u32) -> &'static str {
 
 /// Summarises a checkpoint. Reads the manifest, not the pages.
 pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
-    let image = Image::read(handle).map_err(|f| explain(f, "inspect", "read", false))?;
+    let tree = Tree::read(handle).map_err(|f| explain(f, "inspect", "read", false))?;
+    let image = &tree.all[0];
     let text = |b: &[u8]| b.escape_ascii().to_string();
     let page = ::image::PAGE_SIZE as u64;
     let vmas = &image.memory.vmas;
@@ -125,6 +145,7 @@ pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
         uid: image.process.uid[0],
         gid: image.process.gid[0],
         threads: image.threads.iter().map(|t| (t.tid, text(&t.comm))).collect(),
+        processes: processes(&tree),
         whole_time_again: image
             .threads
             .iter()
@@ -142,6 +163,27 @@ pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
     })
 }
 
+fn processes(tree: &Tree<'_>) -> Vec<Process> {
+    let text = |b: &[u8]| b.escape_ascii().to_string();
+    let living = tree.all.iter().map(|i| Process {
+        pid: i.process.pid,
+        parent: i.parent,
+        door: Some(i.door.clone()),
+        name: i.threads.first().map_or(String::new(), |t| text(&t.comm)),
+        threads: i.threads.len(),
+        ended: None,
+    });
+    let zombies = tree.zombies.iter().map(|z| Process {
+        pid: z.pid,
+        parent: z.parent,
+        door: None,
+        name: text(&z.comm),
+        threads: 0,
+        ended: Some(z.status),
+    });
+    living.chain(zombies).collect()
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |b: u64| b as f64 / (1 << 20) as f64;
@@ -150,6 +192,13 @@ impl fmt::Display for Summary {
         writeln!(f, "pause        {:.1} ms", self.pause_ms)?;
         writeln!(f, "process      PID {} of user {}:{}, {}", self.pid, self.uid, self.gid, self.exe)?;
         writeln!(f, "directory    {}", self.cwd)?;
+        for p in self.processes.iter().skip(1) {
+            let how = match (&p.door, p.ended) {
+                (Some(door), _) => format!("door {door}, {} threads", p.threads),
+                (None, status) => format!("has ended, wait status {:#x}", status.unwrap_or(0)),
+            };
+            writeln!(f, "process      PID {} below {} ({}), {how}", p.pid, p.parent, p.name)?;
+        }
         writeln!(f, "threads      {}", self.threads.len())?;
         writeln!(
             f,

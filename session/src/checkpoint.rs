@@ -206,10 +206,12 @@ fn take(
         (LOG_LABEL.to_string(), state.log(name).to_string_lossy().into_owned()),
     ]);
     labels.extend(live.triggers.label().map(|text| (TRIGGERS_LABEL.to_string(), text)));
+    let others = || strays::of(live);
     let options = CaptureOptions {
         after: request.after,
         door: request.door,
         agent: live.door == engine::Door::Agent.name(),
+        others: Some(&others),
         external: request.external.clone(),
         labels,
         progress: request.progress,
@@ -249,8 +251,7 @@ fn with_hooks(
     attempted: &str,
 ) -> Result<engine::Captured> {
     let pid = live.program.pid;
-    // As late as can be: what is left behind after that is missed.
-    let record = || strays::refuse(live, attempted).and_then(|()| engine_calls::checkpoint(store, name, pid, options));
+    let record = || engine_calls::checkpoint(store, name, pid, options);
     let Some(program) = Program::of(pid, attempted) else { return record() };
     loop {
         program.wait_enabled()?;

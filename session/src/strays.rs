@@ -1,23 +1,8 @@
 //! Processes of a session that are neither its program nor below it: those that its command left behind (double fork, daemon(3)) and its supervisor has adopted.
 use crate::{procfs, Live};
-use engine::{Error, Kind, Reason, Result};
 
-/// Refuses a session that has any: they would be missing in the image, and nothing would say so.
-pub(crate) fn refuse(live: &Live, attempted: &str) -> Result<()> {
-    let all = of(live);
-    if all.is_empty() {
-        return Ok(());
-    }
-    let reason = |pid: i32| {
-        let name = sys::procfs::comm(pid).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
-        let why = "it descends from the session's command, which is no parent of it any more; process trees are not captured yet";
-        Reason::new(format!("process {pid} ({name})"), why, "end it, or checkpoint when it has ended")
-    };
-    Err(Error { kind: Kind::Refused, attempted: attempted.into(), reasons: all.into_iter().map(reason).collect() })
-}
-
-/// Their PIDs, ascending. What is below the program is the engine's to judge.
-fn of(live: &Live) -> Vec<i32> {
+/// Their PIDs, ascending. What is below the program is the engine's to find.
+pub(crate) fn of(live: &Live) -> Vec<i32> {
     let Some(supervisor) = live.supervisor.as_ref().filter(|s| s.lives()).map(|s| s.pid) else { return Vec::new() };
     let parents = procfs::Parents::look();
     let below = |pid: i32| parents.below(pid).into_iter().map(|p| p.pid);

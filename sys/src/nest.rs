@@ -19,6 +19,49 @@ const CLONE_ARGS: usize = 11;
 /// Signature of glibc's rseq registrations on x86 (sys/rseq.h, RSEQ_SIG).
 const RSEQ_SIGNATURE: u32 = 0x5305_3053;
 
+/// Memory that this process shares with the children that it has from now on; unmapped in this one when dropped.
+#[derive(Debug)]
+pub struct Shared {
+    at: u64,
+    len: u64,
+}
+
+impl Shared {
+    /// Maps `len` bytes at `at`, where nothing may be.
+    pub fn map(at: u64, len: u64) -> Result<Shared> {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: with MAP_FIXED_NOREPLACE a new mapping replaces nothing.
+        let got = unsafe { libc::mmap(at as *mut libc::c_void, len as usize, prot, flags, -1, 0) };
+        if got == libc::MAP_FAILED {
+            return Err(call("mmap of shared memory", io::Error::last_os_error()));
+        }
+        // a kernel before 4.17 takes the flag for a hint
+        let shared = Shared { at: got as u64, len };
+        match shared.at == at {
+            true => Ok(shared),
+            false => Err(call("mmap of shared memory", io::Error::from_raw_os_error(libc::EEXIST))),
+        }
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: exactly the range that `map` made, and nothing of this process points into it.
+        unsafe { libc::munmap(self.at as *mut libc::c_void, self.len as usize) };
+    }
+}
+
 /// The blob's mapping in this process; unmapped when dropped.
 struct Copy<'a>(&'a Layout);
 

@@ -16,6 +16,7 @@ mod resume;
 mod seccomp;
 mod sessions;
 mod terminal;
+mod trees;
 mod triggers;
 mod triggers_restored;
 mod vdso;
@@ -45,6 +46,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(seccomp::cases());
     all.extend(sessions::cases());
     all.extend(terminal::cases());
+    all.extend(trees::cases());
     all.extend(triggers::cases());
     all.extend(triggers_restored::cases());
     all.extend(vdso::cases());

@@ -117,8 +117,11 @@ fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target, program: &str) -> 
         Mode::RunOnRestored => {
             target.checkpoint(bed)?;
             checkpoint_again(bed, target, program)?;
-            let pid = nix::unistd::Pid::from_raw(target.pid);
-            nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL)?;
+            for pid in std::iter::once(target.pid).chain(proc::descendants(target.pid)) {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                // a child may have ended with its parent
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+            }
             target.gone(bed)?;
             target.restore(bed)
         }
@@ -161,7 +164,10 @@ fn checkpoint_again(bed: &mut Bed, target: &mut Target, program: &str) -> Result
 }
 
 /// Programs that cannot have new PIDs, and why.
-const NOT_FRESH: &[(&str, &str)] = &[("thr_sync", "it holds a robust mutex, which names it by its TID")];
+const NOT_FRESH: &[(&str, &str)] = &[
+    ("thr_sync", "it holds a robust mutex, which names it by its TID"),
+    ("tree", "its processes know each other by their PIDs"),
+];
 
 /// Twice, by one door and by the other, if it has an agent.
 fn fresh(bed: &mut Bed, target: &mut Target, program: &str) -> Result<()> {

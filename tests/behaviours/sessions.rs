@@ -1,10 +1,9 @@
 //! Sessions from outside: --stop, exit statuses through a restore, names that are live, private namespaces.
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use dormouse_tests::bed::{LIMIT, SOON};
 use dormouse_tests::target::{Door, Start};
-use dormouse_tests::{control, proc, run, store, sys, unharmed, Bed, Case, Target};
+use dormouse_tests::{proc, run, store, sys, unharmed, Bed, Case, Target};
 use std::fs;
-use std::io::Write;
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
@@ -36,7 +35,6 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("checkpoint/ten-in-a-row", ten_in_a_row));
     all.extend(Case::each("checkpoint/heartbeat", heartbeat));
     all.extend(Case::each("checkpoint/descriptors-come-and-go", come_and_go));
-    all.extend(Case::each("checkpoint/left-behind", left_behind));
     all.extend(Case::each("state/private", state_private));
     for option in ["--kill", "--stop"] {
         all.extend(Case::each(&format!("checkpoint/frozen-until-the-end{option}"), move |bed| frozen(bed, option)));
@@ -224,44 +222,6 @@ fn many_at_once(bed: &mut Bed) -> Result<()> {
     }
     target.restore(bed)?;
     target.prove(bed).map(|_| ())
-}
-
-/// What the command left behind as a daemon is the session's, too: it is refused by name, to ctl and to the session's own recorder, until it has ended.
-fn left_behind(bed: &mut Bed) -> Result<()> {
-    let dir = bed.folder()?;
-    let script = format!(
-        "(setsid sleep 1001 </dev/null >/dev/null 2>&1 & echo $! >{0}/new; mv {0}/new {0}/left); exec sleep 1000",
-        dir.display()
-    );
-    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "sh", "-c", &script]);
-    let started = bed.run(&mut c)?.expect(0)?.json()?;
-    let number = |key: &str| Ok::<i32, anyhow::Error>(started[key].as_i64().context("no such number")? as i32);
-    let (pid, supervisor) = (number("pid")?, number("supervisor")?);
-    bed.who.assert_is("the program", pid)?;
-    let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let mut left = 0;
-    run::until("both programs", SOON, || {
-        left = fs::read_to_string(dir.join("left")).unwrap_or_default().trim().parse().unwrap_or(0);
-        Ok(comm(pid) == "sleep\n" && comm(left) == "sleep\n" && proc::children(supervisor).contains(&left))
-    })?;
-    let name = format!("process {left} (sleep)");
-    for option in [&[][..], &["--kill"], &["--stop"], &["--door", "attach"]] {
-        let args = [&["checkpoint", "job"], option].concat();
-        bed.ctl(&args)?.refused(3, &[&name, "descends from the session's command", "end it"])?;
-    }
-    let mut stream = control::connect(bed, "job")?;
-    stream.write_all(&control::frame(r#"{"op":"checkpoint"}"#))?;
-    let said = control::answers(&mut stream)?;
-    ensure!(said.len() == 1 && said[0]["error"].as_str().is_some_and(|e| e.contains(&name)), "it is told {said:?}");
-    ensure!(proc::alive(pid) && proc::alive(left), "something has ended");
-    send(left, nix::sys::signal::Signal::SIGKILL)?;
-    run::until("the other's end", SOON, || Ok(proc::status(left).is_none()))?;
-    let made = bed.ctl_json(&["checkpoint", "job", "--kill"])?;
-    ensure!(made["door"] == "agent", "by {}", made["door"]);
-    run::until("the session's end", SOON, || {
-        bed.reap();
-        Ok(!proc::alive(supervisor))
-    })
 }
 
 /// A descriptor that closes while it is looked at is no failure, nor the target's death.

@@ -12,7 +12,6 @@ pub fn cases() -> Vec<Case> {
     for mode in ["kill", "errno", "strict"] {
         all.extend(Case::each(&format!("strangers/seccomp-{mode}"), move |bed| seccomp(bed, mode)));
     }
-    all.extend(Case::each("strangers/child-process", child_process));
     all.push(Case::new("strangers/not-dumpable", Who::User, not_dumpable));
     all
 }
@@ -148,26 +147,6 @@ fn strict(bed: &mut Bed) -> Result<()> {
     // exit(2) of one thread is all that strict mode permits.
     ensure!(run::code(status) == 0, "the strict program is harmed: {status}");
     Ok(())
-}
-
-/// A tree is refused, naming the child.
-fn child_process(bed: &mut Bed) -> Result<()> {
-    let script = "
-import os, time
-child = os.fork()
-if child == 0:
-    while os.getppid() != 1 and not os.path.exists('gate'): time.sleep(0.002)
-    os._exit(0)
-open('ready', 'w').close()
-while not os.path.exists('gate'): time.sleep(0.002)
-os.waitpid(child, 0)
-";
-    let (mut child, dir) = python(bed, script, &[])?;
-    let its = proc::children(child.id() as i32);
-    ensure!(its.len() == 1, "it should have one child, it has {its:?}");
-    let words = ["cannot checkpoint", &format!("child process {}", its[0]), "; "];
-    bed.ctl(&["checkpoint", "--pid", &child.id().to_string(), "--name", "x"])?.refused(3, &words)?;
-    end(bed, &mut child, &dir, 0)
 }
 
 /// What this user may not look into is refused, saying who may.

@@ -77,6 +77,7 @@ impl Variant {
     pub fn agent(&self) -> bool {
         !self.program.starts_with("static_")
             && self.program != "sig_masked"
+            && self.name != "tree.stopped"
             && matches!(self.door, None | Some(Door::Launched | Door::Terminal))
     }
 
@@ -134,6 +135,16 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
             "udp_multicast" => {
                 all.push(Variant::of(&name));
                 all.push(Variant::of(&name).with(&["--sources"]));
+            }
+            "tree" => {
+                for what in [
+                    "family", "sessions", "groups", "reaper", "zombies", "stopped", "files", "locks", "memory",
+                    "threads", "busy",
+                ] {
+                    all.push(Variant::of(&name).with(&["--what", what]));
+                }
+                // only a session's are known to belong to it
+                all.push(Variant::of(&name).with(&["--what", "orphans"]).door(Door::Launched));
             }
             "tty" => all.push(Variant::of(&name).door(Door::Terminal)),
             _ => all.push(Variant::of(&name)),

@@ -220,6 +220,9 @@ impl Target {
         })?;
         self.known = true;
         self.by_the_door(bed)?;
+        if self.program == "tree" {
+            return crate::unharmed::family(self.pid);
+        }
         crate::unharmed::entirely(self.pid)
     }
 

@@ -22,6 +22,26 @@ pub fn entirely_between(pid: i32, quiet: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
+/// The same of a process and all below it, none of which we have made.
+pub fn family(pid: i32) -> Result<()> {
+    let mut wrong = String::new();
+    let settled = run::until("", SOON, || {
+        let ended = |pid: &i32| proc::status(*pid).is_none_or(|s| s.state == 'Z');
+        let all = std::iter::once(pid).chain(proc::descendants(pid).into_iter().filter(|p| !ended(p)));
+        let one = |pid: i32| match look_at(pid) {
+            // gone meanwhile, or stopped by the program itself
+            w if pid == 0 || w.is_empty() || ended(&pid) => String::new(),
+            w => format!("{pid}: {w}"),
+        };
+        wrong = all.map(one).collect();
+        Ok(wrong.is_empty())
+    });
+    if settled.is_err() {
+        bail!("the tree of PID {pid} is not as it was {SOON:?} after: {wrong}");
+    }
+    Ok(())
+}
+
 /// It runs; after an emergency exit the one documented mapping may be in it, and one zombie be its child, until the next
 /// checkpoint.
 pub fn but_for_the_documented(pid: i32) -> Result<()> {
@@ -55,6 +75,20 @@ fn look(pid: i32, emergency: bool) -> String {
         let list: Vec<String> = children.iter().map(|(c, s)| format!("{c} ({}, {})", s.comm, s.state)).collect();
         return format!("it has children: {}", list.join(", "));
     }
+    left(pid, &status, emergency)
+}
+
+/// What is left in it of ours, whatever children it has.
+fn look_at(pid: i32) -> String {
+    let Some(status) = proc::status(pid) else { return "it is gone".into() };
+    match status.tracer {
+        0 if status.state == 'T' => String::new(),
+        0 => left(pid, &status, false),
+        t => format!("it is traced by PID {t}"),
+    }
+}
+
+fn left(pid: i32, _: &proc::Status, emergency: bool) -> String {
     let ours = proc::ours(pid);
     let one_block = ours.windows(2).all(|w| w[0].end == w[1].start);
     let permitted = ours.is_empty() || (emergency && one_block);

@@ -42,6 +42,7 @@ pub fn run(out: &Out, state: &StateDir, args: &Checkpoint) -> Result<Done, Error
     let result = json!({
         "name": made.name.as_str(), "n": c.n, "pid": made.pid, "after": after_text,
         "door": c.door.name(), "pause_ms": ms(c.pause), "took_ms": ms(c.took), "bytes": c.bytes, "threads": c.threads,
+        "processes": c.processes,
         "reported": c.reported, "notes": made.notes,
     });
     out.done(result, || {
@@ -50,7 +51,10 @@ pub fn run(out: &Out, state: &StateDir, args: &Checkpoint) -> Result<Done, Error
             After::Kill => "; killed",
             After::Stop => "; stopped",
         };
-        let threads = if c.threads == 1 { "1 thread".into() } else { format!("{} threads", c.threads) };
+        let mut threads = if c.threads == 1 { "1 thread".into() } else { format!("{} threads", c.threads) };
+        if c.processes > 1 {
+            threads = format!("{} processes, {threads}", c.processes);
+        }
         let (pause, took) = (out::duration(c.pause), out::duration(c.took));
         let size = out::bytes(c.bytes);
         format!("checkpoint {}@{}: {size}, {threads}, paused {pause}, took {took}{then}", made.name, c.n)

@@ -46,12 +46,13 @@ pub(super) struct Doors {
 }
 
 impl Doors {
-    /// Starts a tracer, if one may be wanted, and looks whether there is an agent.
-    pub fn new(o: &CaptureOptions<'_>, pid: i32) -> Doors {
+    /// Starts a tracer, if one may be wanted, and looks whether there is an agent. `first`: it is the program that was named, of which the caller may
+    /// know that it has an agent.
+    pub fn new(o: &CaptureOptions<'_>, pid: i32, first: bool) -> Doors {
         let (choice, after) = (o.door, o.after);
         let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
         let mut there = sys::agent::present(pid).map(drop);
-        let unseen = o.agent && there == Err(Absent::None);
+        let unseen = o.agent && first && there == Err(Absent::None);
         if unseen {
             there = sys::agent::may_open(pid);
         }
@@ -79,8 +80,8 @@ impl Doors {
             let patience = PATIENCE[usize::from(self.is_another())];
             return Ok(Way::Agent { pid: self.pid, patience, hidden: self.hidden, inside: None });
         }
-        let none = || Err(sys::Error::Unfit { what: "its tracer was used already".into() });
-        Ok(Way::Attach { tracer: self.tracer.take().unwrap_or_else(none)?, plan: None })
+        // that of an earlier try is gone
+        Ok(Way::Attach { tracer: self.tracer.take().unwrap_or_else(Tracer::start)?, plan: None })
     }
 
     /// What is known to stand against it.
@@ -106,12 +107,13 @@ impl Doors {
     }
 
     /// Adds to a result what became of the agent.
-    pub fn tell(self, made: Result<Captured>) -> Result<Captured> {
+    pub fn tell(self, made: Result<Captured>, first: bool) -> Result<Captured> {
         let Some(why) = self.shut else { return made };
+        let whose = if first { String::new() } else { format!("PID {}: ", self.pid) };
         match made {
             Ok(mut c) => {
                 c.pause = c.pause.max(self.pause);
-                c.notes.push(format!("made by attach (ptrace), not by its agent: {why}"));
+                c.notes.push(format!("{whose}made by attach (ptrace), not by its agent: {why}"));
                 Ok(c)
             }
             Err(mut e) => {
@@ -154,6 +156,14 @@ impl Way {
         match self {
             Way::Attach { .. } => Door::Attach,
             Way::Agent { .. } => Door::Agent,
+        }
+    }
+
+    /// Whose it is; None: by ptrace.
+    pub fn pid(&self) -> Option<i32> {
+        match self {
+            Way::Attach { .. } => None,
+            Way::Agent { pid, .. } => Some(*pid),
         }
     }
 

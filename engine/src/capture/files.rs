@@ -3,6 +3,7 @@
 use super::Step;
 use crate::{External, Externals};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::api::Block;
@@ -14,6 +15,8 @@ use sys::procfs::fdinfo::FdInfo;
 /// An open file description of the target.
 #[derive(Clone, Debug)]
 pub struct FileView {
+    /// The process whose descriptors these are.
+    pub pid: i32,
     /// Its descriptors: number and close-on-exec.
     pub fds: Vec<(i32, bool)>,
     /// Target of the link in /proc/PID/fd, without " (deleted)" where the file really is.
@@ -173,6 +176,7 @@ pub(super) fn list(pid: i32, look: &mut dyn Look, frozen: Option<i32>) -> Step<V
             _ => (f.target.clone(), gone && f.target.starts_with(b"/")),
         };
         views.push(FileView {
+            pid,
             fds: vec![(f.fd, cloexec)],
             link,
             stat,
@@ -250,10 +254,6 @@ fn look_at_sockets(look: &mut dyn Look, frozen: bool, views: &mut Vec<FileView>)
         });
     }
     views.retain(|v| !closed.contains(&v.first_fd()));
-    let inodes: Vec<u64> = views.iter().filter_map(|v| v.stat.as_ref().map(|s| s.ino)).collect();
-    for s in views.iter_mut().filter_map(|v| v.socket.as_mut()) {
-        s.own_peer = s.unix.as_ref().and_then(|u| u.peer).is_some_and(|p| inodes.contains(&(p as u64)));
-    }
     Ok(())
 }
 
@@ -286,6 +286,11 @@ fn path(b: &[u8]) -> &std::path::Path {
 }
 
 impl FileView {
+    /// Whether it may be the same open file as another, by what kcmp need not be asked for.
+    pub(super) fn may_be(&self, other: &FileView) -> bool {
+        self.link_matches(&other.link, other.stat.as_ref())
+    }
+
     /// A cheap test before kcmp: dups have the same inode.
     fn link_matches(&self, link: &[u8], stat: Option<&FdStat>) -> bool {
         match (&self.stat, stat) {
@@ -309,31 +314,54 @@ pub(super) fn decide(views: &mut [FileView], e: &Externals, block: Option<&Block
     }
 }
 
-/// Marks pipes whose both ends the target holds, and what of its own `others` hold too.
-pub(super) fn mark_ends(pid: i32, look: &mut dyn Look, views: &mut [FileView], others: &mut super::shared::Others) {
-    mark_pipes(look, views);
-    others.mark(pid, views);
+/// The ends that processes captured together hold: of pipes, and sockets.
+#[derive(Default)]
+pub(super) struct Ends {
+    /// Link, and whether it reads and writes.
+    pipes: Vec<(Vec<u8>, bool, bool)>,
+    inodes: HashSet<u64>,
 }
 
-fn mark_pipes(look: &mut dyn Look, views: &mut [FileView]) {
-    let mode = |v: &FileView| v.info.flags & libc::O_ACCMODE as u32;
-    let pipes: Vec<(Vec<u8>, bool, bool)> = views
-        .iter()
-        .filter(|v| v.is_pipe())
-        .map(|v| (v.link.clone(), mode(v) != libc::O_WRONLY as u32, mode(v) != libc::O_RDONLY as u32))
-        .collect();
-    if pipes.is_empty() {
-        return;
+impl Ends {
+    /// Those among these open files.
+    pub fn of<'v>(views: impl Iterator<Item = &'v FileView>) -> Ends {
+        let mut ends = Ends::default();
+        for v in views {
+            ends.inodes.extend(v.stat.as_ref().map(|s| s.ino));
+            let mode = v.info.flags & libc::O_ACCMODE as u32;
+            if v.is_pipe() {
+                ends.pipes.push((v.link.clone(), mode != libc::O_WRONLY as u32, mode != libc::O_RDONLY as u32));
+            }
+        }
+        ends
     }
-    for v in views.iter_mut().filter(|v| v.is_pipe()) {
-        let has = |read: bool| pipes.iter().any(|p| p.0 == v.link && if read { p.1 } else { p.2 });
-        // an end that nobody holds any more is no outside end either: the kernel says so to who polls
-        let mut alone = || {
-            let fd = look.copy(v.first_fd()).ok()?;
-            let mut p = [PollFd::new(fd.as_fd(), PollFlags::empty())];
-            poll(&mut p, PollTimeout::ZERO).ok()?;
-            p[0].revents().map(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
-        };
-        v.both_ends = (has(true) && has(false)) || alone().unwrap_or(false);
+
+    /// These and those.
+    pub fn and(&self, other: &Ends) -> Ends {
+        let pipes = self.pipes.iter().chain(&other.pipes).cloned().collect();
+        Ends { pipes, inodes: self.inodes.union(&other.inodes).copied().collect() }
     }
+}
+
+/// Marks pipes both of whose ends are there, and sockets whose peer is. `copy`: of a descriptor of a view.
+pub(super) fn mark_ends<'v>(
+    copy: &mut dyn FnMut(&FileView) -> Option<OwnedFd>,
+    views: impl Iterator<Item = &'v mut FileView>,
+    ends: &Ends,
+) {
+    for v in views {
+        if v.is_pipe() {
+            let has = |read: bool| ends.pipes.iter().any(|p| p.0 == v.link && if read { p.1 } else { p.2 });
+            v.both_ends = (has(true) && has(false)) || copy(v).and_then(|fd| is_alone(&fd)).unwrap_or(false);
+        } else if let Some(s) = v.socket.as_mut() {
+            s.own_peer = s.unix.as_ref().and_then(|u| u.peer).is_some_and(|p| ends.inodes.contains(&p.into()));
+        }
+    }
+}
+
+/// An end that nobody holds any more is no outside end either: the kernel says so to who polls.
+fn is_alone(fd: &OwnedFd) -> Option<bool> {
+    let mut p = [PollFd::new(fd.as_fd(), PollFlags::empty())];
+    poll(&mut p, PollTimeout::ZERO).ok()?;
+    p[0].revents().map(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }

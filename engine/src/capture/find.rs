@@ -1,5 +1,5 @@
-//! Phase find: who the target is, and every reason why it could not be captured or restored, at once.
-use super::files::{self, FileView, Look, Outside};
+//! Phase find: who the targets are, and every reason why it could not be captured or restored, at once.
+use super::files::{self, Ends, FileView, Look, Outside};
 use super::shared::Others;
 use super::threads::{Heard, Shares, Whole};
 use super::{died, door, explain, Fault, Step};
@@ -22,8 +22,6 @@ pub struct Survey {
     pub stat: Stat,
     /// Open files.
     pub files: Vec<FileView>,
-    /// Who else holds them.
-    pub(super) others: Others,
     /// Mappings with their flags.
     pub smaps: Vec<Smap>,
     /// The random bytes that its exec was given.
@@ -52,21 +50,14 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Refuses if there is any certain reason to, naming the others too.
-    pub fn refuse(&self) -> Result<()> {
-        if self.reasons.is_empty() {
-            return Ok(());
-        }
-        self.refuse_unsure_too()
+    /// "process 12 (sleep)".
+    pub fn describe(&self) -> String {
+        format!("process {} ({})", self.pid, self.stat.comm.escape_ascii())
     }
 
-    /// Refuses if there is any reason to.
-    pub fn refuse_unsure_too(&self) -> Result<()> {
-        let reasons: Vec<Reason> = self.reasons.iter().chain(&self.unsure).cloned().collect();
-        if reasons.is_empty() {
-            return Ok(());
-        }
-        Err(Error { kind: Kind::Refused, attempted: self.attempted.clone(), reasons })
+    /// How it is looked at before the freeze.
+    fn look(&self) -> Result<Box<dyn Look>> {
+        door::look_before(self.pid, self.door).map_err(|f| explain(f, &self.attempted, "find", false))
     }
 
     /// The block of its libdormouse, as it is now.
@@ -81,6 +72,7 @@ impl Survey {
 }
 
 /// Looks at a process without touching it. `door`: by which it is to be entered; `shut`: what stands against that.
+/// Its open files are judged by [`together`].
 pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shut: Vec<Reason>) -> Result<Survey> {
     let refused = |o: &str, w: &str, r: &str| Error::new(Kind::Refused, attempted.clone(), o, w, r);
     let me = std::process::id() as i32;
@@ -127,7 +119,6 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         status,
         stat,
         files: Vec::new(),
-        others: Others::default(),
         smaps: Vec::new(),
         random: None,
         spaces: None,
@@ -144,15 +135,12 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
     s.rights();
     s.reasons.extend(shut);
     // without the right to look there is nothing more to say
-    s.refuse()?;
-    let mut look = door::look_before(pid, door).map_err(|f| explain(f, &s.attempted, "find", false))?;
+    refuse(std::slice::from_ref(&s), false)?;
+    let mut look = s.look()?;
     let look = look.as_mut();
     let r: std::result::Result<(), Fault> = (|| {
         s.random = random(pid);
         s.files = files::list(pid, look, None)?;
-        files::mark_ends(pid, look, &mut s.files, &mut s.others);
-        let block = s.block();
-        files::decide(&mut s.files, external, block.as_ref());
         s.smaps = procfs::smaps::read(pid)?;
         Ok(())
     })();
@@ -165,8 +153,48 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
     s.process();
     s.seccomp();
     s.mappings();
-    s.open_files(look).map_err(|f| explain(f, &s.attempted, "find", false))?;
     Ok(s)
+}
+
+/// Refuses if there is any certain reason to, naming the others too; or, with `unsure_too`, if there is any.
+pub(super) fn refuse(all: &[Survey], unsure_too: bool) -> Result<()> {
+    if !unsure_too && all.iter().all(|s| s.reasons.is_empty()) {
+        return Ok(());
+    }
+    let mut reasons: Vec<Reason> = Vec::new();
+    for (i, s) in all.iter().enumerate() {
+        let mut own: Vec<Reason> = s.reasons.iter().chain(&s.unsure).cloned().collect();
+        // of the first one, which the caller has named, it goes without saying
+        for r in own.iter_mut().filter(|r| i > 0 && !r.object.contains(&s.pid.to_string())) {
+            r.object = format!("{}: {}", s.describe(), r.object);
+        }
+        reasons.extend(own);
+    }
+    match all.first().filter(|_| !reasons.is_empty()) {
+        Some(s) => Err(Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons }),
+        None => Ok(()),
+    }
+}
+
+/// Judges the open files of processes that are captured together: what one holds the other end of, another needs not miss.
+pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
+    let members: Vec<i32> = all.iter().map(|s| s.pid).collect();
+    let ends = Ends::of(all.iter().flat_map(|s| &s.files));
+    let mut looks = all.iter().map(Survey::look).collect::<Result<Vec<_>>>()?;
+    for (s, look) in all.iter_mut().zip(&mut looks) {
+        files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), s.files.iter_mut(), &ends);
+    }
+    others.mark(&members, &mut all.iter_mut().flat_map(|s| &mut s.files).collect::<Vec<_>>());
+    let views: Vec<FileView> = all.iter().flat_map(|s| s.files.clone()).collect();
+    for s in all.iter_mut() {
+        s.unsure.extend(super::memory::gone_but_open(s.smaps.iter().map(|m| &m.vma), &views));
+    }
+    for (s, look) in all.iter_mut().zip(&mut looks) {
+        let block = s.block();
+        files::decide(&mut s.files, &s.external, block.as_ref());
+        s.open_files(look.as_mut(), &members, &ends).map_err(|f| explain(f, &s.attempted, "find", false))?;
+    }
+    Ok(())
 }
 
 impl Survey {
@@ -209,7 +237,7 @@ impl Survey {
         let differ: Vec<NsKind> = mine.differences(&theirs);
         self.spaces = Some(theirs);
         // a private restore of ours: its own user, PID and mount namespaces, whose init says so
-        self.private = self.status.ns_tgid.len() == 2 && parent_is_our_init(&self.status);
+        self.private = self.status.ns_tgid.len() == 2 && is_below_our_init(&self.status);
         for k in differ {
             let ours = self.private && matches!(k, NsKind::Pid | NsKind::PidForChildren | NsKind::User | NsKind::Mnt);
             if !ours && !matches!(k, NsKind::Cgroup) {
@@ -224,7 +252,6 @@ impl Survey {
 
     fn process(&mut self) {
         let pid = self.pid;
-        self.reasons.extend(children(pid));
         if elf_class(pid) == Some(1) {
             self.reason(
                 format!("PID {pid}"),
@@ -276,7 +303,8 @@ impl Survey {
         let mut reasons = Vec::new();
         if program(&now) != program(&self.stat) || random(self.pid) != self.random {
             let w = "it has executed another program while it was looked at";
-            reasons.push(Reason::new(&pid, w, "it runs on as before; try again"));
+            let e = Error::new(Kind::Refused, &self.attempted, pid, w, "it runs on as before; try again");
+            return Err(Fault::Another(e));
         }
         reasons.extend(places(self.pid));
         let leader = procfs::status::read(self.pid)?;
@@ -323,19 +351,23 @@ impl Survey {
 
     /// Refusals of open files. The process runs: what was opened, closed and its number given to another while it was looked at
     /// is seen as a mixture. So a refusal counts only if a second look finds the same open file there; the freeze decides.
-    fn open_files(&mut self, look: &mut dyn Look) -> Step<()> {
+    fn open_files(&mut self, look: &mut dyn Look, members: &[i32], ends: &Ends) -> Step<()> {
         if look.is_blind() {
             return Ok(()); // the freeze will tell
         }
         let mut first = refused(&self.files, self.pid);
         if !first.is_empty() {
             let mut again = files::list(self.pid, look, None)?;
-            files::mark_ends(self.pid, look, &mut again, &mut Others::default());
+            let now = ends.and(&Ends::of(again.iter()));
+            files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), again.iter_mut(), &now);
+            Others::default().mark(members, &mut again.iter_mut().collect::<Vec<_>>());
             files::decide(&mut again, &self.external, self.block().as_ref());
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
         }
-        let pairs: Vec<i32> = self.files.iter().filter(|f| has_unix_peer(f)).map(FileView::first_fd).collect();
+        // nor what a child holds that is gone, or frozen too, when the freeze comes
+        let unsure = |f: &&FileView| has_unix_peer(f) || f.held.is_some();
+        let pairs: Vec<i32> = self.files.iter().filter(unsure).map(FileView::first_fd).collect();
         for ((fd, ..), reasons) in first {
             if pairs.contains(&fd) { &mut self.unsure } else { &mut self.reasons }.extend(reasons);
         }
@@ -353,20 +385,6 @@ fn killed(pid: i32) -> Step<bool> {
     };
     let others: Vec<i32> = procfs::tasks(pid)?.into_iter().filter(|tid| *tid != pid).collect();
     Ok(others.is_empty() || !others.into_iter().all(stands))
-}
-
-/// Its children, none of which is captured.
-pub(super) fn children(pid: i32) -> Vec<Reason> {
-    let reason = |c: i32| {
-        let name = procfs::comm(c).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
-        let ended = procfs::stat::read(c).is_ok_and(|s| s.state == procfs::State::Zombie);
-        let remedy = match ended {
-            true => "it has ended, and the program has yet to wait() for it",
-            false => "end the child, or checkpoint when it has ended",
-        };
-        Reason::new(format!("child process {c} ({name})"), "process trees are not captured yet", remedy)
-    };
-    procfs::children(pid).unwrap_or_default().into_iter().map(reason).collect()
 }
 
 /// What tells one exec from the next, even of the same program at the same addresses: the kernel gives each 16 random bytes.
@@ -413,7 +431,9 @@ pub fn inherited() -> Result<Vec<(Vec<i32>, Reason)>> {
     let mut all = files::list(me, &mut look, None).map_err(own)?;
     all.iter_mut().for_each(|f| f.fds.retain(|(_, cloexec)| !cloexec));
     all.retain(|f| !f.fds.is_empty());
-    files::mark_ends(me, &mut look, &mut all, &mut Others::default());
+    let ends = Ends::of(all.iter());
+    files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), all.iter_mut(), &ends);
+    Others::default().mark(&[me], &mut all.iter_mut().collect::<Vec<_>>());
     let numbers = |f: &FileView| f.fds.iter().map(|(fd, _)| *fd).collect::<Vec<_>>();
     let beyond = all.iter().filter(|f| f.stdio() < 0);
     Ok(beyond.filter_map(|f| Some((numbers(f), objects::inspect(f, &all, me).into_iter().next()?))).collect())
@@ -427,8 +447,19 @@ fn elf_class(pid: i32) -> Option<u8> {
     head.starts_with(b"\x7fELF").then_some(head[4])
 }
 
-fn parent_is_our_init(s: &Status) -> bool {
-    procfs::comm(s.ppid).is_ok_and(|c| c == b"dormouse-init")
+/// Whether the init of its PID namespace is one of ours.
+fn is_below_our_init(s: &Status) -> bool {
+    let mut parent = s.ppid;
+    // as many generations as there are PIDs at the very most
+    for _ in 0..1 << 22 {
+        match procfs::status::read(parent) {
+            Ok(p) if p.ns_tgid.len() != s.ns_tgid.len() => return false,
+            Ok(p) if p.ns_tgid.last() == Some(&1) => return procfs::comm(parent).is_ok_and(|c| c == b"dormouse-init"),
+            Ok(p) => parent = p.ppid,
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// "mapping 7f00..-7f01.. (/dev/foo)".
@@ -456,9 +487,10 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
         _ => {}
     }
     let f = |x| m.flags.has(x);
-    if m.vma.kind() == VmaKind::File && m.vma.perms.shared && super::memory::is_gone(&m.vma) {
+    let gone = |v| super::memory::is_gone(v) && !super::memory::shares_a_gone_file(v);
+    if m.vma.kind() == VmaKind::File && m.vma.perms.shared && gone(&m.vma) {
         return Some((
-            "it shares a file that was deleted or replaced, which is not kept yet",
+            "it shares a file whose name leads to another one now, which is not kept",
             "unmap it, or map it MAP_PRIVATE",
         ));
     }

@@ -1,11 +1,12 @@
 //! Mappings in the image's words, and the pages that must be stored.
 use super::dropped::{self, without};
 use super::swapped::{self, Stored};
-use super::{Fault, Observer, Step};
+use super::{Fault, FileView, Observer, Step};
 use crate::{Error, Kind, Reason};
 use image::v1::memory::*;
 use image::PageSink;
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use sys::mem::RemoteMem;
@@ -116,6 +117,11 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
                     mapped.files[i as usize].writable = true;
                 }
             }
+            // whoever maps it shares it, and nobody else can any more: the kernel's own way to say anonymous memory
+            None if shares_a_gone_file(v) => {
+                out.backing = BACKING_SHARED_ANON;
+                out.share = number_of_gone(v);
+            }
             None => {
                 out.backing = BACKING_FILE_GONE;
                 if sys::agent::is_file(&v.path) {
@@ -180,10 +186,35 @@ pub(super) fn copy(
     Ok(())
 }
 
+/// A number for a file that has no name any more, by which those who share it know each other; none that the kernel's own shared memory can have.
+fn number_of_gone(v: &Vma) -> u64 {
+    let mut hash = std::hash::DefaultHasher::new();
+    (v.dev, v.inode).hash(&mut hash);
+    1 << 63 | hash.finish()
+}
+
+/// It shares a file that has been deleted.
+pub(super) fn shares_a_gone_file(v: &Vma) -> bool {
+    v.kind() == VmaKind::File && v.perms.shared && v.deleted && is_gone(v)
+}
+
+/// Reasons against shared memory of deleted files: it is restored as memory of no file, which an open file cannot be the same as.
+pub(super) fn gone_but_open<'v>(maps: impl Iterator<Item = &'v Vma>, views: &[FileView]) -> Vec<Reason> {
+    let open = |v: &Vma| views.iter().find(|f| f.stat.as_ref().is_some_and(|s| s.dev == v.dev && s.ino == v.inode));
+    let reason = |v: &Vma| {
+        let why = format!(
+            "it shares a file that was deleted and that is open as {}, which is not kept yet",
+            open(v)?.describe()
+        );
+        Some(Reason::new(super::find::describe(v), why, "close the descriptor, or unmap it"))
+    };
+    maps.filter(|v| shares_a_gone_file(v)).filter_map(reason).collect()
+}
+
 /// Whether a snapshot child lacks this mapping's content.
 pub(super) fn is_unforkable(v: &Vma, flags: &VmFlags) -> bool {
     let shared_anon = matches!(v.kind(), VmaKind::SharedAnon | VmaKind::AnonShmemNamed(_));
-    shared_anon || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
+    shared_anon || shares_a_gone_file(v) || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
 }
 
 /// Why the context of asynchronous I/O that a ring belongs to cannot be kept: head and tail of the ring differ (fs/aio.c,
@@ -234,15 +265,19 @@ impl Observer<'_> {
             if t.backing == BACKING_SHARED_ANON && !shared.insert((t.share, t.offset, t.end - t.start)) {
                 continue;
             }
+            if shares_a_gone_file(v) {
+                let what = "its file was deleted: after a restore it is shared memory of no file";
+                self.reported.push(format!("{}: {what}", super::find::describe(v)));
+            }
             let regions = match t.backing {
                 BACKING_SHARED_ANON => self.shared_pages(v)?,
                 _ => without(stored_regions(&t, &pagemap)?, &dropped::of(&dropped, v)),
             };
             for r in regions.into_iter().filter(|r| !r.categories.has(Categories::GUARD)) {
-                copy(&self.mem, &r, false, &mut self.sink, &mut buf, &mut |_| {})?;
+                self.common.sink(|sink| copy(&self.mem, &r, false, sink, &mut buf, &mut |_| {}))?;
             }
         }
-        let runs = self.sink.take_runs();
+        let runs = self.common.sink(|sink| Ok(sink.take_runs()))?;
         self.early.extend(runs);
         Ok(())
     }

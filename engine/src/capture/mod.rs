@@ -7,27 +7,29 @@ mod find;
 mod locked;
 mod memory;
 mod observe;
+mod opened;
 mod owner;
 mod pending;
 mod record;
+mod run;
 mod seccomp;
 mod shared;
 mod swapped;
 mod threads;
 mod told;
+mod tree;
 mod unseen;
 
 pub use files::{FileView, SocketView};
-pub use find::{inherited, survey, Survey};
+pub use find::{inherited, Survey};
 pub(crate) use memory::build_id;
 pub use observe::Observer;
 
-use crate::{After, CaptureOptions, Captured, Door, Error, Externals, Kind, Progress, Result};
-use door::{Doors, Way};
+use crate::{CaptureOptions, Captured, Error, Externals, Kind, Result};
 use image::store::{NewCheckpoint, Store};
 use image::{PageSink, SessionName};
+use run::Run;
 use std::time::{Duration, Instant};
-use sys::channel::Listener;
 use sys::tracer;
 
 /// The phases, with the names that errors, logs and fault tests use.
@@ -68,39 +70,18 @@ impl Phase {
     }
 }
 
-/// Looks for everything that would make a checkpoint of a process fail, and changes nothing. Gives what would be
+/// Looks for everything that would make a checkpoint of a process and those below it fail, and changes nothing. Gives what would be
 /// reported as not kept.
 pub fn preflight(pid: i32, external: &Externals) -> Result<Vec<String>> {
-    let door = if sys::agent::present(pid).is_ok() { Door::Agent } else { Door::Attach };
-    let look = |door| survey(pid, format!("checkpoint PID {pid}"), external, door, Vec::new());
-    let s = match look(door)? {
-        s if door == Door::Agent && s.shut_to_agent().is_some() => look(Door::Attach)?,
-        s => s,
-    };
-    s.refuse_unsure_too()?;
-    if s.door == Door::Attach {
-        way_in(&s, &[0; 8])?;
-    }
-    Ok(s.reported)
+    run::preflight(pid, external)
 }
 
-/// Makes a checkpoint of a process. The calling process must be single-threaded.
+/// Makes a checkpoint of a process and all below it. The calling process must be single-threaded.
 ///
-/// Whatever fails, the target runs on as before and the store holds what it held.
+/// Whatever fails, the targets run on as before and the store holds what it held.
 pub fn checkpoint(store: &Store, name: &SessionName, pid: i32, o: &CaptureOptions<'_>) -> Result<Captured> {
     let began = Instant::now();
-    // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
-    let mut doors = Doors::new(o, pid);
-    let mut run =
-        Run { phase: Phase::Find, attempted: format!("checkpoint {name} (PID {pid})"), pid, called: false, o };
-    let r = loop {
-        let r = doors.next().and_then(|way| run.all(way, &mut doors, store, name, began));
-        match r {
-            Err(Fault::Shut(shut)) if doors.is_another() => doors.shut_behind(shut),
-            r => break r,
-        }
-    };
-    doors.tell(r.map_err(|e| run.explain(e)))
+    Run::new(o, name, pid).make(store, name, began)
 }
 
 /// An error of any room on its way to becoming the engine's.
@@ -115,6 +96,8 @@ pub(crate) enum Fault {
     Proc(sys::procfs::ReadError),
     /// The agent's door is shut.
     Shut(sys::agent::Shut),
+    /// It is another program than the one that was looked at.
+    Another(Error),
 }
 
 impl From<sys::agent::Absent> for Fault {
@@ -151,159 +134,11 @@ impl From<sys::procfs::ReadError> for Fault {
 
 type Step<T> = std::result::Result<T, Fault>;
 
-struct Run<'a> {
-    phase: Phase,
-    attempted: String,
-    pid: i32,
-    /// It was called in before it was looked at.
-    called: bool,
-    o: &'a CaptureOptions<'a>,
-}
-
-impl Run<'_> {
-    fn enter(&mut self, p: Phase) -> Step<()> {
-        self.phase = p;
-        if let Some(f) = self.o.progress {
-            f(Progress { phase: p.name(), done: 0, total: 0 });
-        }
-        sys::fault::point(p.name()).map_err(|e| {
-            Fault::Sys(sys::Error::Call { doing: format!("phase {}", p.name()), pid: self.pid, source: e })
-        })
-    }
-
-    fn all(
-        &mut self,
-        mut way: Way,
-        doors: &mut Doors,
-        store: &Store,
-        name: &SessionName,
-        began: Instant,
-    ) -> Step<Captured> {
-        self.enter(Phase::Find)?;
-        let shut = doors.reasons();
-        let listener = Listener::new()?;
-        self.called |= way.opens();
-        way.open(&listener)?;
-        let mut survey = survey(self.pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
-        if let Some(why) = survey.shut_to_agent() {
-            return Err(why.into());
-        }
-        survey.refuse()?;
-        way.prepare(&survey, &listener)?;
-        let incoming = store.begin(name)?;
-
-        self.enter(Phase::Freeze)?;
-        let inside = way.freeze(&mut survey, &listener)?;
-
-        self.enter(Phase::Observe)?;
-        let sink = sink(&incoming)?;
-        let mut obs = Observer::new(&survey, inside, sink)?;
-        let seen = match obs.everything(&listener) {
-            Err(Fault::Shut(s)) => return shut_behind(obs, way, s.why),
-            Err(Fault::Sys(sys::Error::Filtered { calls, .. })) if way.door() == Door::Agent => {
-                return shut_behind(obs, way, sys::agent::Absent::Filtered(calls))
-            }
-            seen => seen?,
-        };
-
-        if self.o.after != After::Run {
-            obs.unseen_by_a_child_of_its_own(&listener, seen.process.subreaper)?;
-            return self.while_frozen(obs, seen, way, incoming, began);
-        }
-        self.enter(Phase::Fork)?;
-        let Some(child) = obs.fork(&listener, seen.process.subreaper)? else {
-            // no child is to be had: copy within the freeze, and say so
-            obs.unseen_unknown();
-            return self.while_frozen(obs, seen, way, incoming, began);
-        };
-        self.enter(Phase::Thaw)?;
-        let (pause, _) = way.release(tracer::After::Run)?;
-        let snapshot = way.collect(child.pid)?;
-        drop(way);
-        doors.settle();
-
-        self.enter(Phase::Record)?;
-        let mut child = child;
-        obs.unseen(&mut child)?;
-        let mut record = record::Recorder::new(obs, seen, snapshot, pause);
-        record.memory(child.pid, self.o.progress)?;
-        drop(child);
-        self.enter(Phase::Publish)?;
-        record.publish(incoming, self.o, began)
-    }
-
-    /// The rest of a checkpoint whose target stays frozen until it is complete.
-    fn while_frozen(
-        &mut self,
-        obs: Observer<'_>,
-        seen: observe::Seen,
-        mut way: Way,
-        incoming: NewCheckpoint,
-        began: Instant,
-    ) -> Step<Captured> {
-        self.enter(Phase::Record)?;
-        let frozen = Instant::now();
-        let snapshot = way.collect(self.pid)?;
-        let before = seen.pending.as_ref().map_or(0, |p| p.bits());
-        let mut record = record::Recorder::new(obs, seen, snapshot, std::time::Duration::ZERO);
-        record.memory(self.pid, self.o.progress)?;
-        record.note_frozen(frozen.elapsed());
-        self.enter(Phase::Publish)?;
-        // until the tracer has let go: when the conversation ends, the blob lets everyone run
-        let talk = record.talk.take();
-        let mut done = match record.publish(incoming, self.o, began) {
-            Ok(done) => done,
-            Err(e) => {
-                drop(way);
-                return Err(e);
-            }
-        };
-        let after = match self.o.after {
-            After::Run => tracer::After::Run,
-            After::Kill => tracer::After::Kill,
-            After::Stop => tracer::After::Stop,
-        };
-        self.enter(Phase::Thaw)?;
-        let (pause, late) = way.release(after)?;
-        done.pause = pause;
-        let late = late & !before;
-        let late: Vec<String> = (1..=64).filter(|n| late >> (n - 1) & 1 != 0).map(signal_name).collect();
-        if !late.is_empty() {
-            let what = "came while it was recorded: not in the checkpoint, and lost with the process";
-            done.reported.push(format!("signals {} {what}", late.join(", ")));
-        }
-        drop(talk);
-        Ok(done)
-    }
-
-    /// Whatever went wrong with a target that has ended, went wrong because of that.
-    fn explain(&self, f: Fault) -> Error {
-        let phase = self.phase.name();
-        let called = self.called || self.phase != Phase::Find;
-        let f = match f {
-            Fault::Shut(s) => Fault::Ours(door::refusal(self.pid, &self.attempted, &s.why)),
-            f => f,
-        };
-        let ours = matches!(f, Fault::Image(_)) || self.phase == Phase::Thaw && self.o.after == After::Kill;
-        if called && !ours && sys::procfs::is_ending(self.pid) {
-            return died(&self.attempted, phase);
-        }
-        explain(f, &self.attempted, phase, self.phase != Phase::Find)
-    }
-}
-
-/// The agent cannot do what is wanted: everyone is let go.
-fn shut_behind<T>(obs: Observer<'_>, mut way: Way, why: sys::agent::Absent) -> Step<T> {
-    drop(obs);
-    let (pause, _) = way.release(tracer::After::Run)?;
-    Err(Fault::Shut(sys::agent::Shut { why, pause }))
-}
-
 /// An error of another room in the engine's words.
 pub(crate) fn explain(f: Fault, attempted: &str, phase: &str, begun: bool) -> Error {
     let late = if begun { Kind::PutBack } else { Kind::Refused };
     match f {
-        Fault::Ours(e) => e,
+        Fault::Ours(e) | Fault::Another(e) => e,
         Fault::Shut(s) => Error::new(
             Kind::Refused,
             attempted,

@@ -1,19 +1,21 @@
 //! Phase observe: what the snapshot child does not preserve, read while everything stands still.
 use super::door::{FromInside, Inside};
-use super::files::Look;
 use super::files::{self, FileView};
 use super::find::Survey;
 use super::locked::Locked;
+use super::opened::AllHands;
 use super::pending::Pending;
 use super::told::Told;
 use super::{Fault, Step};
-use crate::{objects, Door, Error, Kind, Reason, Result};
-use image::v1::files::{Content, Fd, Files, OpenFile};
+use crate::{objects, Door, Error, Reason, Result};
+use image::v1::files::{Content, Fd, Lock, OpenFile};
 use image::v1::process::{PosixTimer, Process};
 use image::PageSink;
 use serde_bytes::ByteBuf;
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use sys::agent::{Copies, Visited};
 use sys::channel::{Channel, Listener};
 use sys::mem::RemoteMem;
@@ -45,13 +47,72 @@ pub(super) struct Seen {
     pub process: Process,
     /// What each thread said of itself; the serving one comes last.
     pub told: Vec<Told>,
-    pub files: Files,
+    /// Its descriptors, and the locks that it holds through open files whose record is of an earlier process.
+    pub fds: Vec<Fd>,
+    pub locks: Vec<(u32, Lock)>,
     pub maps: Vec<Vma>,
     pub monotonic_ns: u64,
     /// By the agent: pending signals, which the tracer reads on the other door.
     pub pending: Option<Pending>,
     /// NUMA policies of a process that cannot be asked for them once it runs again, as far as its child will not know them.
     pub policies: Option<Vec<procfs::numa::Mapping>>,
+}
+
+/// What a process said before its open files were looked at.
+pub(super) struct Begun {
+    process: Process,
+    told: Vec<Told>,
+    monotonic_ns: u64,
+}
+
+/// Copies of a process's descriptors.
+pub(super) struct Hands {
+    /// Of the agent: those that it has passed over.
+    copies: Copies,
+    pidfd: PidFd,
+}
+
+impl Hands {
+    /// A copy of one: shares its open file.
+    pub fn copy(&self, fd: i32) -> sys::Result<OwnedFd> {
+        match self.copies.get(fd) {
+            Some(copy) => copy.try_clone_to_owned().map_err(|e| sys::Error::call("dup", std::process::id() as i32, e)),
+            None => self.pidfd.get(fd),
+        }
+    }
+}
+
+/// What the recorders of all processes of a tree have in common.
+pub(super) struct Common {
+    /// Takes pages: of memory, and of files without a name. None: taken away.
+    pub sink: RefCell<Option<PageSink>>,
+    /// Copies of descriptors, by PID.
+    pub hands: RefCell<AllHands>,
+    /// Contents of files without a name.
+    pub contents: RefCell<Vec<Content>>,
+    kept: RefCell<Vec<((sys::procfs::Dev, u64), u32)>>,
+    /// There is more than one process.
+    pub several: bool,
+}
+
+impl Common {
+    pub fn new(sink: PageSink, several: bool) -> Rc<Common> {
+        Rc::new(Common {
+            sink: RefCell::new(Some(sink)),
+            hands: RefCell::default(),
+            contents: RefCell::default(),
+            kept: RefCell::default(),
+            several,
+        })
+    }
+
+    /// Uses the sink.
+    pub fn sink<T>(&self, f: impl FnOnce(&mut PageSink) -> Step<T>) -> Step<T> {
+        match self.sink.borrow_mut().as_mut() {
+            Some(sink) => f(sink),
+            None => Err(sys::Error::Unfit { what: "the page pack is complete already".into() }.into()),
+        }
+    }
 }
 
 /// The recorder's hands inside a frozen target.
@@ -65,18 +126,13 @@ pub struct Observer<'a> {
     agent: Option<i32>,
     /// It is not dumpable, but for now.
     pub(super) opened: bool,
-    /// Of the agent: copies of the target's descriptors.
-    copies: Copies,
     /// Of the agent: what threads said as they came in.
     pub(super) visited: Visited,
-    pidfd: PidFd,
-    /// Takes pages: of memory, and of files without a name.
-    pub(super) sink: PageSink,
+    pub(super) common: Rc<Common>,
+    /// All open files, of all processes.
+    views: Rc<Vec<FileView>>,
     /// Page runs of memory taken in the freeze.
     pub(super) early: Vec<image::PageRun>,
-    contents: Vec<Content>,
-    kept: Vec<((sys::procfs::Dev, u64), u32)>,
-    files: Vec<FileView>,
     /// Mappings with their flags, but for what came after the survey.
     pub(super) smaps: Cow<'a, [Smap]>,
     /// That of its libdormouse.
@@ -86,7 +142,7 @@ pub struct Observer<'a> {
 }
 
 impl<'a> Observer<'a> {
-    pub(super) fn new(survey: &'a Survey, inside: Inside, sink: PageSink) -> Step<Observer<'a>> {
+    pub(super) fn new(survey: &'a Survey, inside: Inside, common: Rc<Common>) -> Step<Observer<'a>> {
         let Inside { channel, entered, sock, visited, opened } = inside;
         let mem = RemoteMem::open(survey.pid)?;
         let block = sys::api::Block::read(&mem, survey.inner_pid());
@@ -98,14 +154,10 @@ impl<'a> Observer<'a> {
             block,
             agent: sock,
             opened,
-            copies: Copies::default(),
             visited,
-            pidfd: PidFd::open(survey.pid)?,
-            sink,
+            common,
+            views: Rc::default(),
             early: Vec::new(),
-            contents: Vec::new(),
-            kept: Vec::new(),
-            files: Vec::new(),
             smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),
         })
@@ -113,10 +165,17 @@ impl<'a> Observer<'a> {
 
     /// A copy of the target's descriptor `n`: shares its open file.
     pub fn descriptor(&self, n: i32) -> Result<OwnedFd> {
-        let copy = match self.copies.get(n) {
-            Some(copy) => copy.try_clone_to_owned().map_err(|e| sys::Error::call("dup", self.survey.pid, e)),
-            None => self.pidfd.get(n),
-        };
+        self.copy(self.survey.pid, n)
+    }
+
+    /// A copy of an open file, whichever process has it.
+    pub fn descriptor_of(&self, f: &FileView) -> Result<OwnedFd> {
+        self.copy(f.pid, f.first_fd())
+    }
+
+    fn copy(&self, pid: i32, fd: i32) -> Result<OwnedFd> {
+        let none = || sys::Error::Unfit { what: format!("nothing is known of PID {pid}") };
+        let copy = self.common.hands.borrow().get(&pid).ok_or_else(none).and_then(|h| h.copy(fd));
         copy.map_err(|e| self.failed(e))
     }
 
@@ -134,29 +193,29 @@ impl<'a> Observer<'a> {
         r.map_err(|e| self.failed(e))
     }
 
-    /// All open files of the target.
+    /// All open files of the processes that are captured together.
     pub fn files(&self) -> &[FileView] {
-        &self.files
+        &self.views
     }
 
     /// The first standard stream that is a terminal; -1: none.
     pub fn terminal_stdio(&self) -> i32 {
-        self.files.iter().filter(|f| f.is_terminal()).map(FileView::stdio).filter(|s| *s >= 0).min().unwrap_or(-1)
+        self.views.iter().filter(|f| f.is_terminal()).map(FileView::stdio).filter(|s| *s >= 0).min().unwrap_or(-1)
     }
 
     /// Keeps the content of a file that has no name; its index in [`Files::contents`]. Two open files of one inode share it.
     pub fn keep_content(&mut self, f: &FileView, file: &std::fs::File) -> Result<u32> {
         let key = f.stat.as_ref().map(|s| (s.dev, s.ino));
-        if let Some((_, i)) = self.kept.iter().find(|k| Some(k.0) == key) {
+        if let Some((_, i)) = self.common.kept.borrow().iter().find(|k| Some(k.0) == key) {
             return Ok(*i);
         }
-        let runs_before = self.sink.take_runs();
-        self.early.extend(runs_before);
-        let size = objects::content::read(file, &mut self.sink).map_err(|e| self.explain(e))?;
-        let pages = self.sink.take_runs();
-        self.contents.push(Content { size, pages });
-        let i = self.contents.len() as u32 - 1;
-        self.kept.extend(key.map(|k| (k, i)));
+        // no run of memory is in the sink: each process takes its own at once
+        let read = |sink: &mut PageSink| Ok((objects::content::read(file, sink)?, sink.take_runs()));
+        let (size, pages) = self.common.sink(read).map_err(|e| self.explain(e))?;
+        let mut contents = self.common.contents.borrow_mut();
+        contents.push(Content { size, pages });
+        let i = contents.len() as u32 - 1;
+        self.common.kept.borrow_mut().extend(key.map(|k| (k, i)));
         Ok(i)
     }
 
@@ -169,7 +228,8 @@ impl<'a> Observer<'a> {
         super::explain(f, &self.survey.attempted, "observe", true)
     }
 
-    pub(super) fn everything(&mut self, l: &Listener) -> Step<Seen> {
+    /// What the process and its threads say, before the open files of any are looked at.
+    pub(super) fn begin(&mut self) -> Step<Begun> {
         let monotonic_ns = monotonic();
         self.critical()?;
         self.refuse_unheard_hooks()?;
@@ -179,10 +239,17 @@ impl<'a> Observer<'a> {
         };
         let process = self.process()?;
         let told = self.server_told(visited)?;
-        let files = self.open_files(l)?;
+        Ok(Begun { process, told, monotonic_ns })
+    }
+
+    /// What is left, when all open files are known. `fds`, `locks`: its own.
+    pub(super) fn end(&mut self, b: Begun, fds: Vec<Fd>, locks: Vec<(u32, Lock)>) -> Step<Seen> {
+        let Begun { process, told, monotonic_ns } = b;
         let maps = procfs::maps::read(self.survey.pid)?;
+        self.survey.refuse_for(super::memory::gone_but_open(maps.iter(), &self.views))?;
         let pending = match self.door() {
-            Door::Attach => None,
+            // of several, one may have sent a signal to another that stood still already
+            Door::Attach => self.common.several.then(|| self.pending(&told)).transpose()?,
             Door::Agent => Some(self.pending(&told)?),
         };
         self.asynchronous(&maps)?;
@@ -190,18 +257,17 @@ impl<'a> Observer<'a> {
         self.unforkable(&maps)?;
         let lacks = self.smaps.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
         let policies = (self.opened && lacks).then(|| procfs::numa::read(self.survey.pid)).transpose()?;
-        Ok(Seen { process, told, files, maps, monotonic_ns, pending, policies })
+        Ok(Seen { process, told, fds, locks, maps, monotonic_ns, pending, policies })
     }
 
-    /// Children that are younger than the survey, and processes that it traces.
-    fn refuse_children(&self) -> Step<()> {
+    /// It has something to wait for, but no child: what it traces.
+    fn refuse_tracing(&self) -> Step<()> {
         let pid = self.survey.pid;
-        let mut reasons = super::find::children(pid);
-        if reasons.is_empty() {
+        if procfs::children(pid)?.is_empty() {
             let w = "it traces another process, which a restore could not do again";
-            reasons.push(Reason::new(format!("PID {pid}"), w, "end the tracing first"));
+            return self.survey.refuse_for(vec![Reason::new(format!("PID {pid}"), w, "end the tracing first")]);
         }
-        Err(Error { kind: Kind::Refused, attempted: self.survey.attempted.clone(), reasons }.into())
+        Ok(())
     }
 
     fn process(&mut self) -> Step<Process> {
@@ -240,7 +306,7 @@ impl<'a> Observer<'a> {
         let family = p.may(libc::SYS_waitid, &[0.into(), 0.into(), info.arg(), waits.into(), 0.into()]);
         let r = self.channel.run(&p)?;
         if r.raw(family) != -i64::from(libc::ECHILD) {
-            self.refuse_children()?;
+            self.refuse_tracing()?;
         }
 
         let status = procfs::status::read(pid)?;
@@ -333,52 +399,46 @@ impl<'a> Observer<'a> {
         self.survey.threads.get(&tid).map_or(tid, |t| t.inner_tid)
     }
 
-    fn open_files(&mut self, l: &Listener) -> Step<Files> {
+    /// What it has open, but for the descriptor that the blob talks through.
+    pub(super) fn listed(&mut self, l: &Listener) -> Step<Vec<FileView>> {
         let (pid, inner) = (self.survey.pid, self.survey.inner_pid());
-        // the one that the blob talks through is not the target's
         let ours = self.own_descriptor()?;
-        let mut others = self.survey.others.clone();
-        let mut views;
-        if self.agent.is_some() {
+        let mut hands = Hands { copies: Copies::default(), pidfd: PidFd::open(pid)? };
+        let mut views = if self.agent.is_some() {
             let numbers: Vec<i32> = procfs::fd::numbers(pid)?.into_iter().filter(|fd| *fd != ours).collect();
             let uid = self.survey.status.uid.effective;
-            self.copies = Copies::fetch(&mut self.channel, l, uid, &numbers)?;
-            let mut look = FromInside { channel: &mut self.channel, copies: &self.copies, pid: inner };
-            views = listed(pid, &mut look, ours, &mut others)?;
+            hands.copies = Copies::fetch(&mut self.channel, l, uid, &numbers)?;
+            let mut look = FromInside { channel: &mut self.channel, copies: &hands.copies, pid: inner };
+            files::list(pid, &mut look, Some(ours))?
         } else {
-            views = listed(pid, &mut files::Outside::new(pid)?, ours, &mut others)?;
-        }
+            files::list(pid, &mut files::Outside::new(pid)?, Some(ours))?
+        };
         files::decide(&mut views, &self.survey.external, self.block.as_ref());
-        self.files = views.clone();
-        let mut out = Files::default();
-        let mut reasons = Vec::new();
-        for v in &views {
-            let more = objects::inspect(v, &views, self.survey.pid);
-            let (true, Some(kind)) = (more.is_empty(), objects::of(v)) else {
-                reasons.extend(more);
-                continue;
-            };
-            let data = kind.capture(v, self)?;
-            let (owner, sig) = self.owner(v)?;
-            let id = out.open.len() as u32;
-            out.open.push(OpenFile {
-                kind: kind.kind() as u32,
-                flags: v.info.flags & !(libc::O_CLOEXEC as u32),
-                pos: v.info.pos,
-                owner,
-                sig,
-                locks: objects::locks::held(v),
-                label: v.link.clone().into(),
-                data: data.into(),
-            });
-            out.fds.extend(v.fds.iter().map(|(fd, cloexec)| Fd { fd: *fd, open: id, cloexec: *cloexec }));
-        }
-        if !reasons.is_empty() {
-            return Err(Error { kind: Kind::Refused, attempted: self.survey.attempted.clone(), reasons }.into());
-        }
-        out.fds.sort_by_key(|f| f.fd);
-        out.contents = std::mem::take(&mut self.contents);
-        Ok(out)
+        self.common.hands.borrow_mut().insert(pid, hands);
+        Ok(views)
+    }
+
+    /// From now on it knows all open files.
+    pub(super) fn knows(&mut self, views: Rc<Vec<FileView>>) {
+        self.views = views;
+    }
+
+    /// An open file in the image's words, which it has before all other processes; or the reasons against it.
+    pub(super) fn open_file(&mut self, v: &FileView) -> Step<std::result::Result<OpenFile, Vec<Reason>>> {
+        let more = objects::inspect(v, &self.views.clone(), self.survey.pid);
+        let (true, Some(kind)) = (more.is_empty(), objects::of(v)) else { return Ok(Err(more)) };
+        let data = kind.capture(v, self)?;
+        let (owner, sig) = self.owner(v)?;
+        Ok(Ok(OpenFile {
+            kind: kind.kind() as u32,
+            flags: v.info.flags & !(libc::O_CLOEXEC as u32),
+            pos: v.info.pos,
+            owner,
+            sig,
+            locks: objects::locks::held(v),
+            label: v.link.clone().into(),
+            data: data.into(),
+        }))
     }
 
     /// The blob's own socket.
@@ -392,10 +452,13 @@ impl<'a> Observer<'a> {
     }
 
     /// Makes the snapshot child; None where the kernel refuses one.
-    pub(super) fn fork(&mut self, l: &Listener, subreaper: bool) -> Step<Option<Child>> {
+    ///
+    /// `adopted`: one of the processes above it that are captured too is a reaper.
+    pub(super) fn fork(&mut self, l: &Listener, subreaper: bool, adopted: bool) -> Step<Option<Child>> {
         // it would be reparented to the target itself, which would see it; with children of its own, being no subreaper for a
         // moment could lose it an orphan
         let sees = self.survey.inner_pid() == 1
+            || adopted
             || subreaper && procfs::children(self.survey.pid).map_or(true, |c| !c.is_empty());
         if sees {
             let why = "the pause was as long as the copying of memory: the program is a reaper (PID 1, or PR_SET_CHILD_SUBREAPER and has children), and would see a snapshot child";
@@ -418,13 +481,6 @@ impl<'a> Observer<'a> {
         let (sock, pid) = l.accept(0, self.survey.status.uid.effective, self.channel.watch())?;
         Ok(Some(Child { pid, channel: Channel::beside(sock, pid).judged(judge) }))
     }
-}
-
-/// The target's open files, but for the descriptor `ours`.
-fn listed(pid: i32, look: &mut dyn Look, ours: i32, others: &mut super::shared::Others) -> Step<Vec<FileView>> {
-    let mut views = files::list(pid, look, Some(ours))?;
-    files::mark_ends(pid, look, &mut views, others);
-    Ok(views)
 }
 
 fn path_bytes(p: std::path::PathBuf) -> ByteBuf {

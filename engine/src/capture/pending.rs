@@ -36,8 +36,8 @@ impl Observer<'_> {
     pub(super) fn pending(&mut self, told: &[Told]) -> Step<Pending> {
         let (pid, server) = (self.survey.pid, self.entered.server);
         let mut all = Pending::default();
-        // what comes later comes after the checkpoint
-        if told.iter().all(|t| t.pending() & !AGENT == 0) {
+        // what comes later comes after the checkpoint, unless it is from another process of the tree, which has stopped later
+        if !self.common.several && told.iter().all(|t| t.pending() & !AGENT == 0) {
             return Ok(all);
         }
         let status = procfs::status::read_task(pid, server)?;

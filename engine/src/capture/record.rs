@@ -1,15 +1,20 @@
 //! Phases record and publish: maps and memory from the snapshot child (or from the frozen target), then the manifest.
 use super::dropped;
 use super::memory::{self, Mapped};
+use super::observe::Common;
 use super::observe::{Observer, Seen};
+use super::tree::Kinship;
 use super::{threads, Step};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
+use image::v1::files::Files;
 use image::v1::process::Thread;
 use image::v1::seccomp::Filter;
+use image::v1::tree::{Member, Tree};
 use image::v1::{self, memory::Memory, meta::Meta};
-use image::{ManifestWriter, PackRef, PageSink};
+use image::{ManifestWriter, PackRef};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use sys::mem::RemoteMem;
 use sys::procfs::pagemap::{Categories, Pagemap};
@@ -63,7 +68,7 @@ impl Policies {
 pub(super) struct Recorder {
     seen: Seen,
     threads: Vec<Thread>,
-    sink: PageSink,
+    common: Rc<Common>,
     early: Vec<image::PageRun>,
     /// Not the target's: the blob's mapping and the scratch frame.
     ours: Vec<(u64, u64)>,
@@ -100,7 +105,7 @@ impl Recorder {
             seen,
             threads,
             early: obs.early,
-            sink: obs.sink,
+            common: obs.common,
             ours: vec![(l.base, l.base + l.len)],
             door,
             filters: filters(&obs.survey.judge),
@@ -113,6 +118,12 @@ impl Recorder {
             pid: obs.survey.pid,
             talk: Some(obs.channel),
         }
+    }
+
+    /// What is not kept; of `another` than the program with its PID.
+    fn report(&self, another: bool) -> Vec<String> {
+        let line = |l: &String| if another { format!("PID {}: {l}", self.pid) } else { l.clone() };
+        self.reported.iter().map(line).collect()
     }
 
     /// The copying happened in the freeze.
@@ -170,11 +181,13 @@ impl Recorder {
                 let pages = dropped::without(pages, &dropped::of(&self.dropped, v));
                 // copied at once: what compresses them works while the next mapping is looked at
                 for r in pages.iter().filter(|_| refused.is_empty()) {
-                    memory::copy(&mem, r, gone, &mut self.sink, &mut buf, &mut |n| {
-                        done += n;
-                        if let Some(f) = progress {
-                            f(Progress { phase: "record", done, total: known.max(done) });
-                        }
+                    self.common.sink(|sink| {
+                        memory::copy(&mem, r, gone, sink, &mut buf, &mut |n| {
+                            done += n;
+                            if let Some(f) = progress {
+                                f(Progress { phase: "record", done, total: known.max(done) });
+                            }
+                        })
                     })?;
                 }
             }
@@ -185,6 +198,10 @@ impl Recorder {
             return Err(crate::Error { kind, attempted, reasons: refused }.into());
         }
         self.memory.files = mapped.files;
+        let mut pages = std::mem::take(&mut self.early);
+        pages.extend(self.common.sink(|sink| Ok(sink.take_runs()))?);
+        pages.sort_by_key(|r| r.addr);
+        self.memory.pages = pages;
         Ok(())
     }
 
@@ -198,56 +215,88 @@ impl Recorder {
         )
     }
 
-    /// Writes the manifest and makes the checkpoint exist.
-    pub fn publish(mut self, mut incoming: NewCheckpoint, o: &CaptureOptions<'_>, began: Instant) -> Step<Captured> {
-        let mut pages = std::mem::take(&mut self.early);
-        pages.extend(self.sink.take_runs());
-        pages.sort_by_key(|r| r.addr);
-        self.memory.pages = pages;
-        let (_, pack, _) = self.sink.finish()?;
-        let packs = [PackRef::from(&pack)];
-        let xfeatures = self
-            .threads
-            .iter()
-            .filter_map(|t| t.xstate.get(XSTATE_BV..XSTATE_BV + 8))
-            .fold(0, |a, b| a | u64::from_le_bytes(b.try_into().unwrap_or_default()));
-        let meta = Meta {
-            created: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-            writer: concat!("dormouse ", env!("CARGO_PKG_VERSION")).into(),
-            kernel: proc_line("/proc/sys/kernel/osrelease"),
-            host: proc_line("/proc/sys/kernel/hostname"),
-            boot_id: procfs::boot_id().unwrap_or_default(),
+    /// As one of several. `parent`: PID of its parent in the innermost namespace.
+    fn member(self, parent: i32) -> Member {
+        Member {
+            parent,
             door: self.door.name().into(),
-            pause_ns: self.pause.as_nanos() as u64,
-            xfeatures,
-            monotonic_ns: self.seen.monotonic_ns,
-            labels: o.labels.clone(),
-            reported: self.reported.clone(),
-        };
-        let mut m = ManifestWriter::new();
-        m.write_packs(&packs)?;
-        m.write_section(v1::SECTION_META, v1::VERSION, true, &meta)?;
-        m.write_section(v1::SECTION_PROCESS, v1::VERSION, true, &self.seen.process)?;
-        m.write_section(v1::SECTION_THREADS, v1::VERSION, true, &self.threads)?;
-        m.write_section(v1::SECTION_MEMORY, v1::VERSION, true, &self.memory)?;
-        m.write_section(v1::SECTION_FILES, v1::VERSION, true, &self.seen.files)?;
-        if !self.filters.is_empty() {
-            m.write_section(v1::SECTION_SECCOMP, v1::VERSION, true, &self.filters)?;
+            process: self.seen.process,
+            threads: self.threads,
+            memory: self.memory,
+            fds: self.seen.fds,
+            locks: self.seen.locks,
+            filters: self.filters,
         }
-        let (bytes, _) = m.finish();
-        incoming.write_manifest(&bytes)?;
-        let n = incoming.publish()?;
-        Ok(Captured {
-            n,
-            door: self.door,
-            pause: self.pause,
-            took: began.elapsed(),
-            bytes: pack.stored_bytes + bytes.len() as u64,
-            threads: self.threads.len(),
-            reported: self.reported,
-            notes: Vec::new(),
-        })
     }
+}
+
+/// Features of the extended state that any of these threads uses.
+fn xfeatures(threads: &[Thread]) -> u64 {
+    let bits = threads.iter().filter_map(|t| t.xstate.get(XSTATE_BV..XSTATE_BV + 8));
+    bits.fold(0, |a, b| a | u64::from_le_bytes(b.try_into().unwrap_or_default()))
+}
+
+/// Writes the manifest of all processes, the first of which is the program, and makes the checkpoint exist. `opened`: all open files.
+pub(super) fn publish(
+    all: Vec<Recorder>,
+    (mut opened, kinship): (Files, Kinship),
+    mut incoming: NewCheckpoint,
+    o: &CaptureOptions<'_>,
+    began: Instant,
+) -> Step<Captured> {
+    let none = || sys::Error::Unfit { what: "nothing was recorded".into() };
+    let common = all.first().map(|r| r.common.clone()).ok_or_else(none)?;
+    let (_, pack, _) = common.sink.borrow_mut().take().ok_or_else(none)?.finish()?;
+    let packs = [PackRef::from(&pack)];
+    let features = all.iter().fold(0, |f, r| f | xfeatures(&r.threads));
+    let threads = all.iter().map(|r| r.threads.len()).sum();
+    let processes = all.len();
+    let pause = all.iter().map(|r| r.pause).max().unwrap_or_default();
+    let reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
+    let mut members = all.into_iter().zip(&kinship.parents);
+    let (first, _) = members.next().ok_or_else(none)?;
+    opened.fds = first.seen.fds;
+    let meta = Meta {
+        created: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        writer: concat!("dormouse ", env!("CARGO_PKG_VERSION")).into(),
+        kernel: proc_line("/proc/sys/kernel/osrelease"),
+        host: proc_line("/proc/sys/kernel/hostname"),
+        boot_id: procfs::boot_id().unwrap_or_default(),
+        door: first.door.name().into(),
+        pause_ns: pause.as_nanos() as u64,
+        xfeatures: features,
+        monotonic_ns: first.seen.monotonic_ns,
+        labels: o.labels.clone(),
+        reported: reported.clone(),
+    };
+    let mut m = ManifestWriter::new();
+    m.write_packs(&packs)?;
+    m.write_section(v1::SECTION_META, v1::VERSION, true, &meta)?;
+    m.write_section(v1::SECTION_PROCESS, v1::VERSION, true, &first.seen.process)?;
+    m.write_section(v1::SECTION_THREADS, v1::VERSION, true, &first.threads)?;
+    m.write_section(v1::SECTION_MEMORY, v1::VERSION, true, &first.memory)?;
+    m.write_section(v1::SECTION_FILES, v1::VERSION, true, &opened)?;
+    if !first.filters.is_empty() {
+        m.write_section(v1::SECTION_SECCOMP, v1::VERSION, true, &first.filters)?;
+    }
+    let tree = Tree { members: members.map(|(r, parent)| r.member(*parent)).collect(), zombies: kinship.zombies };
+    if tree != Tree::default() {
+        m.write_section(v1::SECTION_TREE, v1::VERSION, true, &tree)?;
+    }
+    let (bytes, _) = m.finish();
+    incoming.write_manifest(&bytes)?;
+    let n = incoming.publish()?;
+    Ok(Captured {
+        n,
+        door: first.door,
+        pause,
+        took: began.elapsed(),
+        bytes: pack.stored_bytes + bytes.len() as u64,
+        threads,
+        processes,
+        reported,
+        notes: Vec::new(),
+    })
 }
 
 /// Seccomp filters in the image's words.

@@ -1,4 +1,4 @@
-//! Who else holds a pipe, an eventfd or a pair of sockets of which the target has all ends, after a fork or passed over: a restored
+//! Who else holds a pipe, an eventfd or a pair of sockets of which the processes that are captured together have all ends, after a fork or passed over: a restored
 //! program would have one of its own, and that other process would be cut off.
 //!
 //! /proc/PID/fd tells, of processes that we may look into; the open files of others (another user's) cannot be known. To look through
@@ -24,9 +24,10 @@ pub(super) struct Others {
 
 impl Others {
     /// Looks for holders and marks what they hold. The first time all processes are looked through, then known holders and new processes.
-    pub(super) fn mark(&mut self, pid: i32, views: &mut [FileView]) {
-        let wanted: BTreeSet<Vec<u8>> = views.iter().filter(|v| is_own(v)).filter_map(identity).collect();
-        self.search(pid, &wanted);
+    /// `members`: those captured together.
+    pub(super) fn mark(&mut self, members: &[i32], views: &mut [&mut FileView]) {
+        let wanted: BTreeSet<Vec<u8>> = views.iter().filter(|v| is_own(v)).filter_map(|v| identity(v)).collect();
+        self.search(members, &wanted);
         let holder = |link: &[u8]| self.held.get(link).cloned();
         for v in views.iter_mut().filter(|v| is_own(v)) {
             let peer = v.socket.as_ref().and_then(|s| s.unix.as_ref()).and_then(|u| u.peer);
@@ -39,14 +40,14 @@ impl Others {
         }
     }
 
-    fn search(&mut self, pid: i32, wanted: &BTreeSet<Vec<u8>>) {
+    fn search(&mut self, members: &[i32], wanted: &BTreeSet<Vec<u8>>) {
         let newest = newest_pid();
         // what was held then counts only if it still is
         self.held.clear();
         if !wanted.is_empty() {
             let mut asked = std::mem::take(&mut self.holders);
             asked.extend(processes(self.newest, newest));
-            for other in asked.into_iter().filter(|p| *p != pid && *p != own_pid()) {
+            for other in asked.into_iter().filter(|p| !members.contains(p) && *p != own_pid()) {
                 self.look(other, wanted);
             }
         }
@@ -139,13 +140,13 @@ mod tests {
         let mut others = Others::default();
         let hold = || std::process::Command::new("sleep").arg("20").stdin(reader.try_clone().unwrap()).spawn().unwrap();
         let (mut first, mut second) = (hold(), hold());
-        others.search(own_pid(), &wanted);
+        others.search(&[own_pid()], &wanted);
         let said = others.held.values().next().cloned().unwrap_or_default();
         assert_eq!(others.holders, BTreeSet::from([first.id() as i32, second.id() as i32]), "{said}");
         for (child, left) in [(&mut first, 1), (&mut second, 0)] {
             child.kill().unwrap();
             child.wait().unwrap();
-            others.search(own_pid(), &wanted);
+            others.search(&[own_pid()], &wanted);
             assert_eq!((others.holders.len(), others.held.len()), (left, left), "{:?}", others.held);
         }
     }

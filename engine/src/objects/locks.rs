@@ -84,10 +84,13 @@ pub fn check(c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
 
 /// Takes all locks again. After everything else that concerns descriptors: closing any of a file gives up its POSIX locks.
 pub fn take(m: &mut Maker<'_>, image: &Image<'_>) -> Step<()> {
-    for (i, f) in image.files.open.iter().enumerate() {
-        let Some(fd) = image.fds_of(i as u32).next() else { continue };
+    let own = image.own_files().flat_map(|(id, f)| f.locks.iter().map(move |l| (id, l)));
+    let locks: Vec<(u32, &Lock)> = own.chain(image.files.locks.iter().map(|(id, l)| (*id, l))).collect();
+    for (id, l) in locks {
+        let Some(fd) = image.fds_of(id).next() else { continue };
+        let f = &image.files.open[id as usize];
         // one whose other end is outside is another file now
-        for l in f.locks.iter().filter(|_| f.kind != Kind::External as u32) {
+        if f.kind != Kind::External as u32 {
             let mut p = Program::new();
             let c = match l.kind {
                 LOCK_FLOCK => {
@@ -102,11 +105,7 @@ pub fn take(m: &mut Maker<'_>, image: &Image<'_>) -> Step<()> {
             };
             if let Err(e) = m.run(&p)?.get(c) {
                 let why = format!("its {} cannot be taken again: {e}", words(l));
-                return Err(cannot(
-                    describe(image, i as u32, f),
-                    why,
-                    "`ctl check` tells who has it; no process is left",
-                ));
+                return Err(cannot(describe(image, id, f), why, "`ctl check` tells who has it; no process is left"));
             }
         }
     }

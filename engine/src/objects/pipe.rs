@@ -1,4 +1,4 @@
-//! Pipes whose ends are all within the process, with what is in them.
+//! Pipes whose ends are all within the processes that are captured together, with what is in them.
 use super::{encode, Object};
 use crate::capture::{Fault, FileView, Observer};
 use crate::restore::files::{self, Made, Maker, Remake};
@@ -32,7 +32,7 @@ impl Object for Pipe {
         let reads = |v: &FileView| v.info.flags & libc::O_ACCMODE as u32 != libc::O_WRONLY as u32;
         let first = o.files().iter().find(|v| v.is_pipe() && v.link == f.link && reads(v));
         let mut p = anon::Pipe { ino, capacity, content: Vec::new() };
-        if first.is_some_and(|v| v.first_fd() == f.first_fd()) {
+        if first.is_some_and(|v| (v.pid, v.first_fd()) == (f.pid, f.first_fd())) {
             let packets = o.files().iter().any(|v| v.link == f.link && v.info.flags & libc::O_DIRECT as u32 != 0);
             p.content = content(&fd, capacity, packets).map_err(|e| failed(o, e))?;
         }

@@ -112,13 +112,13 @@ impl Object for UnixPair {
         s.file_mode = file_mode(&s, o.survey.pid);
         let peer = o.files().iter().find(|v| s.peer != 0 && v.stat.as_ref().is_some_and(|t| t.ino == s.peer));
         if let (libc::SOCK_STREAM, Some(peer), false) = (s.kind, peer, s.queue.is_empty()) {
-            let taken = sys::fdstate::unsent(&o.descriptor(peer.first_fd())?).map_err(failed)?;
+            let taken = sys::fdstate::unsent(&o.descriptor_of(peer)?).map_err(failed)?;
             let all: Vec<u8> = s.queue.iter().flat_map(|m| m.data.iter().copied()).collect();
             let size = sock::chunk(all.len(), taken);
             s.queue = all.chunks(size).map(|c| Message { data: c.to_vec().into(), ..Message::default() }).collect();
         }
         if let (libc::SOCK_DGRAM | libc::SOCK_SEQPACKET, Some(peer)) = (s.kind, peer) {
-            let taken = sys::fdstate::unsent(&o.descriptor(peer.first_fd())?).map_err(failed)?;
+            let taken = sys::fdstate::unsent(&o.descriptor_of(peer)?).map_err(failed)?;
             match sock::unseen(s.kind, &s.queue, taken) {
                 Some(0) | None => {}
                 // the peer may have sent to others too

@@ -1,9 +1,11 @@
-//! Phase build: the process, as a child of ours that serves in the blob; with the init of its namespace, if it gets one.
+//! Phase build: the program's process, as a child of ours that serves in the blob, with the init of its namespace, if it gets one; and all other processes,
+//! in the order that family.rs says.
 use super::fresh::Ids;
 use super::pids::Rights;
 use super::puppet::{end, reap, Puppet};
-use super::{cannot, vdso, Fault, Image, Step};
+use super::{cannot, vdso, Fault, Image, Step, Tree};
 use crate::{Pids, RestoreOptions};
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use sys::channel::Channel;
@@ -22,27 +24,6 @@ const SEARCH_FROM: u64 = 0x1000_0000_0000;
 /// Kept free below a growing stack (stack_guard_gap is 256 pages by default).
 const STACK_GAP: u64 = 2 << 20;
 const PR_SET_PTRACER: u64 = 0x5961_6d61;
-
-/// Descriptors for the child, made in this process above all of the image's; closed here when dropped.
-struct ForChild {
-    /// Number of its socket.
-    number: i32,
-    /// Our copy of it, until the child has its own: while we hold it, the child's death would not end the conversation.
-    sock: Option<OwnedFd>,
-    stdio: [Option<OwnedFd>; 3],
-}
-
-impl ForChild {
-    fn stdio(&self) -> [Option<i32>; 3] {
-        [0, 1, 2].map(|i| self.stdio[i].as_ref().map(AsRawFd::as_raw_fd))
-    }
-
-    fn kept(&self) -> Vec<i32> {
-        let mut k = vec![self.number];
-        k.extend(self.stdio().into_iter().flatten());
-        k
-    }
-}
 
 /// Our own limit of descriptors, raised if it must be.
 fn raised(need: u64) -> Step<Raised> {
@@ -73,56 +54,135 @@ impl Drop for Child {
     }
 }
 
-/// Makes the process.
-pub fn build(image: &Image<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Puppet> {
+/// Makes the processes: in the order of the tree's.
+pub fn build(tree: &Tree<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Vec<Puppet>> {
     // before anything of this restore is in our memory or descriptors
-    let tracer = Tracer::start_with(|| super::wake::states(image))?;
-    // above the image's, and above ours: what the child keeps is one range
+    let mut tracers = Vec::with_capacity(tree.all.len());
+    for image in &tree.all {
+        tracers.push(Tracer::start_with(|| super::wake::states(image))?);
+    }
+    // above the images', and above ours: what the children keep is one range
     let own = sys::procfs::fd::numbers(std::process::id() as i32)?;
-    let base = own.into_iter().max().unwrap_or(2).max(image.highest_fd()).max(63) + 1;
-    let _raised = raised(base as u64 + SPARE_FDS)?;
-    let (ours, theirs) = UnixStream::pair().map_err(|e| Fault::Io("socketpair".into(), e))?;
-    let sock = nest::dup_above(theirs.as_raw_fd(), base)?;
-    let fds = ForChild {
-        number: sock.as_raw_fd(),
-        sock: Some(sock),
-        stdio: o.stdio.map(|fd| nest::dup_above(fd, base).ok()),
-    };
-    drop(theirs);
-    let slots = image.threads.len() as u64 - 1;
+    let highest = tree.all.iter().map(Image::highest_fd).max().unwrap_or(-1);
+    // one for each process, and one for helpers; our own ends stay below
+    let sockets = tree.all.len() as i32 + 1;
+    let base = own.into_iter().max().unwrap_or(2).max(highest).max(63) + 1 + 2 * sockets;
+    let _raised = raised(base as u64 + sockets as u64 + SPARE_FDS)?;
+    let mut socks = Vec::new();
+    for _ in 0..sockets {
+        let (ours, theirs) = UnixStream::pair().map_err(|e| Fault::Io("socketpair".into(), e))?;
+        let theirs = nest::dup_above(theirs.as_raw_fd(), base)?;
+        socks.push(Sock { ours, number: theirs.as_raw_fd(), theirs: Some(theirs) });
+    }
+    let stdio = o.stdio.map(|fd| nest::dup_above(fd, base).ok());
+    let slots = tree.all.iter().map(|i| i.threads.len() as u64 - 1).max().unwrap_or(0);
     let layout = Layout::new(slots, 0);
-    let at = free(&occupied(image)?, SEARCH_FROM, layout.len + vdso::PARK_LEN + super::place::staging(image))?;
+    let staging = tree.all.iter().map(super::place::staging).max().unwrap_or(0);
+    let common: u64 = tree.shares().values().sum();
+    let parts = [layout.len + vdso::PARK_LEN, staging, common];
+    let at = free(&occupied(tree)?, SEARCH_FROM, parts.iter().sum())?;
     let layout = layout.at(at);
-    let made = Made { image, tracer, ours, fds, layout };
+    let shares = Shares::map(at + parts[0] + parts[1], &tree.shares())?;
+    let mut n = Nursery { tree, o, pids, layout, socks, stdio, born: Vec::new(), init: None, root: None, shares };
+    n.born.resize_with(tree.all.len(), || None);
     match pids {
-        Pids::Private => made.private(&o.triggers),
-        _ => made.direct(pids),
+        Pids::Private => n.private()?,
+        _ => n.direct()?,
+    }
+    n.puppets(tracers)
+}
+
+/// Our end of a conversation, and the number of the other.
+struct Sock {
+    ours: UnixStream,
+    number: i32,
+    /// Our copy of it, until the children have theirs: while we hold it, a child's death would not end the conversation.
+    theirs: Option<OwnedFd>,
+}
+
+/// A process that has been born.
+struct Born {
+    channel: Channel,
+    /// PID as seen from here.
+    here: i32,
+    /// PID as it knows it.
+    inner: i32,
+}
+
+/// The init of a private namespace.
+struct Init {
+    channel: Channel,
+    here: i32,
+    /// Number of its socket, and of the pipe for the program's wait status.
+    numbers: [i32; 2],
+    status: OwnedFd,
+    own_users: bool,
+}
+
+/// Where processes are born.
+pub struct Nursery<'a, 't> {
+    /// What is to be.
+    pub tree: &'a Tree<'t>,
+    o: &'a RestoreOptions<'a>,
+    pids: Pids,
+    layout: Layout,
+    /// One for each process, and one for helpers.
+    socks: Vec<Sock>,
+    stdio: [Option<OwnedFd>; 3],
+    born: Vec<Option<Born>>,
+    init: Option<Init>,
+    /// Our child, the process or its init: ends with us.
+    root: Option<Child>,
+    shares: Shares,
+}
+
+impl Drop for Nursery<'_, '_> {
+    fn drop(&mut self) {
+        // the children of our child end by themselves when we no longer talk to them; sooner so
+        if self.root.is_some() {
+            self.born.iter().flatten().for_each(|b| end(b.here));
+        }
     }
 }
 
-/// What both ways of making the process need.
-struct Made<'a, 'b> {
-    image: &'a Image<'b>,
-    tracer: Tracer,
-    ours: UnixStream,
-    fds: ForChild,
-    layout: Layout,
-}
+impl Nursery<'_, '_> {
+    fn kept(&self) -> Vec<i32> {
+        let mut kept: Vec<i32> = self.socks.iter().map(|s| s.number).collect();
+        kept.extend(self.stdio.iter().flatten().map(AsRawFd::as_raw_fd));
+        kept
+    }
 
-impl Made<'_, '_> {
+    fn ours(&self, sock: usize) -> Step<UnixStream> {
+        self.socks[sock].ours.try_clone().map_err(|e| Fault::Io("socket".into(), e))
+    }
+
+    fn of(&mut self, i: usize) -> Step<&mut Born> {
+        let unborn = || cannot("process tree", "a process was needed before it was there", "report this");
+        self.born[i].as_mut().ok_or_else(unborn)
+    }
+
+    /// The PID to ask for.
+    fn want(&self, pid: i32) -> i32 {
+        if self.pids == Pids::Fresh {
+            0
+        } else {
+            pid
+        }
+    }
+
     /// The program as our child, under its old PID or a new one.
-    fn direct(mut self, pids: Pids) -> Step<Puppet> {
-        let want = if pids == Pids::Fresh { 0 } else { self.image.process.pid };
-        let child = nest::first_child(&self.layout, self.fds.number, range(&self.fds.kept()), want, 0);
+    fn direct(&mut self) -> Step<()> {
+        let want = self.want(self.tree.all[0].process.pid);
+        let child = nest::first_child(&self.layout, self.socks[0].number, range(&self.kept()), want, 0);
         let child = Child(child.map_err(|e| pid_taken(e, want))?);
-        self.fds.sock = None;
-        let channel = Channel::new(self.ours.try_clone().map_err(|e| Fault::Io("socket".into(), e))?, child.0);
-        let pid = child.0;
-        self.puppet(channel, child, pid, pids, false, None)
+        let (here, inner) = (child.0, child.0);
+        self.root = Some(child);
+        self.born[0] = Some(Born { channel: Channel::new(self.ours(0)?, here), here, inner });
+        super::family::grow(self, self.o)
     }
 
     /// The program as child of an init in a PID namespace of its own.
-    fn private(mut self, signals: &[i32]) -> Step<Puppet> {
+    fn private(&mut self) -> Step<()> {
         let rights = Rights::own();
         let users = !rights.may_make_namespaces();
         let spaces = nest::NEW_PID | nest::NEW_MOUNTS | if users { nest::NEW_USER } else { 0 };
@@ -132,82 +192,206 @@ impl Made<'_, '_> {
         };
         let (init_ours, init_theirs) = UnixStream::pair().map_err(io("socketpair"))?;
         let (status, status_theirs) = std::io::pipe().map_err(io("pipe"))?;
-        let base = self.fds.number;
+        let base = self.socks[0].number;
         let init_sock = nest::dup_above(init_theirs.as_raw_fd(), base)?;
         let status_fd = nest::dup_above(status_theirs.as_raw_fd(), base)?;
         drop((init_theirs, status_theirs));
-        let mut kept = self.fds.kept();
-        kept.extend([init_sock.as_raw_fd(), status_fd.as_raw_fd()]);
-        let init = nest::first_child(&self.layout, init_sock.as_raw_fd(), range(&kept), 0, spaces);
+        let numbers = [init_sock.as_raw_fd(), status_fd.as_raw_fd()];
+        let mut kept = self.kept();
+        kept.extend(numbers);
+        let init = nest::first_child(&self.layout, numbers[0], range(&kept), 0, spaces);
         let init = Child(init.map_err(namespaces_refused)?);
-        let (init_fd, status_nr) = (init_sock.as_raw_fd(), status_fd.as_raw_fd());
+        let here = init.0;
+        self.root = Some(init);
         drop((init_sock, status_fd));
-        self.fds.sock = None;
         if users {
-            map_users(init.0, &rights)?;
+            map_users(here, &rights)?;
         }
-        let mut channel = Channel::new(init_ours, init.0);
+        let mut channel = Channel::new(init_ours, here);
         set_up_init(&mut channel)?;
-        let inner = spawn(&mut channel, self.image.process.pid, self.fds.number)?;
-        let pid = only_child(init.0)?;
-        retire_init(
-            &mut channel,
-            &self.fds,
-            &self.layout,
-            wire::Reap { child: inner, status_fd: status_nr, signals: set(signals) },
-        )?;
-        drop(channel);
-        let mut channel = Channel::new(self.ours.try_clone().map_err(io("socket"))?, pid);
-        let mut p = Program::new();
-        p.may(libc::SYS_close, &[init_fd.into()]);
-        p.may(libc::SYS_close, &[status_nr.into()]);
-        channel.run_all(&p)?;
-        self.puppet(channel, init, pid, Pids::Private, users, Some(status.into()))
+        self.init = Some(Init { channel, here, numbers, status: status.into(), own_users: users });
+        self.bear_at(None, 0)?;
+        super::family::grow(self, self.o)?;
+        let (kept, layout, program) = (self.kept(), self.layout, self.of(0)?.inner);
+        let signals = set(&self.o.triggers);
+        match self.init.as_mut() {
+            Some(i) => {
+                let reap = wire::Reap { child: program, status_fd: i.numbers[1], signals };
+                retire_init(&mut i.channel, &kept, &layout, reap)
+            }
+            None => Ok(()),
+        }
     }
 
-    fn puppet(
-        self,
-        mut channel: Channel,
-        child: Child,
-        pid: i32,
-        pids: Pids,
-        own_users: bool,
-        status: Option<OwnedFd>,
-    ) -> Step<Puppet> {
+    /// A child of `parent` (None: of the namespace's init, or of ours) that serves on a socket, by its index; its PID as it knows it, and here.
+    fn spawn(&mut self, parent: Option<usize>, pid: i32, sock: usize, exit_signal: i32) -> Step<(i32, i32)> {
+        let (want, number) = (self.want(pid), self.socks[sock].number);
+        let (channel, above) = match (parent, self.init.as_mut()) {
+            (Some(p), _) => {
+                let born = self.of(p)?;
+                (&mut born.channel, born.here)
+            }
+            (None, Some(init)) => (&mut init.channel, init.here),
+            (None, None) => {
+                let kept = range(&self.kept());
+                let child = nest::first_child(&self.layout, number, kept, want, 0).map_err(|e| pid_taken(e, want))?;
+                return Ok((child, child));
+            }
+        };
+        let inner = spawn(channel, want, number, exit_signal)?;
+        Ok((inner, if self.pids == Pids::Private { number_here(above, inner)? } else { inner }))
+    }
+
+    /// Bears a process, as a child of another; None: of the namespace's init, or of ours.
+    pub fn bear_at(&mut self, parent: Option<usize>, i: usize) -> Step<()> {
+        let (inner, here) = self.spawn(parent, self.tree.all[i].process.pid, i, libc::SIGCHLD)?;
+        self.born[i] = Some(Born { channel: Channel::new(self.ours(i)?, here), here, inner });
+        Ok(())
+    }
+
+    /// A child of `parent` for a while, of this number if that is not 0; its PID here. It has the last socket.
+    pub fn helper(&mut self, parent: Option<usize>, pid: i32) -> Step<i32> {
+        let exit_signal = if parent.is_none() && self.init.is_none() { libc::SIGCHLD } else { 0 };
+        Ok(self.spawn(parent, pid, self.socks.len() - 1, exit_signal)?.1)
+    }
+
+    /// Runs a program in a helper.
+    pub fn run_helper(&mut self, helper: i32, p: &Program) -> Step<()> {
+        let mut channel = Channel::new(self.ours(self.socks.len() - 1)?, helper);
+        channel.run_all(p)?;
+        Ok(())
+    }
+
+    /// Bears a process as a child of a helper.
+    pub fn bear_by(&mut self, helper: i32, i: usize) -> Step<()> {
+        let mut channel = Channel::new(self.ours(self.socks.len() - 1)?, helper);
+        let want = self.want(self.tree.all[i].process.pid);
+        let inner = spawn(&mut channel, want, self.socks[i].number, libc::SIGCHLD)?;
+        let here = if self.pids == Pids::Private { number_here(helper, inner)? } else { inner };
+        self.born[i] = Some(Born { channel: Channel::new(self.ours(i)?, here), here, inner });
+        Ok(())
+    }
+
+    /// Ends a helper: its children become the reaper's.
+    pub fn end_helper(&mut self, parent: Option<usize>, helper: i32) -> Step<()> {
+        let status = sys::procfs::status::read(helper)?;
+        let inner = status.ns_tgid.last().copied().unwrap_or(helper);
+        end(helper);
         let mut p = Program::new();
-        if let Some((area, size, sig)) = nest::own_rseq() {
-            p.may(libc::SYS_rseq, &[Imm(area), Imm(size as u64), Imm(1), Imm(sig as u64)]);
+        let any = libc::__WALL as u64;
+        p.call(libc::SYS_wait4, &[inner.into(), Imm(0), Imm(any), Imm(0)]);
+        match (parent, self.init.as_mut()) {
+            (Some(i), _) => drop(self.of(i)?.channel.run_all(&p)?),
+            (None, Some(init)) => drop(init.channel.run_all(&p)?),
+            (None, None) => reap(helper),
         }
-        // where Yama only lets ancestors trace: our tracer is none
-        p.may(libc::SYS_prctl, &[Imm(PR_SET_PTRACER), Imm(u64::MAX)]);
-        channel.run_all(&p)?;
-        let mem = RemoteMem::open(pid)?;
-        sys::fault::target(pid);
+        Ok(())
+    }
+
+    /// A child of a process that is none of the tree's: its PID here, and the conversation with it.
+    pub fn child(&mut self, parent: usize, pid: i32) -> Step<(i32, Channel)> {
+        let last = self.socks.len() - 1;
+        let (_, here) = self.spawn(Some(parent), pid, last, libc::SIGCHLD)?;
+        Ok((here, Channel::new(self.ours(last)?, here)))
+    }
+
+    /// Runs a program in a process.
+    pub fn run(&mut self, i: usize, p: &Program) -> Step<()> {
+        self.of(i)?.channel.run_all(p)?;
+        Ok(())
+    }
+
+    /// All are born: each lets go of the others' sockets, and what it has by its birth from us.
+    pub fn settle(&mut self) -> Step<()> {
+        let sockets: Vec<i32> = self.socks.iter().map(|s| s.number).collect();
+        self.socks.iter_mut().for_each(|s| s.theirs = None);
+        let init = self.init.as_ref().map(|i| i.numbers);
+        for (i, own) in sockets.iter().enumerate().take(self.tree.all.len()) {
+            let mut p = Program::new();
+            for other in sockets.iter().filter(|s| *s != own) {
+                p.may(libc::SYS_close, &[(*other).into()]);
+            }
+            for other in init.iter().flatten() {
+                p.may(libc::SYS_close, &[(*other).into()]);
+            }
+            if let Some((area, size, sig)) = nest::own_rseq() {
+                p.may(libc::SYS_rseq, &[Imm(area), Imm(size as u64), Imm(1), Imm(sig as u64)]);
+            }
+            // where Yama only lets ancestors trace: our tracer is none
+            p.may(libc::SYS_prctl, &[Imm(PR_SET_PTRACER), Imm(u64::MAX)]);
+            self.run(i, &p)?;
+        }
+        Ok(())
+    }
+
+    /// As what the rest of a restore works on.
+    fn puppets(mut self, tracers: Vec<Tracer>) -> Step<Vec<Puppet>> {
+        let temp_base = self.kept().into_iter().max().unwrap_or(0) + 3;
+        let own = vdso::own()?;
         let mut ids = Ids::default();
-        if pids == Pids::Fresh {
-            ids.set(self.image.process.pid, pid);
+        for (i, image) in self.tree.all.iter().enumerate().filter(|_| self.pids == Pids::Fresh) {
+            ids.set(image.process.pid, self.born[i].as_ref().map_or(0, |b| b.inner));
         }
-        let temp_base = self.fds.kept().into_iter().max().unwrap_or(0) + 3;
-        Ok(Puppet {
-            channel,
-            pid,
-            child: child.keep(),
-            pids,
-            own_users,
-            layout: self.layout,
-            park: self.layout.base + self.layout.len,
-            fit: vdso::fits(&vdso::own()?, self.image).map_err(Fault::Cannot)?,
-            vdso_at: 0,
-            sock: self.fds.number,
-            stdio: self.fds.stdio(),
-            temp_base,
-            status,
-            mem,
-            tracer: Some(self.tracer),
-            tids: Vec::new(),
-            ids,
-            woken: false,
-        })
+        let mut puppets: Vec<Puppet> = Vec::with_capacity(tracers.len());
+        for (i, tracer) in tracers.into_iter().enumerate() {
+            let image = &self.tree.all[i];
+            let (mem, fit) = (RemoteMem::open(self.of(i)?.here)?, vdso::fits(&own, image).map_err(Fault::Cannot)?);
+            let stdio = [0, 1, 2].map(|n| self.stdio[n].as_ref().map(AsRawFd::as_raw_fd));
+            let Some(Born { channel, here, inner }) = self.born[i].take() else { continue };
+            // the last of the guards is the puppet's
+            let root = self.root.take().map(Child::keep);
+            let init = self.init.take().map(|i| (i.status, i.own_users));
+            if i == 0 {
+                sys::fault::target(here);
+            }
+            puppets.push(Puppet {
+                channel,
+                pid: here,
+                inner,
+                child: root.unwrap_or(here),
+                ours: root.is_some(),
+                pids: self.pids,
+                own_users: match &init {
+                    Some(i) => i.1,
+                    None => puppets.first().is_some_and(|p| p.own_users),
+                },
+                layout: self.layout,
+                park: self.layout.base + self.layout.len,
+                shares: self.shares.places(),
+                fit,
+                vdso_at: 0,
+                sock: self.socks[i].number,
+                stdio,
+                temp_base,
+                status: init.map(|i| i.0),
+                mem,
+                tracer: Some(tracer),
+                tids: Vec::new(),
+                ids: ids.clone(),
+                woken: false,
+            });
+        }
+        Ok(puppets)
+    }
+}
+
+/// Memory that several processes share, mapped here so that all are born with it; unmapped here when dropped.
+struct Shares(Vec<(u64, u64, nest::Shared)>);
+
+impl Shares {
+    /// One behind the other from `at` on: number, and bytes.
+    fn map(mut at: u64, all: &BTreeMap<u64, u64>) -> Step<Shares> {
+        let mut mapped = Vec::new();
+        for (share, len) in all {
+            mapped.push((*share, at, nest::Shared::map(at, *len)?));
+            at += len;
+        }
+        Ok(Shares(mapped))
+    }
+
+    /// By number, where each lies.
+    fn places(&self) -> BTreeMap<u64, (u64, u64)> {
+        self.0.iter().map(|(share, at, s)| (*share, (*at, s.len()))).collect()
     }
 }
 
@@ -274,29 +458,27 @@ fn set_up_init(channel: &mut Channel) -> Step<()> {
     })
 }
 
-/// Lets init make the program's process; its PID there.
-fn spawn(channel: &mut Channel, pid: i32, sock: i32) -> Step<i32> {
+/// Lets a process make another; its PID as it knows it.
+fn spawn(channel: &mut Channel, pid: i32, sock: i32, exit_signal: i32) -> Step<i32> {
     let mut q = Vec::with_capacity(16);
-    for v in [pid, sock, libc::SIGCHLD, 0] {
+    for v in [pid, sock, exit_signal, 0] {
         q.extend_from_slice(&v.to_le_bytes());
     }
     let a = channel.ask(wire::OP_SPAWN, &q)?;
     let r = a.get(..8).and_then(|b| b.try_into().ok()).map_or(-1, i64::from_le_bytes);
     if r < 0 {
         let e = std::io::Error::from_raw_os_error(-r as i32);
-        return Err(cannot(
-            format!("PID {pid} in a private namespace"),
-            format!("clone3: {e}"),
-            "see /proc/sys/kernel/pid_max and the limit of processes",
-        ));
+        let remedy = "see /proc/sys/kernel/pid_max and the limit of processes; use --pids private if the PID is in use";
+        return Err(cannot(format!("PID {pid}"), format!("it cannot be made: {e}"), remedy));
     }
     Ok(r as i32)
 }
 
-/// PID, as seen from here, of the one child of init.
-fn only_child(init: i32) -> Step<i32> {
-    let c = sys::procfs::children(init)?;
-    c.first().copied().ok_or_else(|| Fault::Sys(sys::Error::Died { doing: "its making".into(), pid: init }))
+/// PID, as seen from here, of the child that its parent knows by another number.
+fn number_here(parent: i32, inner: i32) -> Step<i32> {
+    let is_it = |pid: &i32| sys::procfs::status::read(*pid).is_ok_and(|s| s.ns_tgid.last() == Some(&inner));
+    let found = sys::procfs::children(parent)?.into_iter().find(is_it);
+    found.ok_or_else(|| Fault::Sys(sys::Error::Died { doing: "its making".into(), pid: parent }))
 }
 
 /// Signals as a mask.
@@ -305,10 +487,10 @@ fn set(signals: &[i32]) -> u64 {
 }
 
 /// Init lets go of everything but the blob, and waits for the program.
-fn retire_init(channel: &mut Channel, fds: &ForChild, l: &Layout, reap: wire::Reap) -> Step<()> {
+fn retire_init(channel: &mut Channel, kept: &[i32], l: &Layout, reap: wire::Reap) -> Step<()> {
     let mut p = Program::new();
-    for fd in fds.kept() {
-        p.call(libc::SYS_close, &[fd.into()]);
+    for fd in kept {
+        p.call(libc::SYS_close, &[(*fd).into()]);
     }
     let root = p.cstr(b"/");
     p.call(libc::SYS_chdir, &[root]);
@@ -323,11 +505,11 @@ fn retire_init(channel: &mut Channel, fds: &ForChild, l: &Layout, reap: wire::Re
     Ok(channel.send(wire::OP_REAP, &q)?)
 }
 
-/// What is in use here or in the image, ascending.
-fn occupied(image: &Image<'_>) -> Step<Vec<(u64, u64)>> {
+/// What is in use here or in any process of the image, ascending.
+fn occupied(tree: &Tree<'_>) -> Step<Vec<(u64, u64)>> {
     let own: Vec<Vma> = sys::procfs::maps::read(std::process::id() as i32)?;
     let mut used: Vec<(u64, u64)> = own.iter().map(|v| (v.start, v.end)).collect();
-    used.extend(image.memory.vmas.iter().map(taken));
+    used.extend(tree.all.iter().flat_map(|i| &i.memory.vmas).map(taken));
     used.sort_unstable();
     Ok(used)
 }

@@ -15,7 +15,7 @@
 //! Descriptors below [`Maker::temp_base`] belong to the image, those from it on are free for temporary use; what `make` leaves
 //! open there is closed at the end of the phase.
 use super::puppet::Puppet;
-use super::{cannot, named, stdio, Image, Step};
+use super::{cannot, named, stdio, Image, Step, Tree};
 use crate::{objects, Reason, RestoreOptions};
 use ::image::v1::files::OpenFile;
 use ::image::v1::objects::Kind;
@@ -133,7 +133,11 @@ pub struct Maker<'a> {
     pub o: &'a RestoreOptions<'a>,
     /// What changed, a line each.
     pub notes: &'a mut Vec<String>,
-    made: HashMap<u32, Made>,
+    made: &'a mut HashMap<u32, Made>,
+    /// Made along with another file, and not the process's own: where each is for the moment.
+    left: &'a mut HashMap<u32, (usize, i32)>,
+    /// Index of the process.
+    at: usize,
 }
 
 impl<'a> Maker<'a> {
@@ -152,7 +156,11 @@ impl<'a> Maker<'a> {
 
     /// Hands over another open file that was made along with this one.
     pub fn also(&mut self, id: u32, fd: i32) {
-        self.made.insert(id, Made::At(fd));
+        if self.image.fds_of(id).next().is_some() {
+            self.made.insert(id, Made::At(fd));
+        } else {
+            self.left.insert(id, (self.at, fd));
+        }
     }
 
     /// Final descriptors of an open file. Before `finish`, only those of files made earlier are there.
@@ -227,40 +235,90 @@ pub fn decode<T: serde::de::DeserializeOwned>(f: &OpenFile) -> Step<T> {
     })
 }
 
-/// Makes and numbers all open files; gives those that are open.
-pub fn all(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<Vec<u32>> {
-    let keep = p.sock;
-    let mut m = Maker { puppet: p, image, o, notes, made: HashMap::new() };
-    let mut numbers = Numbers::new(image);
-    for (i, f) in image.files.open.iter().enumerate() {
-        let id = i as u32;
-        let kind = way(f, image, id)?;
-        let made = match m.made.get(&id) {
-            Some(made) => *made,
-            None => kind.make(&mut m, id, f).map_err(|e| about(e, image, id, f))?,
-        };
-        if let Made::At(fd) = made {
-            number(&mut m, id, f, fd, kind.common(), &mut numbers)?;
+/// Makes and numbers the open files of all processes; gives those that are open, of each process those that it has before the others.
+///
+/// An open file is made by the first process that has it. The others copy its descriptor from that one (pidfd_getfd(2)).
+pub fn all(
+    puppets: &mut [Puppet],
+    tree: &Tree<'_>,
+    o: &RestoreOptions<'_>,
+    notes: &mut Vec<String>,
+) -> Step<Vec<Vec<u32>>> {
+    let (mut made, mut left) = (HashMap::new(), HashMap::new());
+    for (at, image) in tree.all.iter().enumerate() {
+        let passed = pass(puppets, at, image, &made, &left)?;
+        let (made, left) = (&mut made, &mut left);
+        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at };
+        let mut numbers = Numbers::new(image);
+        for (id, fd) in passed {
+            let f = &image.files.open[id as usize];
+            let fresh = !image.files.earlier.contains_key(&id);
+            number(&mut m, id, f, fd, fresh && way(f, image, id)?.common(), &mut numbers)?;
+            m.made.insert(id, Made::At(fd));
         }
-        m.made.insert(id, made);
-    }
-    for (i, f) in image.files.open.iter().enumerate() {
-        let id = i as u32;
-        if m.made.get(&id) == Some(&Made::Closed) {
-            continue;
+        for (id, f) in image.own_files() {
+            let kind = way(f, image, id)?;
+            let made = match m.made.get(&id) {
+                Some(_) if !numbers.0.contains_key(&id) => continue,
+                Some(made) => *made,
+                None => kind.make(&mut m, id, f).map_err(|e| about(e, image, id, f))?,
+            };
+            if let Made::At(fd) = made {
+                number(&mut m, id, f, fd, kind.common(), &mut numbers)?;
+            }
+            m.made.insert(id, made);
         }
-        way(f, image, id)?.finish(&mut m, id, f).map_err(|e| about(e, image, id, f))?;
     }
+    let mut open = Vec::new();
+    for (at, image) in tree.all.iter().enumerate() {
+        let (made, left) = (&mut made, &mut left);
+        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at };
+        let is_open = |m: &Maker<'_>, id: u32| m.made.get(&id) != Some(&Made::Closed);
+        for (id, f) in image.own_files().filter(|(id, _)| is_open(&m, *id)).collect::<Vec<_>>() {
+            way(f, image, id)?.finish(&mut m, id, f).map_err(|e| about(e, image, id, f))?;
+        }
+        open.push(image.own_files().map(|(id, _)| id).filter(|id| is_open(&m, *id)).collect());
+    }
+    for (at, image) in tree.all.iter().enumerate() {
+        let (made, left) = (&mut made, &mut left);
+        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at };
+        let mut prog = Program::new();
+        let (base, keep) = (image.highest_fd() + 1, m.puppet.sock);
+        if base < keep {
+            prog.call(libc::SYS_close_range, &[base.into(), Imm(keep as u64 - 1), Imm(0)]);
+        }
+        prog.call(libc::SYS_close_range, &[Imm(keep as u64 + 1), Imm(u32::MAX as u64), Imm(0)]);
+        m.run(&prog)?;
+        objects::locks::take(&mut m, image)?;
+    }
+    Ok(open)
+}
+
+/// Copies descriptors of earlier processes: the IDs of the open files, and where they are for the moment.
+fn pass(
+    puppets: &mut [Puppet],
+    at: usize,
+    image: &Image<'_>,
+    made: &HashMap<u32, Made>,
+    left: &HashMap<u32, (usize, i32)>,
+) -> Step<Vec<(u32, i32)>> {
+    let ids: std::collections::BTreeSet<u32> = image.files.fds.iter().map(|f| f.open).collect();
+    let mut passed = Vec::new();
     let mut prog = Program::new();
-    let base = image.highest_fd() + 1;
-    if base < keep {
-        prog.call(libc::SYS_close_range, &[base.into(), Imm(keep as u64 - 1), Imm(0)]);
+    for id in ids.into_iter().filter(|id| made.get(id) != Some(&Made::Closed)) {
+        let Some((from, fd)) = image.files.earlier.get(&id).or_else(|| left.get(&id)) else { continue };
+        let from = puppets[*from].inner;
+        let pidfd = prog.call(libc::SYS_pidfd_open, &[from.into(), Imm(0)]);
+        let got = prog.call(libc::SYS_pidfd_getfd, &[pidfd.arg(), (*fd).into(), Imm(0)]);
+        prog.named(format!("copying {} from process {from}", describe(image, id, &image.files.open[id as usize])));
+        let dup = Imm(libc::F_DUPFD_CLOEXEC as u64);
+        let up = prog.call(libc::SYS_fcntl, &[got.arg(), dup, puppets[at].temp_base.into()]);
+        prog.call(libc::SYS_close, &[got.arg()]);
+        prog.call(libc::SYS_close, &[pidfd.arg()]);
+        passed.push((id, up));
     }
-    prog.call(libc::SYS_close_range, &[Imm(keep as u64 + 1), Imm(u32::MAX as u64), Imm(0)]);
-    m.run(&prog)?;
-    objects::locks::take(&mut m, image)?;
-    let open = |id: &u32| m.made.get(id) != Some(&Made::Closed);
-    Ok((0..image.files.open.len() as u32).filter(open).collect())
+    let r = puppets[at].run(&prog)?;
+    passed.into_iter().map(|(id, up)| Ok((id, r.get(up)? as i32))).collect()
 }
 
 fn way(f: &OpenFile, image: &Image<'_>, id: u32) -> Step<&'static dyn Remake> {

@@ -4,7 +4,7 @@
 //! threads are there ([`settle`]): the C library's copy of each thread's TID, the agent's page, libdormouse's block. What names a thread where nobody can know
 //! of it is refused before anything starts ([`check`]), as far as it can be seen: locks that are held and say by whom.
 use super::puppet::Puppet;
-use super::{cannot, Image, Step};
+use super::{cannot, Image, Step, Tree};
 use crate::Reason;
 use ::image::v1::objects::{Kind, Named};
 use ::image::v1::process::Thread;
@@ -36,7 +36,7 @@ const SI_PID: usize = 16;
 const SENT: [i32; 3] = [0, -1, -6];
 
 /// What the image's PIDs and TIDs are in the new process, as the program sees them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Ids(HashMap<i32, i32>);
 
 impl Ids {
@@ -142,7 +142,14 @@ fn copies(m: &dyn Memory, t: &Thread) -> Vec<u64> {
 }
 
 /// Every reason why it cannot have new PIDs, and what may go wrong all the same.
-pub fn check(image: &Image<'_>) -> Result<String, Vec<Reason>> {
+pub fn check(tree: &Tree<'_>) -> Result<String, Vec<Reason>> {
+    let image = match &tree.all[..] {
+        [one] if tree.zombies.is_empty() => one,
+        _ => {
+            let why = "its processes know each other by their PIDs, and nobody can find where they have noted them";
+            return Err(vec![Reason::new(format!("{} processes", tree.all.len() + tree.zombies.len()), why, REMEDY)]);
+        }
+    };
     let m = Stored(image);
     let mut all: Vec<Reason> = image.threads.iter().filter_map(|t| against(&m, image, t)).collect();
     for t in image.process.timers.iter().filter(|t| t.notify == SIGEV_THREAD_ID && t.signal == SIGTIMER) {

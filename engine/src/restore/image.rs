@@ -1,19 +1,48 @@
-//! What is to be made: the sections of a checkpoint, read and checked for sense.
+//! What is to be made: the sections of a checkpoint, read and checked for sense. A tree of processes is an [`Image`] for each.
 use super::{Fault, Step};
 use crate::{Error, Kind};
-use ::image::v1::{
-    self, files::Files, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Filter,
-};
+use ::image::v1::files::{Content, Fd, Files, Lock, OpenFile};
+use ::image::v1::tree::{Member, Tree as Section, Zombie};
+use ::image::v1::{self, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Filter};
 use ::image::{CheckpointHandle, PAGE_SIZE};
 use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use sys::seccomp::INSTRUCTION;
 
 /// A checkpoint in memory; its pages are still in the packs.
+pub struct Tree<'a> {
+    /// Its processes: the program first, each after its parent.
+    pub all: Vec<Image<'a>>,
+    /// Processes that had ended, and whose parents had yet to wait for them.
+    pub zombies: Vec<Zombie>,
+}
+
+/// What a process has open.
+#[derive(Debug, Default)]
+pub struct Opened {
+    /// Open files of all processes; an index in here is a file's ID.
+    pub open: Arc<Vec<OpenFile>>,
+    /// Its descriptors by number.
+    pub fds: Vec<Fd>,
+    /// Contents of files that have no name any more.
+    pub contents: Arc<Vec<Content>>,
+    /// Record locks that it holds through open files which are an earlier process's, too.
+    pub locks: Vec<(u32, Lock)>,
+    /// Of its open files, those that an earlier process has too: which, and under what number.
+    pub earlier: BTreeMap<u32, (usize, i32)>,
+}
+
+/// A process of a checkpoint.
 pub struct Image<'a> {
     /// Where the pages come from.
     pub handle: &'a CheckpointHandle,
     /// About the checkpoint.
-    pub meta: Meta,
+    pub meta: Arc<Meta>,
+    /// PID of its parent, if that is in the image; else 0.
+    pub parent: i32,
+    /// How it was reached.
+    pub door: String,
     /// The process.
     pub process: Process,
     /// Its threads, the leader first.
@@ -21,7 +50,7 @@ pub struct Image<'a> {
     /// Its address space.
     pub memory: Memory,
     /// Its open files.
-    pub files: Files,
+    pub files: Opened,
     /// Its seccomp filters, the oldest first.
     pub filters: Vec<Filter>,
 }
@@ -34,29 +63,117 @@ fn damaged(what: String) -> Fault {
     Fault::Ours(Error::new(Kind::Damaged, "restore", "image", what, advice))
 }
 
-impl<'a> Image<'a> {
+impl<'a> Tree<'a> {
     /// Reads all sections. An unknown required one, or one of a later version, is refused by name.
-    pub fn read(handle: &'a CheckpointHandle) -> Step<Image<'a>> {
+    pub fn read(handle: &'a CheckpointHandle) -> Step<Tree<'a>> {
         known(handle)?;
-        let mut image = Image {
-            handle,
-            meta: section(handle, v1::SECTION_META, "about the checkpoint")?,
+        let meta: Arc<Meta> = Arc::new(section(handle, v1::SECTION_META, "about the checkpoint")?);
+        let files: Files = section(handle, v1::SECTION_FILES, "of the open files")?;
+        let Files { open, fds, contents } = files;
+        let rest: Section = handle.manifest().read_section(v1::SECTION_TREE)?.unwrap_or_default();
+        let first = Member {
+            parent: 0,
+            door: meta.door.clone(),
             process: section(handle, v1::SECTION_PROCESS, "of the process")?,
             threads: section(handle, v1::SECTION_THREADS, "of the threads")?,
             memory: section(handle, v1::SECTION_MEMORY, "of the memory")?,
-            files: section(handle, v1::SECTION_FILES, "of the open files")?,
+            fds,
+            locks: Vec::new(),
             filters: handle.manifest().read_section(v1::SECTION_SECCOMP)?.unwrap_or_default(),
         };
-        let pid = image.process.pid;
-        let Some(leader) = image.threads.iter().position(|t| t.tid == pid) else {
-            return Err(damaged(format!("it has no leading thread of PID {pid}")));
-        };
-        image.threads.swap(0, leader);
-        programs(&image.filters).map_err(damaged)?;
-        sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
-        Ok(image)
+        let (open, contents) = (Arc::new(open), Arc::new(contents));
+        let mut tree = Tree { all: Vec::new(), zombies: rest.zombies };
+        for m in std::iter::once(first).chain(rest.members) {
+            let (open, contents, fds, locks) = (open.clone(), contents.clone(), m.fds, m.locks);
+            tree.all.push(Image {
+                handle,
+                meta: meta.clone(),
+                parent: m.parent,
+                door: m.door,
+                process: m.process,
+                threads: m.threads,
+                memory: m.memory,
+                files: Opened { open, fds, contents, locks, earlier: BTreeMap::new() },
+                filters: m.filters,
+            });
+        }
+        for image in &mut tree.all {
+            let pid = image.process.pid;
+            let Some(leader) = image.threads.iter().position(|t| t.tid == pid) else {
+                return Err(damaged(format!("it has no leading thread of PID {pid}")));
+            };
+            image.threads.swap(0, leader);
+            programs(&image.filters).map_err(damaged)?;
+            sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
+        }
+        related(&tree).map_err(damaged)?;
+        tree.join();
+        Ok(tree)
     }
 
+    /// Finds out which open files have descriptors in several processes.
+    pub fn join(&mut self) {
+        let mut holders: BTreeMap<u32, (usize, i32)> = BTreeMap::new();
+        for (n, image) in self.all.iter_mut().enumerate() {
+            let files = &mut image.files;
+            files.earlier = files.fds.iter().filter_map(|d| Some((d.open, *holders.get(&d.open)?))).collect();
+            for d in &files.fds {
+                holders.entry(d.open).or_insert((n, d.fd));
+            }
+        }
+    }
+
+    /// Which of the processes has this PID.
+    pub fn index(&self, pid: i32) -> Option<usize> {
+        self.all.iter().position(|i| i.process.pid == pid)
+    }
+
+    /// Those whose parent is this one, and for None those whose parent is not in the image, but for the program.
+    pub fn children(&self, of: Option<usize>) -> Vec<usize> {
+        let parent = of.map_or(0, |i| self.all[i].process.pid);
+        (1..self.all.len()).filter(|i| self.all[*i].parent == parent).collect()
+    }
+
+    /// Shared anonymous memory that more than one process has mapped: its number, and bytes up to the last one mapped.
+    pub fn shares(&self) -> BTreeMap<u64, u64> {
+        let mut found: BTreeMap<u64, (BTreeSet<usize>, u64)> = BTreeMap::new();
+        for (i, image) in self.all.iter().enumerate() {
+            for v in image.memory.vmas.iter().filter(|v| v.backing == v1::memory::BACKING_SHARED_ANON) {
+                let of = found.entry(v.share).or_default();
+                of.0.insert(i);
+                of.1 = of.1.max(v.offset.saturating_add(v.end - v.start));
+            }
+        }
+        found.into_iter().filter(|(_, (who, _))| who.len() > 1).map(|(share, (_, len))| (share, len)).collect()
+    }
+}
+
+/// Each process comes once, and after its parent.
+fn related(tree: &Tree<'_>) -> std::result::Result<(), String> {
+    let mut known = BTreeSet::new();
+    for (i, image) in tree.all.iter().enumerate() {
+        let (pid, parent) = (image.process.pid, image.parent);
+        if parent != 0 && (i == 0 || !known.contains(&parent)) {
+            return Err(format!("the parent {parent} of process {pid} makes no sense"));
+        }
+        if !known.insert(pid) {
+            return Err(format!("process {pid} is in it twice"));
+        }
+    }
+    for z in &tree.zombies {
+        if !known.contains(&z.parent) {
+            return Err(format!("the parent {} of ended process {} makes no sense", z.parent, z.pid));
+        }
+    }
+    let open = tree.all.first().map_or(0, |i| i.files.open.len() as u32);
+    let mut locks = tree.all.iter().flat_map(|i| &i.files.locks);
+    match locks.find(|(id, l)| *id >= open || l.start > l.end) {
+        Some((id, _)) => Err(format!("a lock on open file {id} makes no sense")),
+        None => Ok(()),
+    }
+}
+
+impl Image<'_> {
     /// Highest descriptor; -1: none.
     pub fn highest_fd(&self) -> i32 {
         self.files.fds.iter().map(|f| f.fd).max().unwrap_or(-1)
@@ -65,6 +182,13 @@ impl<'a> Image<'a> {
     /// Descriptors of an open file.
     pub fn fds_of(&self, open: u32) -> impl Iterator<Item = i32> + '_ {
         self.files.fds.iter().filter(move |f| f.open == open).map(|f| f.fd)
+    }
+
+    /// The open files that it has before any other process of the tree, by ID.
+    pub fn own_files(&self) -> impl Iterator<Item = (u32, &OpenFile)> + '_ {
+        let ids: BTreeSet<u32> = self.files.fds.iter().map(|f| f.open).collect();
+        let own = ids.into_iter().filter(|id| !self.files.earlier.contains_key(id));
+        own.filter_map(|id| Some((id, self.files.open.get(id as usize)?)))
     }
 }
 
@@ -82,7 +206,7 @@ fn programs(filters: &[Filter]) -> std::result::Result<(), String> {
 }
 
 /// What the rest relies on, so that a nonsensical image cannot make us do nonsense.
-fn sense(process: &Process, threads: &[Thread], memory: &Memory, files: &Files) -> std::result::Result<(), String> {
+fn sense(process: &Process, threads: &[Thread], memory: &Memory, files: &Opened) -> std::result::Result<(), String> {
     let page = PAGE_SIZE as u64;
     let mut last = 0;
     for v in &memory.vmas {
@@ -160,10 +284,9 @@ fn section<T: DeserializeOwned>(handle: &CheckpointHandle, kind: u32, what: &str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ::image::v1::files::{Fd, Lock, OpenFile};
     use ::image::v1::memory::Vma;
 
-    type Parts = (Process, Vec<Thread>, Memory, Files);
+    type Parts = (Process, Vec<Thread>, Memory, Opened);
 
     fn whole() -> Parts {
         let vma = Vma { start: 0x1000, end: 0x3000, ..Vma::default() };
@@ -171,7 +294,7 @@ mod tests {
         let thread = Thread { tid: 7, regs: vec![0; 27], pending: vec![info], ..Thread::default() };
         let open = OpenFile { locks: vec![Lock { start: 3, end: 4, ..Lock::default() }], ..OpenFile::default() };
         let memory = Memory { vmas: vec![vma], guards: vec![(0x1000, 0x2000)], ..Memory::default() };
-        let files = Files { open: vec![open], fds: vec![Fd::default()], ..Files::default() };
+        let files = Opened { open: Arc::new(vec![open]), fds: vec![Fd::default()], ..Opened::default() };
         (Process { pid: 7, ..Process::default() }, vec![thread], memory, files)
     }
 
@@ -208,7 +331,10 @@ mod tests {
         assert_eq!(said(|p| p.1[0].regs.truncate(3)), "thread 7 has 3 registers instead of 27");
         assert_eq!(said(|p| p.1[0].pending[0].truncate(3)), "a pending signal has not 128 bytes");
         assert_eq!(said(|p| p.0.pending.push(Vec::new().into())), "a pending signal has not 128 bytes");
-        assert_eq!(said(|p| p.3.open[0].locks[0].end = 0), "a lock on  ends before it starts (3, 0)");
+        assert_eq!(
+            said(|p| Arc::make_mut(&mut p.3.open)[0].locks[0].end = 0),
+            "a lock on  ends before it starts (3, 0)"
+        );
         assert_eq!(said(|p| p.3.fds[0].open = 1), "descriptor 0 is of no open file that it lists");
     }
 }

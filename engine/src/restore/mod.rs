@@ -1,7 +1,7 @@
 //! Restore, as a list of phases. The restored process is a puppet: it runs nothing but the blob, which makes the system
 //! calls that this ordinary Rust sends it, until every thread is given its registers and goes on where it was.
 //!
-//! Read in this order: [`image`] (what is to be made), [`pids`] (under which numbers), [`build`] (the process),
+//! Read in this order: [`image`] (what is to be made), [`pids`] (under which numbers), [`build`] and [`family`] (the processes),
 //! [`place`], [`fill`] and [`vdso`] (its memory), [`files`] (its descriptors), [`process`] and [`threads`], [`wake`]; [`fresh`] for new PIDs.
 
 mod agent;
@@ -9,6 +9,7 @@ pub(crate) mod aio;
 mod build;
 mod creds;
 pub(crate) mod ended;
+pub(crate) mod family;
 pub mod files;
 mod fill;
 pub(crate) mod fresh;
@@ -25,7 +26,7 @@ pub(crate) mod vdso;
 mod wake;
 
 pub(crate) use build::SPARE_FDS;
-pub(crate) use image::Image;
+pub(crate) use image::{Image, Tree};
 
 use crate::{Error, Kind, Progress, RestoreOptions, Restored, Result};
 use ::image::CheckpointHandle;
@@ -133,9 +134,9 @@ pub fn restore(handle: &CheckpointHandle, o: &RestoreOptions<'_>) -> Result<Rest
 /// Everything that would make a restore fail, at once; nothing is changed. Gives what would change, a line each.
 pub fn check(handle: &CheckpointHandle, o: &RestoreOptions<'_>) -> Result<Vec<String>> {
     let attempted = format!("restore {}", o.what);
-    let mut image = Image::read(handle).map_err(|f| explain(f, &attempted, "read", false))?;
-    stdio::log_to_here(&mut image, o);
-    crate::check::image(&image, o, crate::check::Depth::Try).map(|c| c.notes)
+    let mut tree = Tree::read(handle).map_err(|f| explain(f, &attempted, "read", false))?;
+    stdio::log_to_here(&mut tree, o);
+    crate::check::tree(&tree, o, crate::check::Depth::Try).map(|c| c.notes)
 }
 
 /// What the caller of the checkpoint noted under a name ([`crate::CaptureOptions::labels`]).
@@ -165,38 +166,59 @@ impl Run<'_> {
 
     fn all(&mut self, handle: &CheckpointHandle) -> Step<Restored> {
         self.enter(Phase::Read)?;
-        let mut image = Image::read(handle)?;
-        let mut notes = Vec::from_iter(stdio::log_to_here(&mut image, self.o));
+        let mut tree = Tree::read(handle)?;
+        let mut notes = Vec::from_iter(stdio::log_to_here(&mut tree, self.o));
         self.enter(Phase::Check)?;
-        let checked = crate::check::image(&image, self.o, crate::check::Depth::Look)?;
+        let checked = crate::check::tree(&tree, self.o, crate::check::Depth::Look)?;
         notes.extend(checked.notes);
 
         self.enter(Phase::Build)?;
-        let mut p = build::build(&image, self.o, checked.pids)?;
+        let mut all = build::build(&tree, self.o, checked.pids)?;
         self.enter(Phase::Place)?;
-        place::place(&mut p, &image, self.o, &mut notes)?;
+        each(&mut all, &tree, &mut notes, |p, image, notes| place::place(p, image, self.o, notes))?;
         self.enter(Phase::Fill)?;
-        fill::fill(&p, &image, self.o)?;
-        place::finish(&mut p, &image, self.o, &mut notes)?;
-        fill::tell(&p, &image, self.o)?;
+        each(&mut all, &tree, &mut notes, |p, image, notes| {
+            fill::fill(p, image, self.o)?;
+            place::finish(p, image, self.o, notes)?;
+            fill::tell(p, image, self.o)
+        })?;
         self.enter(Phase::Files)?;
-        process::places(&mut p, &image, self.o)?;
-        let made = files::all(&mut p, &image, self.o, &mut notes)?;
+        each(&mut all, &tree, &mut notes, |p, image, _| process::places(p, image, self.o))?;
+        let mut made = files::all(&mut all, &tree, self.o, &mut notes)?.into_iter();
         self.enter(Phase::Threads)?;
-        process::group(&mut p, &image, self.o, &mut notes)?;
-        threads::start(&mut p, &image)?;
-        if p.pids == crate::Pids::Fresh {
-            fresh::settle(&p, &image)?;
-        }
-        files::owners(&mut p, &image, &made, &mut notes)?;
-        p.adopt()?;
-        process::attributes(&mut p, &image, &mut notes)?;
-        agent::tell(&mut p, &image, self.o)?;
-        threads::attributes(&mut p, &image, &mut notes)?;
-        process::last(&mut p, &image, self.o, &mut notes)?;
+        each(&mut all, &tree, &mut notes, |p, image, notes| {
+            process::group(p, image, self.o, notes)?;
+            threads::start(p, image)?;
+            if p.pids == crate::Pids::Fresh {
+                fresh::settle(p, image)?;
+            }
+            files::owners(p, image, &made.next().unwrap_or_default(), notes)?;
+            p.adopt()?;
+            process::attributes(p, image, notes)?;
+            agent::tell(p, image, self.o)?;
+            threads::attributes(p, image, notes)?;
+            process::last(p, image, self.o, notes)
+        })?;
         self.enter(Phase::Wake)?;
-        wake::wake(p, &image, notes)
+        wake::wake(all, &tree, notes)
     }
+}
+
+/// Does something with each process; what it notes of another than the program names it.
+fn each(
+    all: &mut [puppet::Puppet],
+    tree: &Tree<'_>,
+    notes: &mut Vec<String>,
+    mut f: impl FnMut(&mut puppet::Puppet, &Image<'_>, &mut Vec<String>) -> Step<()>,
+) -> Step<()> {
+    for (i, (p, image)) in all.iter_mut().zip(&tree.all).enumerate() {
+        let mut own = Vec::new();
+        let done = f(p, image, &mut own);
+        let line = |l: String| if i == 0 { l } else { format!("{}: {l}", family::name(image)) };
+        notes.extend(own.into_iter().map(line));
+        done?;
+    }
+    Ok(())
 }
 
 /// An error of another room in the engine's words.

@@ -1,5 +1,5 @@
 //! Under which PIDs and TIDs the program can run here.
-use super::Image;
+use super::Tree;
 use crate::{Pids, Reason};
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -52,10 +52,10 @@ impl Rights {
 }
 
 /// Decides; the second part is what to tell about it.
-pub fn decide(image: &Image<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, Option<String>), Vec<Reason>> {
-    let pid = image.process.pid;
+pub fn decide(tree: &Tree<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, Option<String>), Vec<Reason>> {
+    let pid = tree.all.first().map_or(0, |i| i.process.pid);
     let private_reasons = || -> Vec<Reason> {
-        let low = image.threads.iter().any(|t| t.tid == 1);
+        let low = tree.all.iter().flat_map(|i| &i.threads).any(|t| t.tid == 1);
         low.then(|| {
             Reason::new(
                 "PID 1",
@@ -67,7 +67,7 @@ pub fn decide(image: &Image<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, 
         .collect()
     };
     match asked {
-        Pids::Fresh => super::fresh::check(image).map(|note| (Pids::Fresh, Some(note))),
+        Pids::Fresh => super::fresh::check(tree).map(|note| (Pids::Fresh, Some(note))),
         Pids::Keep => {
             if !rights.may_choose_pids() {
                 let remedy = "use --pids private, or restore it as root";
@@ -77,7 +77,7 @@ pub fn decide(image: &Image<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, 
                     remedy,
                 )]);
             }
-            match taken(image) {
+            match taken(tree) {
                 t if t.is_empty() => Ok((Pids::Keep, None)),
                 t => Err(t
                     .into_iter()
@@ -95,7 +95,7 @@ pub fn decide(image: &Image<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, 
             let why = if !rights.may_choose_pids() {
                 "an ordinary user cannot choose PIDs elsewhere".to_string()
             } else {
-                match taken(image).first() {
+                match taken(tree).first() {
                     None => return Ok((Pids::Keep, None)),
                     Some(id) => format!("PID {id} is in use"),
                 }
@@ -111,8 +111,12 @@ pub fn decide(image: &Image<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, 
 }
 
 /// IDs of the image that a process, thread, group or session has here.
-fn taken(image: &Image<'_>) -> Vec<i32> {
+fn taken(tree: &Tree<'_>) -> Vec<i32> {
     // without a descriptor to ask by nothing is known, and clone3 will tell
     let Ok(numbers) = sys::sched::Numbers::new() else { return Vec::new() };
-    image.threads.iter().map(|t| t.tid).filter(|t| numbers.used(*t)).collect()
+    let tids = tree.all.iter().flat_map(|i| &i.threads).map(|t| t.tid);
+    tids.chain(tree.zombies.iter().map(|z| z.pid))
+        .chain(super::family::gone(tree))
+        .filter(|t| numbers.used(*t))
+        .collect()
 }

@@ -104,9 +104,14 @@ pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
         }
     }
     p.run(&prog)?;
-    for vmas in by_share.values() {
-        share(p, vmas)?;
+    for (number, vmas) in &by_share {
+        share(p, p.shares.get(number).copied(), vmas)?;
     }
+    let mut prog = Program::new();
+    for (at, len) in p.shares.values() {
+        prog.call(libc::SYS_munmap, &[Imm(*at), Imm(*len)]);
+    }
+    p.run(&prog)?;
     policies(p, image, notes)?;
     super::aio::make(p, image, notes)
 }
@@ -147,7 +152,9 @@ fn clear(p: &mut Puppet) -> Step<()> {
         prog.named(format!("moving {} aside", String::from_utf8_lossy(&part.name)));
         at += part.len;
     }
-    unmap_all_but(&mut prog, &[(p.layout.base, at)]);
+    let shares = p.shares.values().map(|(at, len)| (*at, at + len));
+    let kept: Vec<_> = std::iter::once((p.layout.base, at)).chain(shares).collect();
+    unmap_all_but(&mut prog, &kept);
     if at > p.park + vdso::PARK_LEN {
         return Err(cannot("vDSO", "it is larger than any known one", "report this kernel"));
     }
@@ -198,18 +205,29 @@ pub fn staging(image: &Image<'_>) -> u64 {
 }
 
 /// Mappings of the same shared anonymous memory: made once as a whole, then shown at each place (an mremap of length 0
-/// duplicates a shared mapping).
-fn share(p: &mut Puppet, vmas: &[&Vma]) -> Step<()> {
+/// duplicates a shared mapping). `common`: where it lies already, if other processes share it.
+fn share(p: &mut Puppet, common: Option<(u64, u64)>, vmas: &[&Vma]) -> Step<()> {
     let mut prog = Program::new();
     let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     let whole = whole(vmas.iter().copied());
+    if let Some((at, _)) = common {
+        return show(p, at, vmas);
+    }
     let make = prog.call(
         libc::SYS_mmap,
         &[Imm(p.park + vdso::PARK_LEN), Imm(whole), Imm(rw), Imm(flags as u64), Imm(u64::MAX), Imm(0)],
     );
     prog.named("making shared memory");
     let at = p.run(&prog)?.get(make).unwrap_or_default() as u64;
+    show(p, at, vmas)?;
+    let mut prog = Program::new();
+    prog.call(libc::SYS_munmap, &[Imm(at), Imm(whole)]);
+    p.run(&prog).map(drop)
+}
+
+/// Shows shared memory that lies at `at` at each of its places.
+fn show(p: &mut Puppet, at: u64, vmas: &[&Vma]) -> Step<()> {
     let mut prog = Program::new();
     for v in vmas {
         let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
@@ -217,7 +235,6 @@ fn share(p: &mut Puppet, vmas: &[&Vma]) -> Step<()> {
         prog.named(format!("mapping {:x}-{:x} (shared memory)", v.start, v.end));
         p.run_if_full(&mut prog)?;
     }
-    prog.call(libc::SYS_munmap, &[Imm(at), Imm(whole)]);
     p.run(&prog).map(drop)
 }
 

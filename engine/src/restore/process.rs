@@ -52,24 +52,22 @@ pub fn places(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step
     p.run(&prog).map(drop)
 }
 
-/// Session, controlling terminal and process group. That it leads a session which it did not, or the other way round, is noted: setsid(2) and
-/// opening a terminal are another thing then.
+/// Controlling terminal and foreground; session and process group are there. That the program leads a session which it did not, or the other way
+/// round, is noted: setsid(2) and opening a terminal are another thing then.
 pub fn group(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
     let mut prog = Program::new();
     let own_group = image.process.pid == image.process.pgid;
-    notes.extend(session_note(image.process.pid == image.process.sid, o.own_session).map(str::to_owned));
-    if o.own_session {
-        prog.call(libc::SYS_setsid, &[]);
+    if p.ours {
+        notes.extend(session_note(image.process.pid == image.process.sid, o.own_session).map(str::to_owned));
+    }
+    if o.own_session && p.ours {
         for fd in 0..3 {
             prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSCTTY), Imm(0)]);
         }
-    } else if own_group {
-        prog.call(libc::SYS_setpgid, &[Imm(0), Imm(0)]);
-        if image.process.foreground && in_foreground() {
-            let pid = prog.bytes(&p.ids.of(image.process.pid).to_le_bytes());
-            for fd in 0..3 {
-                prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSPGRP), pid]);
-            }
+    } else if own_group && image.process.foreground && (o.own_session || in_foreground()) {
+        let pid = prog.bytes(&p.ids.of(image.process.pid).to_le_bytes());
+        for fd in 0..3 {
+            prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSPGRP), pid]);
         }
     }
     p.run(&prog).map(drop)

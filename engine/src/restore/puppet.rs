@@ -2,6 +2,7 @@
 use super::fresh::Ids;
 use super::{Fault, Step};
 use crate::Pids;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use sys::channel::Channel;
 use sys::inject::Layout;
@@ -19,8 +20,12 @@ pub struct Puppet {
     pub channel: Channel,
     /// PID as seen from here.
     pub pid: i32,
-    /// Our child: the process itself, or the init of its namespace.
+    /// PID as it knows it.
+    pub inner: i32,
+    /// What ends it: itself, or the init of its namespace.
     pub child: i32,
+    /// That is our child, and to be reaped by us.
+    pub ours: bool,
     /// What it got.
     pub pids: Pids,
     /// It is in a user namespace of its own.
@@ -29,6 +34,8 @@ pub struct Puppet {
     pub layout: Layout,
     /// Address where our own vDSO waits for its place.
     pub park: u64,
+    /// Memory that it shares with other processes, by its number: where it lies for the moment, and bytes.
+    pub shares: BTreeMap<u64, (u64, u64)>,
     /// How our vDSO stands in for the program's.
     pub fit: super::vdso::Fit,
     /// Where our vDSO lies in the end.
@@ -102,7 +109,9 @@ impl Drop for Puppet {
         end(self.child);
         // its tracer holds dead threads until it ends itself
         self.tracer = None;
-        reap(self.child);
+        if self.ours {
+            reap(self.child);
+        }
     }
 }
 

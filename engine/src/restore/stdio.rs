@@ -1,8 +1,8 @@
 //! External ends: connected to the standard streams of the restoring command, or to what the caller says.
 use super::files::{decode, Checker, Made, Maker, Remake};
-use super::{ended, Image, Step};
+use super::{ended, Step, Tree};
 use crate::{check, objects, External as Wish, Reason, RestoreOptions};
-use ::image::v1::files::OpenFile;
+use ::image::v1::files::{Fd, OpenFile};
 use ::image::v1::objects::{External, Kind, Named};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -29,12 +29,12 @@ fn wish(fds: &[i32], e: &External, o: &RestoreOptions<'_>) -> Option<Wish> {
 
 /// What writes to the log of the session becomes an external end: descriptor 2 (and what is only its dup) stderr, all else stdout. Gives
 /// a line that says so.
-pub fn log_to_here(image: &mut Image<'_>, o: &RestoreOptions<'_>) -> Option<String> {
+pub fn log_to_here(tree: &mut Tree<'_>, o: &RestoreOptions<'_>) -> Option<String> {
     let log = o.log.as_ref()?.as_os_str().as_bytes();
-    let files = &mut image.files;
-    let mut moved = Vec::new();
-    for id in 0..files.open.len() {
-        let f = &files.open[id];
+    let mut open = Vec::clone(&tree.all.first()?.files.open);
+    let mut moved = std::collections::BTreeSet::new();
+    for id in 0..open.len() {
+        let f = &open[id];
         let writes = f.kind == Kind::Regular as u32 && f.flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
         // a lock can only be held on a file
         if !writes || !f.locks.is_empty() || !decode::<Named>(f).is_ok_and(|n| n.path[..] == *log) {
@@ -45,17 +45,21 @@ pub fn log_to_here(image: &mut Image<'_>, o: &RestoreOptions<'_>) -> Option<Stri
             OpenFile { kind: Kind::External as u32, data, locks: Vec::new(), ..f.clone() }
         };
         let (out, err) = (end(1), end(2));
-        let fds: Vec<i32> = files.fds.iter().filter(|d| d.open as usize == id).map(|d| d.fd).collect();
-        let both = fds.contains(&2) && fds.contains(&1);
-        files.open[id] = if fds.contains(&2) && !both { err.clone() } else { out };
+        let mut fds: Vec<&mut Fd> =
+            tree.all.iter_mut().flat_map(|i| &mut i.files.fds).filter(|d| d.open as usize == id).collect();
+        moved.extend(fds.iter().map(|d| d.fd));
+        let has = |n: i32| fds.iter().any(|d| d.fd == n);
+        let both = has(2) && has(1);
+        open[id] = if has(2) && !both { err.clone() } else { out };
         if both {
-            let apart = files.open.len() as u32;
-            files.open.push(err);
-            files.fds.iter_mut().filter(|d| d.fd == 2).for_each(|d| d.open = apart);
+            let apart = open.len() as u32;
+            open.push(err);
+            fds.iter_mut().filter(|d| d.fd == 2).for_each(|d| d.open = apart);
         }
-        moved.extend(fds);
     }
-    moved.sort();
+    let open = std::sync::Arc::new(open);
+    tree.all.iter_mut().for_each(|i| i.files.open = open.clone());
+    tree.join();
     let numbers: Vec<String> = moved.iter().map(i32::to_string).collect();
     let s = if moved.len() == 1 { "" } else { "s" };
     let said = || {

@@ -1,23 +1,31 @@
 //! Phase wake: every thread is given its registers, extended state and signal mask, the leader unmaps the blob, and all
-//! are let go. Until then a failure kills the process; from then on it is the program.
+//! are let go. Until the last process is woken a failure kills all; from then on it is the program.
 use super::puppet::Puppet;
-use super::{cannot, seccomp, vdso, Image, Step};
+use super::{cannot, seccomp, vdso, Image, Step, Tree};
 use crate::{Pids, Restored};
 use ::image::v1::process::Thread;
 use sys::sigframe::Regs;
 use sys::tracer::{LastCalls, Rseq, ThreadState};
 
-/// Wakes it.
-pub fn wake(mut p: Puppet, image: &Image<'_>, mut notes: Vec<String>) -> Step<Restored> {
-    let filters = seccomp::prepare(&p, image)?;
-    let (syscall, unmap) = (vdso::syscall_instruction(&p)?, (p.layout.base, p.layout.len));
-    let last = LastCalls { syscall, close: p.sock, filters, unmap };
-    let Some(mut tracer) = p.tracer.take() else { return Err(cannot("tracer", "there is none", "report this")) };
-    if let Err(e) = tracer.wake(p.tids.clone(), last).and_then(|()| tracer.let_go(image.process.stopped)) {
-        p.tracer = Some(tracer);
-        return Err(e.into());
+/// Wakes all. If one cannot be, none is left.
+pub fn wake(mut all: Vec<Puppet>, tree: &Tree<'_>, mut notes: Vec<String>) -> Step<Restored> {
+    let mut last = Vec::with_capacity(all.len());
+    for (p, image) in all.iter().zip(&tree.all) {
+        let filters = seccomp::prepare(p, image)?;
+        let (syscall, unmap) = (vdso::syscall_instruction(p)?, (p.layout.base, p.layout.len));
+        last.push(LastCalls { syscall, close: p.sock, filters, unmap });
     }
-    p.woken = true;
+    for (i, last) in last.into_iter().enumerate() {
+        if let Err(e) = one(&mut all[i], &tree.all[i], last) {
+            // those that run already are ours to kill again
+            all.iter_mut().for_each(|p| p.woken = false);
+            return Err(e);
+        }
+    }
+    let (p, image) = match (all.first_mut(), tree.all.first()) {
+        (Some(p), Some(image)) => (p, image),
+        _ => return Err(cannot("process tree", "there is no process", "report this")),
+    };
     if image.process.stopped {
         notes.push(format!("it was stopped at the checkpoint and is again: kill -CONT {} lets it go on", p.pid));
     }
@@ -29,6 +37,16 @@ pub fn wake(mut p: Puppet, image: &Image<'_>, mut notes: Vec<String>) -> Step<Re
     }
     let agent = image.memory.vmas.iter().any(|v| v.start == wire::agent::AGENT_PAGE);
     Ok(Restored { child: p.child, pid: p.pid, status: p.status.take(), pids: p.pids, agent, notes })
+}
+
+fn one(p: &mut Puppet, image: &Image<'_>, last: LastCalls) -> Step<()> {
+    let Some(mut tracer) = p.tracer.take() else { return Err(cannot("tracer", "there is none", "report this")) };
+    if let Err(e) = tracer.wake(p.tids.clone(), last).and_then(|()| tracer.let_go(image.process.stopped)) {
+        p.tracer = Some(tracer);
+        return Err(e.into());
+    }
+    p.woken = true;
+    Ok(())
 }
 
 /// What the tracer gives to each thread.

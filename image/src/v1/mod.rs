@@ -12,6 +12,7 @@ pub mod objects;
 pub mod process;
 pub mod seccomp;
 pub mod sockets;
+pub mod tree;
 
 /// Section: [`meta::Meta`].
 pub const SECTION_META: u32 = 16;
@@ -25,6 +26,8 @@ pub const SECTION_MEMORY: u32 = 19;
 pub const SECTION_FILES: u32 = 20;
 /// Section: `Vec<seccomp::Filter>`, the oldest first; not there if there are none.
 pub const SECTION_SECCOMP: u32 = 21;
+/// Section: [`tree::Tree`]; not there if there is one process.
+pub const SECTION_TREE: u32 = 22;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -35,6 +38,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_MEMORY,
     SECTION_FILES,
     SECTION_SECCOMP,
+    SECTION_TREE,
 ];
 
 /// Version of each section that this build writes.

@@ -36,19 +36,24 @@ impl Copies {
         self.0.get(&fd).map(|f| f.as_fd())
     }
 
-    /// Whether two descriptors are one open file: fcntl(F_DUPFD_QUERY) of kernel 6.10, else kcmp of this very process.
+    /// Whether two descriptors are one open file.
     pub fn same_file(&self, a: i32, b: i32) -> std::io::Result<bool> {
-        const F_DUPFD_QUERY: i32 = 1027;
         let none = || std::io::Error::from_raw_os_error(libc::EBADF);
-        let (a, b) = (self.get(a).ok_or_else(none)?.as_raw_fd(), self.get(b).ok_or_else(none)?.as_raw_fd());
-        // SAFETY: takes integers and changes nothing.
-        match unsafe { libc::fcntl(a, F_DUPFD_QUERY, b) } {
-            -1 => {
-                let me = std::process::id() as i32;
-                crate::kcmp::same_file((me, a), (me, b))
-            }
-            same => Ok(same == 1),
+        same_open_file(self.get(a).ok_or_else(none)?, self.get(b).ok_or_else(none)?)
+    }
+}
+
+/// Whether two descriptors of this process are one open file: fcntl(F_DUPFD_QUERY) of kernel 6.10, else kcmp.
+pub fn same_open_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> std::io::Result<bool> {
+    const F_DUPFD_QUERY: i32 = 1027;
+    let (a, b) = (a.as_raw_fd(), b.as_raw_fd());
+    // SAFETY: takes integers and changes nothing.
+    match unsafe { libc::fcntl(a, F_DUPFD_QUERY, b) } {
+        -1 => {
+            let me = std::process::id() as i32;
+            crate::kcmp::same_file((me, a), (me, b))
         }
+        same => Ok(same == 1),
     }
 }
 

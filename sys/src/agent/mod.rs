@@ -23,7 +23,7 @@ pub fn is_file(path: &[u8]) -> bool {
     name.starts_with(FILE.as_bytes()) && name.ends_with(b".so")
 }
 
-pub use copies::Copies;
+pub use copies::{same_open_file, Copies};
 pub use look::{has_region, is_leaving, may_open, present, Absent};
 pub use quiesce::{freeze, open, Quiesced, Shut};
 pub use visit::{Visit, Visited};

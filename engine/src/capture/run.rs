@@ -1,0 +1,485 @@
+//! A checkpoint from its first phase to its last, of a process and all that are captured with it. All of them stand still before anything is read that another
+//! of them could change, and none goes on before all are forked.
+use super::door::{Doors, Inside, Way};
+use super::find::{self, Survey};
+use super::observe::{Common, Observer, Seen};
+use super::record::{self, Recorder};
+use super::shared::Others;
+use super::tree::{self, Kinship};
+use super::{door, explain, opened, sink, Fault, Phase, Step};
+use crate::{After, CaptureOptions, Captured, Door, Error, Kind, Progress, Result};
+use image::store::{NewCheckpoint, Store};
+use image::v1::files::Files;
+use image::SessionName;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use sys::channel::Listener;
+use sys::tracer::{self, Snapshot};
+
+/// How often newcomers are looked for, or a process that has executed another program is looked at again, before that is given up.
+const MOST_ROUNDS: usize = 200;
+/// More processes than anybody has.
+const MOST_PROCESSES: usize = 4096;
+
+/// A checkpoint in the making.
+pub(super) struct Run<'a> {
+    phase: Phase,
+    attempted: String,
+    /// The program.
+    root: i32,
+    /// The process that is dealt with: a failure is about that.
+    at: i32,
+    /// It was called in before it was looked at.
+    called: bool,
+    o: &'a CaptureOptions<'a>,
+    doors: BTreeMap<i32, Doors>,
+}
+
+/// How a process is entered.
+struct Entry {
+    way: Way,
+    listener: Listener,
+    /// The way in is known.
+    ready: bool,
+}
+
+/// A process that is recorded: what is known of it, and where its memory is read.
+struct Recorded<'a> {
+    obs: Observer<'a>,
+    seen: Seen,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(o: &'a CaptureOptions<'a>, name: &SessionName, pid: i32) -> Run<'a> {
+        let attempted = format!("checkpoint {name} (PID {pid})");
+        let mut run =
+            Run { phase: Phase::Find, attempted, root: pid, at: pid, called: false, o, doors: BTreeMap::new() };
+        // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
+        for pid in run.living() {
+            run.knock(pid);
+        }
+        run
+    }
+
+    /// Makes it, by other doors if some turn out to be shut.
+    pub fn make(mut self, store: &Store, name: &SessionName, began: Instant) -> Result<Captured> {
+        let mut made = loop {
+            match (self.all(store, name, began), self.doors.get_mut(&self.at)) {
+                (Err(Fault::Shut(shut)), Some(doors)) if doors.is_another() => doors.shut_behind(shut),
+                (r, _) => break r.map_err(|e| self.explain(e)),
+            }
+        };
+        for (pid, doors) in self.doors {
+            made = doors.tell(made, pid == self.root);
+        }
+        made
+    }
+
+    /// All that belong to it now.
+    fn living(&self) -> Vec<i32> {
+        let mut roots = vec![self.root];
+        roots.extend(self.o.others.iter().flat_map(|f| f()));
+        let mut all = tree::living(&roots);
+        if all.first() != Some(&self.root) {
+            // what is wrong with it will be said
+            all.retain(|p| *p != self.root);
+            all.insert(0, self.root);
+        }
+        all
+    }
+
+    fn knock(&mut self, pid: i32) -> &mut Doors {
+        let (o, first) = (self.o, pid == self.root);
+        self.doors.entry(pid).or_insert_with(|| Doors::new(o, pid, first))
+    }
+
+    fn enter(&mut self, p: Phase) -> Step<()> {
+        self.phase = p;
+        if let Some(f) = self.o.progress {
+            f(Progress { phase: p.name(), done: 0, total: 0 });
+        }
+        sys::fault::point(p.name()).map_err(|e| {
+            Fault::Sys(sys::Error::Call { doing: format!("phase {}", p.name()), pid: self.root, source: e })
+        })
+    }
+
+    fn all(&mut self, store: &Store, name: &SessionName, began: Instant) -> Step<Captured> {
+        self.enter(Phase::Find)?;
+        let mut others = Others::default();
+        let (mut surveys, mut entries) = self.find()?;
+        while let Err(e) = find::together(&mut surveys, &mut others) {
+            self.without_ended(&mut surveys, &mut entries, e)?;
+        }
+        self.shut(&surveys)?;
+        find::refuse(&surveys, false)?;
+        while let Err(e) = self.prepare(&surveys, &mut entries) {
+            self.without_ended(&mut surveys, &mut entries, e)?;
+        }
+        let incoming = store.begin(name)?;
+
+        self.enter(Phase::Freeze)?;
+        let inside = self.freeze(&mut surveys, &mut entries)?;
+        self.at = self.root;
+        let kinship = tree::kinship(&surveys)?;
+
+        self.enter(Phase::Observe)?;
+        let several = surveys.len() > 1 || !kinship.zombies.is_empty();
+        let common = Common::new(sink(&incoming)?, several);
+        let (mut all, files) = match self.observe(&surveys, inside, &entries, &common, &mut others) {
+            Err(f) => return Err(self.shut_behind(f, &mut entries)?),
+            seen => seen?,
+        };
+        let adopted = adopted(&all, &kinship);
+
+        if self.o.after != After::Run {
+            for ((r, e), adopted) in all.iter_mut().zip(&entries).zip(&adopted) {
+                self.at = r.obs.survey.pid;
+                r.obs.unseen_by_a_child_of_its_own(&e.listener, r.seen.process.subreaper, *adopted)?;
+            }
+            return self.while_frozen(all, entries, (files, kinship), incoming, began);
+        }
+        self.enter(Phase::Fork)?;
+        let mut children = Vec::with_capacity(all.len());
+        for ((r, e), adopted) in all.iter_mut().zip(&entries).zip(&adopted) {
+            self.at = r.obs.survey.pid;
+            match r.obs.fork(&e.listener, r.seen.process.subreaper, *adopted)? {
+                Some(child) => children.push(child),
+                None => {
+                    // no child is to be had: copy within the freeze, and say so
+                    drop(children);
+                    all.iter_mut().for_each(|r| r.obs.unseen_unknown());
+                    return self.while_frozen(all, entries, (files, kinship), incoming, began);
+                }
+            }
+        }
+        self.enter(Phase::Thaw)?;
+        let mut pauses = Vec::with_capacity(all.len());
+        for (r, e) in all.iter().zip(&mut entries) {
+            self.at = r.obs.survey.pid;
+            pauses.push(e.way.release(tracer::After::Run)?.0);
+        }
+        let snapshots = self.collect(&all, &mut entries, children.iter().map(|c| c.pid))?;
+        drop(entries);
+        self.doors.values_mut().for_each(Doors::settle);
+
+        self.enter(Phase::Record)?;
+        let mut records = Vec::with_capacity(all.len());
+        for (((r, snapshot), mut child), pause) in all.into_iter().zip(snapshots).zip(children).zip(pauses) {
+            let Recorded { mut obs, seen } = r;
+            self.at = obs.survey.pid;
+            obs.unseen(&mut child)?;
+            let mut record = Recorder::new(obs, seen, snapshot, pause);
+            record.memory(child.pid, self.o.progress)?;
+            // what shares its pages can go on without copying them
+            drop(child);
+            record.talk = None;
+            records.push(record);
+        }
+        self.enter(Phase::Publish)?;
+        self.at = self.root;
+        record::publish(records, (files, kinship), incoming, self.o, began)
+    }
+
+    /// Looks at all that belong to it.
+    fn find(&mut self) -> Step<(Vec<Survey>, Vec<Entry>)> {
+        let (mut surveys, mut entries) = (Vec::new(), Vec::new());
+        for pid in self.living() {
+            if let Some((s, e)) = self.look(pid)? {
+                surveys.push(s);
+                entries.push(e);
+            }
+        }
+        Ok((surveys, entries))
+    }
+
+    /// Looks at one; None: it is not the program, and has ended.
+    fn look(&mut self, pid: i32) -> Step<Option<(Survey, Entry)>> {
+        self.at = pid;
+        let mut looked = || {
+            let doors = self.knock(pid);
+            let (mut way, shut) = (doors.next()?, doors.reasons());
+            let listener = Listener::new()?;
+            self.called |= way.opens();
+            way.open(&listener)?;
+            let s = find::survey(pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
+            Ok((s, Entry { way, listener, ready: false }))
+        };
+        match looked() {
+            Err(_) if pid != self.root && sys::procfs::is_ending(pid) => Ok(None),
+            r => r.map(Some),
+        }
+    }
+
+    /// Finds the ways in that have not been found yet.
+    fn prepare(&mut self, surveys: &[Survey], entries: &mut [Entry]) -> Result<()> {
+        for (s, e) in surveys.iter().zip(entries).filter(|(_, e)| !e.ready) {
+            self.at = s.pid;
+            e.way.prepare(s, &e.listener)?;
+            e.ready = true;
+        }
+        Ok(())
+    }
+
+    /// Something failed: if that may be because a process has ended that is not the program, it is left out.
+    fn without_ended(&self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, e: Error) -> Result<()> {
+        let ended = surveys.iter().position(|s| s.pid != self.root && sys::procfs::is_ending(s.pid)).ok_or(e)?;
+        surveys.remove(ended);
+        entries.remove(ended);
+        Ok(())
+    }
+
+    /// Whether the agent's door turns out to be shut.
+    fn shut(&mut self, surveys: &[Survey]) -> Step<()> {
+        for s in surveys {
+            if let Some(why) = s.shut_to_agent() {
+                self.at = s.pid;
+                return Err(why.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all, until there is no newcomer.
+    fn freeze(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<Vec<Inside>> {
+        let mut inside: Vec<Inside> = Vec::with_capacity(surveys.len());
+        for _ in 0..MOST_ROUNDS {
+            while inside.len() < surveys.len() {
+                let i = inside.len();
+                self.at = surveys[i].pid;
+                let Entry { way, listener, .. } = &mut entries[i];
+                let came = way.freeze(&mut surveys[i], listener);
+                match came {
+                    Ok(it) => inside.push(it),
+                    Err(f) if self.at == self.root => return Err(f),
+                    Err(Fault::Another(_)) => {
+                        // let go, and looked at as a newcomer
+                        surveys.remove(i);
+                        entries.remove(i);
+                    }
+                    Err(_) if sys::procfs::is_ending(self.at) => {
+                        surveys.remove(i);
+                        entries.remove(i);
+                    }
+                    Err(f) => return Err(f),
+                }
+            }
+            let known = |pid: &i32| surveys.iter().any(|s| s.pid == *pid);
+            let newcomers: Vec<i32> = self.living().into_iter().filter(|p| !known(p)).collect();
+            if newcomers.is_empty() {
+                self.at = self.root;
+                surveys[0].refuse_for(tree::shared_with_parent(surveys))?;
+                return Ok(inside);
+            }
+            for pid in newcomers.into_iter().take(MOST_PROCESSES) {
+                // it could have become the child of nobody who is asked, if its parent had not stood still
+                let Some((s, e)) = self.look(pid)? else { continue };
+                if let Some(why) = s.shut_to_agent() {
+                    return Err(why.into());
+                }
+                find::refuse(std::slice::from_ref(&s), false)?;
+                surveys.push(s);
+                entries.push(e);
+            }
+            while let Err(e) = self.prepare(surveys, entries) {
+                self.without_ended(surveys, entries, e)?;
+            }
+        }
+        let why = "processes came faster than they could be stopped";
+        let remedy = "all run on as before; checkpoint it when it starts fewer";
+        let what = format!("the processes below PID {}", self.root);
+        Err(Error::new(Kind::Refused, &self.attempted, what, why, remedy).into())
+    }
+
+    /// Asks all of them, and looks at what they have open.
+    fn observe<'s>(
+        &mut self,
+        surveys: &'s [Survey],
+        inside: Vec<Inside>,
+        entries: &[Entry],
+        common: &Rc<Common>,
+        others: &mut Others,
+    ) -> Step<(Vec<Recorded<'s>>, Files)> {
+        let mut all = Vec::with_capacity(surveys.len());
+        for (s, inside) in surveys.iter().zip(inside) {
+            self.at = s.pid;
+            all.push(Observer::new(s, inside, common.clone())?);
+        }
+        let (mut begun, mut listed) = (Vec::new(), Vec::new());
+        for (obs, e) in all.iter_mut().zip(entries) {
+            self.at = obs.survey.pid;
+            begun.push(obs.begin()?);
+            listed.push(obs.listed(&e.listener)?);
+        }
+        self.at = self.root;
+        let members: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
+        let mut opened = opened::join(listed, &common.hands.borrow())?;
+        opened::mark(&mut opened, &members, &common.hands.borrow(), others);
+        let views = Rc::new(std::mem::take(&mut opened.views));
+        all.iter_mut().for_each(|obs| obs.knows(views.clone()));
+        let (mut files, mut reasons) = (Files::default(), Vec::new());
+        for v in views.iter() {
+            self.at = v.pid;
+            let Some(obs) = all.iter_mut().find(|obs| obs.survey.pid == v.pid) else { continue };
+            match obs.open_file(v)? {
+                Ok(f) => files.open.push(f),
+                Err(mut more) => {
+                    if v.pid != self.root {
+                        more.iter_mut().for_each(|r| r.object = format!("{}: {}", obs.survey.describe(), r.object));
+                    }
+                    reasons.extend(more);
+                }
+            }
+        }
+        all[0].survey.refuse_for(reasons)?;
+        files.contents = common.contents.take();
+        let mut recorded = Vec::with_capacity(all.len());
+        let own = opened.fds.into_iter().zip(opened.locks);
+        for ((mut obs, begun), (fds, locks)) in all.into_iter().zip(begun).zip(own) {
+            self.at = obs.survey.pid;
+            let seen = obs.end(begun, fds, locks)?;
+            recorded.push(Recorded { obs, seen });
+        }
+        Ok((recorded, files))
+    }
+
+    /// The agent of one cannot do what is wanted: it is let go here, so that it is known how long it stood still, and the others as their ways end.
+    fn shut_behind(&self, f: Fault, entries: &mut [Entry]) -> Step<Fault> {
+        let Some(way) = entries.iter_mut().map(|e| &mut e.way).find(|w| w.pid() == Some(self.at)) else { return Ok(f) };
+        let why = match f {
+            Fault::Shut(s) => s.why,
+            Fault::Sys(sys::Error::Filtered { calls, .. }) => sys::agent::Absent::Filtered(calls),
+            f => return Ok(f),
+        };
+        let (pause, _) = way.release(tracer::After::Run)?;
+        Ok(Fault::Shut(sys::agent::Shut { why, pause }))
+    }
+
+    /// The states of all threads; memory as it was in the freeze is that of `from`.
+    fn collect(
+        &mut self,
+        all: &[Recorded<'_>],
+        entries: &mut [Entry],
+        from: impl Iterator<Item = i32>,
+    ) -> Step<Vec<Snapshot>> {
+        let mut snapshots = Vec::with_capacity(all.len());
+        for ((r, e), from) in all.iter().zip(entries).zip(from) {
+            self.at = r.obs.survey.pid;
+            snapshots.push(e.way.collect(from)?);
+        }
+        Ok(snapshots)
+    }
+
+    /// The rest of a checkpoint whose processes stay frozen until it is complete.
+    fn while_frozen(
+        &mut self,
+        all: Vec<Recorded<'_>>,
+        mut entries: Vec<Entry>,
+        files: (Files, Kinship),
+        incoming: NewCheckpoint,
+        began: Instant,
+    ) -> Step<Captured> {
+        self.enter(Phase::Record)?;
+        let frozen = Instant::now();
+        let pids: Vec<i32> = all.iter().map(|r| r.obs.survey.pid).collect();
+        let snapshots = self.collect(&all, &mut entries, pids.iter().copied())?;
+        let (mut records, mut before) = (Vec::new(), Vec::new());
+        for (r, snapshot) in all.into_iter().zip(snapshots) {
+            self.at = r.obs.survey.pid;
+            before.push(r.seen.pending.as_ref().map_or(0, |p| p.bits()));
+            let mut record = Recorder::new(r.obs, r.seen, snapshot, Duration::ZERO);
+            record.memory(self.at, self.o.progress)?;
+            records.push(record);
+        }
+        records[0].note_frozen(frozen.elapsed());
+        self.enter(Phase::Publish)?;
+        self.at = self.root;
+        // until they are let go: when the conversation ends, the blob lets everyone run
+        let talks: Vec<_> = records.iter_mut().map(|r| r.talk.take()).collect();
+        let mut done = match record::publish(records, files, incoming, self.o, began) {
+            Ok(done) => done,
+            Err(e) => {
+                drop(entries);
+                return Err(e);
+            }
+        };
+        let after = match self.o.after {
+            After::Run => tracer::After::Run,
+            After::Kill => tracer::After::Kill,
+            After::Stop => tracer::After::Stop,
+        };
+        self.enter(Phase::Thaw)?;
+        done.pause = Duration::ZERO;
+        // children first: a parent is not to see the end of one
+        for ((pid, e), before) in pids.iter().zip(&mut entries).zip(before).rev() {
+            self.at = *pid;
+            let (pause, late) = e.way.release(after)?;
+            done.pause = done.pause.max(pause);
+            let late = late & !before;
+            // of a process that ends with its tree, its child's end is no news
+            let late = if pids.len() > 1 { late & !(1 << (libc::SIGCHLD - 1)) } else { late };
+            let late: Vec<String> = (1..=64).filter(|n| late >> (n - 1) & 1 != 0).map(super::signal_name).collect();
+            if !late.is_empty() {
+                let what = "came while it was recorded: not in the checkpoint, and lost with the process";
+                done.reported.push(format!("signals {} {what}", late.join(", ")));
+            }
+        }
+        drop(talks);
+        Ok(done)
+    }
+
+    /// Whatever went wrong with a target that has ended, went wrong because of that.
+    fn explain(&self, f: Fault) -> Error {
+        let phase = self.phase.name();
+        let called = self.called || self.phase != Phase::Find;
+        let f = match f {
+            Fault::Shut(s) => Fault::Ours(door::refusal(self.at, &self.attempted, &s.why)),
+            f => f,
+        };
+        let ours = matches!(f, Fault::Image(_)) || self.phase == Phase::Thaw && self.o.after == After::Kill;
+        if called && !ours && sys::procfs::is_ending(self.at) {
+            return super::died(&self.attempted, phase);
+        }
+        explain(f, &self.attempted, phase, self.phase != Phase::Find)
+    }
+}
+
+/// Whether each has a reaper among those above it, which a snapshot child would be given to.
+fn adopted(all: &[Recorded<'_>], kinship: &Kinship) -> Vec<bool> {
+    let by_pid: BTreeMap<i32, usize> = all.iter().enumerate().map(|(i, r)| (r.seen.process.pid, i)).collect();
+    let above = |i: usize| kinship.parents.get(i).and_then(|p| by_pid.get(p)).copied();
+    let has = |i: usize| {
+        // a parent stands before its children, or this would not end
+        std::iter::successors(above(i), |p| above(*p)).take(all.len()).any(|p| all[p].seen.process.subreaper)
+    };
+    (0..all.len()).map(has).collect()
+}
+
+/// Everything that would make a checkpoint fail, by looking only; what is not kept.
+pub(super) fn preflight(pid: i32, external: &crate::Externals) -> Result<Vec<String>> {
+    let attempted = format!("checkpoint PID {pid}");
+    let mut all = Vec::new();
+    let living = tree::living(&[pid]);
+    for of in if living.is_empty() { vec![pid] } else { living } {
+        let door = if sys::agent::present(of).is_ok() { Door::Agent } else { Door::Attach };
+        let look = |door| find::survey(of, attempted.clone(), external, door, Vec::new());
+        let s = match look(door) {
+            Ok(s) if door == Door::Agent && s.shut_to_agent().is_some() => look(Door::Attach),
+            s => s,
+        };
+        match s {
+            Err(_) if of != pid && sys::procfs::is_ending(of) => {}
+            s => all.push(s?),
+        }
+    }
+    find::together(&mut all, &mut Others::default())?;
+    find::refuse(&all, true)?;
+    for s in all.iter().filter(|s| s.door == Door::Attach) {
+        super::way_in(s, &[0; 8])?;
+    }
+    let said = |s: &Survey| -> Vec<String> {
+        let line = |l: &String| if s.pid == pid { l.clone() } else { format!("PID {}: {l}", s.pid) };
+        s.reported.iter().map(line).collect()
+    };
+    Ok(all.iter().flat_map(said).collect())
+}

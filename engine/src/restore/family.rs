@@ -1,0 +1,250 @@
+//! Phase build, of several processes: who bears whom, so that each has its old parent, session and process group.
+//!
+//! A child is in its parent's session as that is when it is born. So one whose session is older than its parent's is born before the parent's setsid(2), all
+//! others after. What has lost its parent is born by a helper that ends, and so becomes the reaper's; a session or group whose leader is gone is founded by a
+//! helper of the leader's number. All this is done before anything else, while each process is nothing but the blob.
+use super::build::Nursery;
+use super::{cannot, Image, Step, Tree};
+use crate::{Reason, RestoreOptions};
+use ::image::v1::tree::Zombie;
+use std::collections::BTreeMap;
+use sys::pidfd::PidFd;
+use sys::program::{Arg::Imm, Program};
+
+/// Longest wait for the end of a helper, milliseconds: it has been killed, or is about to exit.
+const END: i32 = 10_000;
+
+/// Who leads a session.
+fn leads(image: &Image<'_>) -> bool {
+    image.process.sid == image.process.pid
+}
+
+/// Whether the program gets a session of its own: all others do if they had one.
+fn own_session(i: usize, image: &Image<'_>, o: &RestoreOptions<'_>) -> bool {
+    if i == 0 {
+        o.own_session
+    } else {
+        leads(image)
+    }
+}
+
+/// Why its sessions and groups cannot be made again.
+pub fn check(tree: &Tree<'_>) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    for (i, image) in tree.all.iter().enumerate().skip(1) {
+        let p = &image.process;
+        let Some(parent) = tree.index(image.parent) else { continue };
+        let above = &tree.all[parent];
+        let older = tree.index(above.parent).map(|g| tree.all[g].process.sid);
+        let born = leads(image) || p.sid == above.process.sid || leads(above) && older == Some(p.sid);
+        // one that it has adopted may have brought any session along
+        if !born && !above.process.subreaper {
+            let why = format!("its session {} is neither its parent's nor its own: it cannot be born into it", p.sid);
+            reasons.push(Reason::new(
+                name(image),
+                why,
+                "let it lead a session of its own (setsid), and checkpoint again",
+            ));
+        }
+        let group = tree.all.iter().find(|o| o.process.pid == p.pgid);
+        if group.is_some_and(|g| g.process.sid != p.sid) && i > 0 {
+            let why = format!("its process group {} is led by a process of another session", p.pgid);
+            reasons.push(Reason::new(name(image), why, "checkpoint it when that has ended"));
+        }
+    }
+    reasons
+}
+
+/// "process 12 (sleep)".
+pub fn name(image: &Image<'_>) -> String {
+    let comm = image.threads.first().map_or(&[][..], |t| &t.comm[..]);
+    format!("process {} ({})", image.process.pid, comm.escape_ascii())
+}
+
+/// Numbers of sessions and groups whose leaders are gone, which helpers will need: not those that are the caller's affair.
+pub fn gone(tree: &Tree<'_>) -> Vec<i32> {
+    let Some(first) = tree.all.first().map(|i| &i.process) else { return Vec::new() };
+    let used = tree.all.iter().flat_map(|i| [i.process.sid, i.process.pgid]);
+    let outside = |n: &i32| *n == 0 || *n == first.sid || *n == first.pgid || tree.index(*n).is_some();
+    let set: std::collections::BTreeSet<i32> = used.filter(|n| !outside(n)).collect();
+    set.into_iter().collect()
+}
+
+/// Bears all but the program, which is there.
+pub fn grow(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
+    let mut founders = Vec::new();
+    branch(n, 0, o, &mut founders)?;
+    adopted(n, None, n.tree.children(None), o, &mut founders)?;
+    groups(n, o, &founders)?;
+    for (parent, helper, _) in founders {
+        n.end_helper(parent, helper)?;
+    }
+    for z in &n.tree.zombies {
+        die(n, z)?;
+    }
+    n.settle()
+}
+
+/// Helpers that lead sessions for a while: by whom they were born, their PIDs here, and the sessions' numbers.
+type Founders = Vec<(Option<usize>, i32, i32)>;
+
+/// Bears what a reaper (None: it is not in the image) has adopted: it is born below a process of its session.
+fn adopted(
+    n: &mut Nursery<'_, '_>,
+    reaper: Option<usize>,
+    all: Vec<usize>,
+    o: &RestoreOptions<'_>,
+    founders: &mut Founders,
+) -> Step<()> {
+    let mut founded: BTreeMap<i32, i32> = BTreeMap::new();
+    for i in all {
+        let sid = n.tree.all[i].process.sid;
+        // a session that is the caller's, or the program's own
+        let program = (sid == n.tree.all[0].process.sid).then_some(0);
+        match program.or_else(|| n.tree.index(sid)) {
+            Some(leader) if leader == i => n.bear_at(reaper, i)?,
+            Some(leader) => {
+                let helper = n.helper(Some(leader), 0)?;
+                n.bear_by(helper, i)?;
+                n.end_helper(Some(leader), helper)?;
+            }
+            None => {
+                // its leader has ended
+                let founder = match founded.get(&sid) {
+                    Some(f) => *f,
+                    None => found(n, reaper, sid)?,
+                };
+                founded.insert(sid, founder);
+                n.bear_by(founder, i)?;
+            }
+        }
+        branch(n, i, o, founders)?;
+    }
+    founders.extend(founded.into_iter().map(|(sid, f)| (reaper, f, sid)));
+    Ok(())
+}
+
+/// A helper that leads a session.
+fn found(n: &mut Nursery<'_, '_>, reaper: Option<usize>, sid: i32) -> Step<i32> {
+    let helper = n.helper(reaper, sid)?;
+    n.run_helper(helper, &calls(&[(libc::SYS_setsid, &[])]))?;
+    Ok(helper)
+}
+
+/// Bears the children of a process, and theirs.
+fn branch(n: &mut Nursery<'_, '_>, i: usize, o: &RestoreOptions<'_>, founders: &mut Founders) -> Step<()> {
+    let sid = n.tree.all[i].process.sid;
+    let own = own_session(i, &n.tree.all[i], o);
+    let before = n.tree.index(n.tree.all[i].parent).map(|p| n.tree.all[p].process.sid);
+    let (mut older, mut younger, mut brought) = (Vec::new(), Vec::new(), Vec::new());
+    for c in n.tree.children(Some(i)) {
+        let p = &n.tree.all[c].process;
+        match p.sid {
+            s if s == sid || s == p.pid => younger.push(c),
+            s if own && before == Some(s) => older.push(c),
+            _ => brought.push(c),
+        }
+    }
+    for c in older {
+        n.bear_at(Some(i), c)?;
+        branch(n, c, o, founders)?;
+    }
+    if own {
+        n.run(i, &calls(&[(libc::SYS_setsid, &[])]))?;
+    }
+    for c in younger {
+        n.bear_at(Some(i), c)?;
+        branch(n, c, o, founders)?;
+    }
+    if !brought.is_empty() {
+        let reap = Imm(libc::PR_SET_CHILD_SUBREAPER as u64);
+        n.run(i, &calls(&[(libc::SYS_prctl, &[reap, Imm(1)])]))?;
+        adopted(n, Some(i), brought, o, founders)?;
+    }
+    Ok(())
+}
+
+fn calls(all: &[(i64, &[sys::program::Arg])]) -> Program {
+    let mut p = Program::new();
+    for (nr, args) in all {
+        p.call(*nr, args);
+    }
+    p
+}
+
+/// Process groups: the leaders found theirs, then the others join.
+fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>, founders: &Founders) -> Step<()> {
+    for (i, image) in n.tree.all.iter().enumerate() {
+        let p = &image.process;
+        if p.pgid == p.pid && !own_session(i, image, o) {
+            n.run(i, &calls(&[(libc::SYS_setpgid, &[Imm(0), Imm(0)])]))?;
+        }
+    }
+    let mut lost: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
+    let outside = n.tree.all[0].process.pgid;
+    for (i, image) in n.tree.all.iter().enumerate() {
+        let p = &image.process;
+        if p.pgid == p.pid || p.pgid == 0 {
+            continue;
+        }
+        // who founded a session founded its first group, too
+        let founded = founders.iter().any(|f| f.2 == p.pgid).then_some(i);
+        match n.tree.index(p.pgid).or(founded) {
+            Some(_) => drop(n.run(i, &calls(&[(libc::SYS_setpgid, &[Imm(0), p.pgid.into()])]))?),
+            // the group that the program was started in: it is in the caller's now, and those in its session with it
+            None if p.pgid == outside && p.sid == n.tree.all[0].process.sid => {}
+            None => lost.entry(p.pgid).or_default().push(i),
+        }
+    }
+    for (group, members) in lost {
+        let first = members[0];
+        let helper = n.helper(Some(first), group)?;
+        n.run_helper(helper, &calls(&[(libc::SYS_setpgid, &[Imm(0), Imm(0)])]))?;
+        for i in members {
+            n.run(i, &calls(&[(libc::SYS_setpgid, &[Imm(0), group.into()])]))?;
+        }
+        n.end_helper(Some(first), helper)?;
+    }
+    Ok(())
+}
+
+/// A child that ends as it had, and is not waited for.
+fn die(n: &mut Nursery<'_, '_>, z: &Zombie) -> Step<()> {
+    let Some(parent) = n.tree.index(z.parent) else { return Ok(()) };
+    let (here, mut channel) = n.child(parent, z.pid)?;
+    let mut p = Program::new();
+    let comm = p.cstr(&z.comm);
+    p.may(libc::SYS_prctl, &[Imm(libc::PR_SET_NAME as u64), comm]);
+    if z.sid == z.pid {
+        p.may(libc::SYS_setsid, &[]);
+    } else {
+        p.may(libc::SYS_setpgid, &[Imm(0), z.pgid.into()]);
+    }
+    channel.run(&p)?;
+    let mut p = Program::new();
+    match z.status & 0x7f {
+        0 => {
+            p.call(libc::SYS_exit_group, &[Imm((z.status >> 8 & 0xff) as u64)]);
+        }
+        signal => {
+            // without a core, whatever its status says
+            let none = p.bytes(&[0; 16]);
+            p.may(libc::SYS_prlimit64, &[Imm(0), Imm(u64::from(libc::RLIMIT_CORE)), none, Imm(0)]);
+            p.call(libc::SYS_kill, &[z.pid.into(), signal.into()]);
+            let open = p.bytes(&[0; 8]);
+            p.call(libc::SYS_rt_sigprocmask, &[Imm(libc::SIG_SETMASK as u64), open, Imm(0), Imm(8)]);
+            // only if it was none that ends a process
+            p.call(libc::SYS_exit_group, &[Imm(signal as u64 + 128)]);
+        }
+    }
+    let process = PidFd::open(here)?;
+    channel.send(wire::OP_BATCH, &p.encode())?;
+    if !process.wait_end(END) {
+        return Err(cannot(format!("ended process {}", z.pid), "it does not end here", "report this"));
+    }
+    // its end is no news
+    let mut p = Program::new();
+    let (set, now) = (p.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_le_bytes()), p.bytes(&[0; 16]));
+    p.may(libc::SYS_rt_sigtimedwait, &[set, Imm(0), now, Imm(8)]);
+    n.run(parent, &p)
+}

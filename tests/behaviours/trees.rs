@@ -1,0 +1,395 @@
+//! Trees of processes, beyond what the matrix does with `tree`: doors of several kinds in one checkpoint, who comes and goes while the freeze is on its way, what a
+//! session's command has left behind, what relatives share and is refused by name, and real programs that are trees.
+use anyhow::{ensure, Context, Result};
+use dormouse_tests::bed::{LIMIT, SOON};
+use dormouse_tests::{control, proc, run, store, sys, unharmed, Bed, Case};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    all.extend(Case::each("trees/left-behind", left_behind));
+    all.extend(Case::each("trees/forks-in-the-window", forks_in_the_window));
+    all.extend(Case::each("trees/executes-in-the-window", executes_in_the_window));
+    all.extend(Case::each("trees/doors", doors));
+    all.extend(Case::each("trees/door-agent-only", door_agent_only));
+    all.extend(Case::each("trees/shares-its-memory", shares_its_memory));
+    all.extend(Case::each("trees/pipeline", pipeline));
+    all.extend(Case::each("trees/multiprocessing", multiprocessing));
+    all.extend(Case::each("trees/fork-bomb", fork_bomb));
+    all
+}
+
+fn send(pid: i32, signal: Signal) -> Result<()> {
+    Ok(kill(Pid::from_raw(pid), signal)?)
+}
+
+/// A Python program in a session of its own and in `dir`.
+fn python(bed: &mut Bed, dir: &Path, script: &str) -> Result<Child> {
+    let mut c = bed.command("python3");
+    c.args(["-c", script]).current_dir(dir).stdin(Stdio::null());
+    sys::own_session(&mut c);
+    Ok(bed.spawn(&mut c)?.0)
+}
+
+fn there(path: PathBuf) -> Result<()> {
+    run::until(&format!("{}", path.display()), LIMIT, || Ok(path.exists()))
+}
+
+/// Whose process it is by the summary of the latest checkpoint: door of each PID, in order.
+fn processes(bed: &mut Bed, name: &str) -> Result<Vec<(i64, String)>> {
+    let said = bed.ctl_json(&["inspect", name])?;
+    let all = said["summary"]["processes"].as_array().context("inspect --json tells no processes")?;
+    let one = |p: &serde_json::Value| Some((p["pid"].as_i64()?, p["door"].as_str().unwrap_or("ended").to_owned()));
+    all.iter().map(|p| one(p).context("a process without PID")).collect()
+}
+
+/// Ends what a restored session has left, whatever it is.
+fn end_session(bed: &mut Bed, name: &str) -> Result<()> {
+    bed.ctl(&["kill", name])?.expect(0)?;
+    let live = store::session_dir(bed, name).join("live.json");
+    run::until("the session's end", SOON, || {
+        bed.reap();
+        Ok(!live.exists())
+    })
+}
+
+/// What the command left behind as a daemon is the session's, too: captured with it, and restored below the supervisor.
+fn left_behind(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = format!(
+        "(setsid sleep 1001 </dev/null >/dev/null 2>&1 & echo $! >{0}/new; mv {0}/new {0}/left); exec sleep 1000",
+        dir.display()
+    );
+    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "sh", "-c", &script]);
+    let started = bed.run(&mut c)?.expect(0)?.json()?;
+    let number =
+        |v: &serde_json::Value, key: &str| Ok::<i32, anyhow::Error>(v[key].as_i64().context("no such number")? as i32);
+    let (pid, supervisor) = (number(&started, "pid")?, number(&started, "supervisor")?);
+    bed.who.assert_is("the program", pid)?;
+    let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let mut left = 0;
+    run::until("both programs", SOON, || {
+        left = fs::read_to_string(dir.join("left")).unwrap_or_default().trim().parse().unwrap_or(0);
+        Ok(comm(pid) == "sleep\n" && comm(left) == "sleep\n" && proc::children(supervisor).contains(&left))
+    })?;
+    // by ctl, and by the session's own recorder
+    let made = bed.ctl_json(&["checkpoint", "job"])?;
+    ensure!(made["processes"] == 2, "a checkpoint of {made}");
+    let mut stream = control::connect(bed, "job")?;
+    stream.write_all(&control::frame(r#"{"op":"checkpoint"}"#))?;
+    let said = control::answer(&mut stream)?.context("it hangs up")?;
+    ensure!(said["ok"] == true && said["n"] == 2, "it is told {said}");
+    let all = processes(bed, "job")?;
+    ensure!(all == [(pid.into(), "agent".into()), (left.into(), "agent".into())], "they are {all:?}");
+    unharmed::entirely(pid)?;
+    unharmed::entirely(left)?;
+    bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
+    run::until("the session's end", SOON, || {
+        bed.reap();
+        Ok(!proc::alive(supervisor) && !proc::alive(pid) && !proc::alive(left))
+    })?;
+    let said = bed.ctl_json(&["restore", "job", "--detach"])?;
+    let (pid, supervisor) = (number(&said, "pid")?, number(&said, "supervisor")?);
+    let below = proc::descendants(supervisor);
+    let sleeps: Vec<i32> = below.into_iter().filter(|p| comm(*p) == "sleep\n").collect();
+    ensure!(sleeps.len() == 2 && sleeps.contains(&pid), "restored are {sleeps:?}");
+    let other = sleeps.into_iter().find(|p| *p != pid).unwrap_or(0);
+    let parent = proc::status(other).context("the daemon is gone")?.ppid;
+    ensure!(parent != pid, "the daemon has the program as its parent");
+    end_session(bed, "job")
+}
+
+/// Stopped between survey and freeze, ctl finds what has come since.
+fn in_the_window(bed: &mut Bed, pid: i32, options: &[&str], act: &dyn Fn() -> Result<()>) -> Result<()> {
+    let pid = pid.to_string();
+    let mut ctl = bed.ctl_command(&[&["checkpoint", "--pid", &pid, "--name", "window"], options].concat());
+    ctl.env("DORMOUSE_FAULT", "freeze:1:stop-self");
+    let (mut recorder, _, said) = bed.spawn(&mut ctl)?;
+    let me = recorder.id() as i32;
+    run::until("ctl before the freeze", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
+    act()?;
+    send(me, Signal::SIGCONT)?;
+    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
+    bed.let_go(&recorder);
+    ensure!(run::code(status) == 0, "it should be made: {status}: {}", fs::read_to_string(said)?);
+    Ok(())
+}
+
+const FORKS: &str = "
+import os, time
+def wait(what):
+    while not os.path.exists(what): time.sleep(0.002)
+def tell(what, text=''):
+    open(what + '.new', 'w').write(text); os.rename(what + '.new', what)
+tell('ready')
+wait('act')
+r, w = os.pipe()
+child = os.fork()
+if child == 0:
+    if os.fork() == 0:
+        wait('gate')
+        os.write(w, b'grandchild %d' % os.getpid())
+        os._exit(4)
+    _, status = os.wait()
+    os._exit(status >> 8)
+tell('acted', str(child))
+wait('gate')
+_, status = os.waitpid(child, 0)
+tell('proof', '%d %d %s' % (child, status >> 8, os.read(r, 100).decode()))
+";
+
+/// A child and a grandchild that are younger than the survey.
+fn forks_in_the_window(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let mut child = python(bed, &dir, FORKS)?;
+    let pid = child.id() as i32;
+    there(dir.join("ready"))?;
+    in_the_window(bed, pid, &["--kill"], &|| {
+        fs::write(dir.join("act"), "")?;
+        there(dir.join("acted"))
+    })?;
+    run::end(&mut child, "python", SOON)?;
+    bed.let_go(&child);
+    bed.reap();
+    let all = processes(bed, "window")?;
+    ensure!(all.len() == 3 && all.iter().all(|p| p.1 == "attach"), "captured are {all:?}");
+    let said = bed.ctl_json(&["restore", "window", "--detach"])?;
+    bed.who.assert_is("the restored python", said["pid"].as_i64().context("no pid")? as i32)?;
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("proof"))?;
+    let proof = fs::read_to_string(dir.join("proof"))?;
+    let expected = format!("{} 4 grandchild {}", fs::read_to_string(dir.join("acted"))?, all[2].0);
+    ensure!(proof == expected, "it says {proof:?} instead of {expected:?}");
+    Ok(())
+}
+
+const EXECUTES: &str = "
+import os, sys, time
+def wait(what):
+    while not os.path.exists(what): time.sleep(0.002)
+child = os.fork()
+if child == 0:
+    wait('act')
+    os.execvp('sh', ['sh', '-c', 'echo >acted; until test -e gate; do sleep 0.01; done; exit 5'])
+open('ready', 'w').close()
+_, status = os.waitpid(child, 0)
+open('proof.new', 'w').write(str(status >> 8)); os.rename('proof.new', 'proof')
+";
+
+/// A child that is another program when it is stopped than it was when it was looked at.
+fn executes_in_the_window(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let mut child = python(bed, &dir, EXECUTES)?;
+    let pid = child.id() as i32;
+    there(dir.join("ready"))?;
+    in_the_window(bed, pid, &["--kill"], &|| {
+        fs::write(dir.join("act"), "")?;
+        there(dir.join("acted"))
+    })?;
+    run::end(&mut child, "python", SOON)?;
+    bed.let_go(&child);
+    bed.reap();
+    bed.ctl(&["restore", "window", "--detach"])?.expect(0)?;
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("proof"))?;
+    let proof = fs::read_to_string(dir.join("proof"))?;
+    ensure!(proof == "5", "it says {proof:?}");
+    Ok(())
+}
+
+/// One child with the agent, one without (env -i), and a static one: each by its door, in one checkpoint.
+fn doors(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let fixed = bed.stage.program("static_mem");
+    let folder = bed.folder()?;
+    let script = format!(
+        "import os, subprocess, time
+bare = subprocess.Popen(['env', '-i', '/bin/sleep', '1000'])
+fixed = subprocess.Popen([{fixed:?}, '--dir', {folder:?}])
+same = subprocess.Popen(['/bin/sleep', '1001'])
+while not os.path.exists({ready:?}): time.sleep(0.002)
+def comm(pid): return open('/proc/%d/comm' % pid).read()
+while comm(bare.pid) != 'sleep\\n' or comm(same.pid) != 'sleep\\n': time.sleep(0.002)
+open('pids.new', 'w').write('%d %d %d' % (bare.pid, fixed.pid, same.pid)); os.rename('pids.new', 'pids')
+while not os.path.exists('gate'): time.sleep(0.002)
+bare.kill(); same.kill()
+open('proof.new', 'w').write('%d %d %d' % (bare.wait(), fixed.wait(), same.wait())); os.rename('proof.new', 'proof')
+",
+        ready = folder.join("ready"),
+    );
+    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "python3", "-c", &script]);
+    c.current_dir(&dir);
+    bed.run(&mut c)?.expect(0)?;
+    there(dir.join("pids"))?;
+    let pids: Vec<i64> = fs::read_to_string(dir.join("pids"))?.split(' ').filter_map(|w| w.parse().ok()).collect();
+    for kill in [&[][..], &["--kill"]] {
+        let made = bed.ctl_json(&[&["checkpoint", "job"], kill].concat())?;
+        ensure!(made["door"] == "agent" && made["processes"] == 4, "made by {made}");
+        let all = processes(bed, "job")?;
+        let door = |pid: i64| all.iter().find(|p| p.0 == pid).map(|p| p.1.as_str());
+        let doors: Vec<Option<&str>> = pids.iter().map(|p| door(*p)).collect();
+        ensure!(doors == [Some("attach"), Some("attach"), Some("agent")], "the doors are {all:?}");
+    }
+    let said = bed.ctl_json(&["restore", "job", "--detach"])?;
+    bed.who.assert_is("the restored python", said["pid"].as_i64().context("no pid")? as i32)?;
+    fs::write(folder.join("gate"), "")?;
+    there(folder.join("result"))?;
+    let result = fs::read_to_string(folder.join("result"))?;
+    ensure!(result.starts_with("OK"), "the static child: {result}");
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("proof"))?;
+    let proof = fs::read_to_string(dir.join("proof"))?;
+    ensure!(proof == "-9 0 -9", "the children ended with {proof}");
+    Ok(())
+}
+
+/// With `--door agent` a child that the agent cannot reach is named, and all run on.
+fn door_agent_only(bed: &mut Bed) -> Result<()> {
+    let args = ["--json", "--name", "job", "--detach", "--", "sh", "-c", "env -i /bin/sleep 1000 & wait"];
+    let mut c = bed.launcher_command(&args);
+    let said = bed.run(&mut c)?.expect(0)?.json()?;
+    let pid = said["pid"].as_i64().context("no pid")? as i32;
+    let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    run::until("the child", SOON, || Ok(proc::children(pid).first().is_some_and(|c| comm(*c) == "sleep\n")))?;
+    let child = proc::children(pid)[0];
+    let words = ["cannot checkpoint", &format!("PID {child}"), "leave out --door agent"];
+    bed.ctl(&["checkpoint", "job", "--door", "agent"])?.refused(3, &words)?;
+    unharmed::family(pid)?;
+    end_session(bed, "job")
+}
+
+/// A child that shares its parent's memory is refused by name, and both run on.
+fn shares_its_memory(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import ctypes, os, signal, time
+libc = ctypes.CDLL(None)
+stack = ctypes.create_string_buffer(1 << 20)
+# CLONE_VM, SIGCHLD
+child = libc.clone(ctypes.cast(libc.pause, ctypes.c_void_p), ctypes.c_void_p(ctypes.addressof(stack) + (1 << 20) - 64), 0x100 | 17, None)
+assert child > 0
+open('pid.new', 'w').write(str(child)); os.rename('pid.new', 'pid')
+while not os.path.exists('gate'): time.sleep(0.002)
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+";
+    let mut parent = python(bed, &dir, script)?;
+    there(dir.join("pid"))?;
+    let child = fs::read_to_string(dir.join("pid"))?;
+    let pid = parent.id().to_string();
+    let words =
+        ["cannot checkpoint", &format!("process {child}"), "it shares its memory (CLONE_VM, or it is in vfork)"];
+    for door in ["attach", "auto"] {
+        bed.ctl(&["checkpoint", "--pid", &pid, "--name", "x", "--door", door])?.refused(3, &words)?;
+        unharmed::family(parent.id() as i32)?;
+    }
+    fs::write(dir.join("gate"), "")?;
+    let status = run::end(&mut parent, "python", LIMIT)?;
+    bed.let_go(&parent);
+    ensure!(run::code(status) == 0, "the program is harmed: {status}");
+    Ok(())
+}
+
+/// A shell and its pipeline, which goes on to the last byte.
+fn pipeline(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "i=0; while [ $i -lt 3000 ]; do echo $i; i=$((i+1)); [ $i = 500 ] && echo >half && until test -e go; do :; done; done | sed s/^/x/ | cat >out; echo $? >done.new; mv done.new done";
+    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "sh", "-c", script]);
+    c.current_dir(&dir);
+    bed.run(&mut c)?.expect(0)?;
+    there(dir.join("half"))?;
+    for _ in 0..3 {
+        let made = bed.ctl_json(&["checkpoint", "job", "--kill"])?;
+        ensure!(made["processes"] == 4 && made["door"] == "agent", "a checkpoint of {made}");
+        bed.reap();
+        bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
+    }
+    fs::write(dir.join("go"), "")?;
+    there(dir.join("done"))?;
+    let expected: String = (0..3000).map(|i| format!("x{i}\n")).collect();
+    ensure!(fs::read_to_string(dir.join("out"))? == expected, "lines are lost, or come twice");
+    Ok(())
+}
+
+/// Python's pool of workers, with its pipes, semaphores in shared memory and threads.
+fn multiprocessing(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import multiprocessing, os, time
+def square(n):
+    time.sleep(0.002)
+    return n * n, os.getpid()
+if __name__ == '__main__':
+    done, pids = [], set()
+    with multiprocessing.get_context('fork').Pool(3) as pool:
+        while len(done) < 600 or not os.path.exists('go'):
+            for n, pid in pool.map(square, range(len(done), len(done) + 6)):
+                done.append(n); pids.add(pid)
+            if len(done) == 60: open('some', 'w').close()
+    open('proof.new', 'w').write('%d %s' % (len(pids), done == [n * n for n in range(len(done))])); os.rename('proof.new', 'proof')
+";
+    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "python3", "-c", script]);
+    c.current_dir(&dir);
+    bed.run(&mut c)?.expect(0)?;
+    there(dir.join("some"))?;
+    for options in [&[][..], &["--kill"]] {
+        let made = bed.ctl_json(&[&["checkpoint", "job"], options].concat())?;
+        ensure!(made["processes"] == 4 && made["door"] == "agent", "a checkpoint of {made}");
+    }
+    bed.reap();
+    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
+    fs::write(dir.join("go"), "")?;
+    there(dir.join("proof"))?;
+    let proof = fs::read_to_string(dir.join("proof"))?;
+    ensure!(proof == "3 True", "it says {proof}");
+    Ok(())
+}
+
+/// Processes that fork as fast as they can, up to a bound: all of them are frozen, and every one comes back.
+fn fork_bomb(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import os, time
+r, w = os.pipe()
+def grow(depth):
+    os.write(w, b'.')
+    kids = []
+    if depth:
+        for _ in range(2):
+            time.sleep(0.003)
+            pid = os.fork()
+            if pid == 0:
+                grow(depth - 1)
+                while not os.path.exists('gate'): time.sleep(0.01)
+                os._exit(0)
+            kids.append(pid)
+        while not os.path.exists('gate'): time.sleep(0.01)
+        for pid in kids: assert os.waitpid(pid, 0)[1] == 0
+open('ready', 'w').close()
+grow(5)
+os.close(w)
+n = 0
+while True:
+    b = os.read(r, 4096)
+    if not b: break
+    n += len(b)
+open('proof.new', 'w').write(str(n)); os.rename('proof.new', 'proof')
+";
+    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "python3", "-c", script]);
+    c.current_dir(&dir);
+    bed.run(&mut c)?.expect(0)?;
+    there(dir.join("ready"))?;
+    bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
+    bed.reap();
+    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("proof"))?;
+    let proof = fs::read_to_string(dir.join("proof"))?;
+    ensure!(proof == "63", "there were {proof} processes instead of 63");
+    Ok(())
+}
