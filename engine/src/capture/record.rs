@@ -122,10 +122,15 @@ impl Recorder {
 
     /// Records the memory of `from`: the snapshot child, or the frozen target.
     pub fn memory(&mut self, from: i32, progress: Option<&dyn Fn(Progress)>) -> Step<()> {
-        let smaps = procfs::smaps::read(from)?;
+        // each walks all page tables
+        let (smaps, policies) = std::thread::scope(|s| {
+            let smaps = s.spawn(|| procfs::smaps::read(from));
+            let policies = Policies::new(from, self.pid, &self.seen, &self.before);
+            (smaps.join(), policies)
+        });
+        let (smaps, policies) = (smaps.map_err(panicked)??, policies?);
         let (mem, pagemap) = (RemoteMem::open(from)?, Pagemap::open(from)?);
         let mut mapped = Mapped::default();
-        let policies = Policies::new(from, self.pid, &self.seen, &self.before)?;
         // what takes long leaves one CPU to the program, if that runs
         let known: u64 = smaps.iter().map(|m| (m.anonymous_kb + m.swap_kb) << 10).sum();
         let long = from != self.pid && known > LONG;
@@ -204,7 +209,7 @@ impl Recorder {
         pages.extend(self.sink.take_runs());
         pages.sort_by_key(|r| r.addr);
         self.memory.pages = pages;
-        let (_, pack, _) = self.sink.finish()?;
+        let (_, pack, on_its_way) = self.sink.close()?;
         let packs = [PackRef::from(&pack)];
         let xfeatures = self
             .threads
@@ -236,6 +241,7 @@ impl Recorder {
         }
         let (bytes, _) = m.finish();
         incoming.write_manifest(&bytes)?;
+        on_its_way.wait()?;
         let n = incoming.publish()?;
         Ok(Captured {
             n,
@@ -254,6 +260,11 @@ impl Recorder {
 fn filters(judge: &Judge) -> Vec<Filter> {
     let one = |f: &sys::seccomp::Filter| Filter { code: f.code.clone().into(), flags: f.flags & FLAG_LOG };
     judge.filters().iter().map(one).collect()
+}
+
+/// Of the thread that reads smaps.
+pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> std::io::Error {
+    std::io::Error::other("a thread that reads smaps panicked")
 }
 
 fn proc_line(path: &str) -> String {
