@@ -14,7 +14,7 @@ use serde::ser::SerializeTuple;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::Result;
-use crate::pack::{PackInfo, PackWriter};
+use crate::pack::{PackInfo, PackSync, PackWriter};
 use crate::page_hash::{PageHash, PageHasher};
 use crate::PAGE_SIZE;
 
@@ -194,6 +194,12 @@ impl PageSink {
     pub fn finish(self) -> Result<(Vec<PageRun>, PackInfo, PageStats)> {
         let info = self.writer.finish()?;
         Ok((self.runs, info, self.stats))
+    }
+
+    /// The same for who has something to do while the pack goes to the disk.
+    pub fn close(self) -> Result<(Vec<PageRun>, PackInfo, PackSync)> {
+        let (info, sync) = self.writer.close()?;
+        Ok((self.runs, info, sync))
     }
 
     /// Finds or makes the place of `page`.

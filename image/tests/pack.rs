@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{noise, text};
-use dormouse_image::pack::{FRAME_PAGES, PACK_HEADER_LEN};
+use dormouse_image::pack::{Method, FRAME_PAGES, PACK_HEADER_LEN, SOON};
 use dormouse_image::{
     Compression, ImageError, PackInfo, PackReader, PackWriter, PageRun, PageSink, PageSource, PageStats, PAGE_SIZE,
 };
@@ -204,6 +204,46 @@ fn the_sink_drops_zeros_finds_duplicates_and_merges() {
     assert_eq!(runs, [run(0x1000, 1, place(0))]);
     assert_eq!(info.pages, 4);
     assert_eq!(stats, PageStats { total: 14, zero: 6, duplicate: 4, stored: 4 });
+}
+
+#[test]
+fn frames_are_short_while_time_counts() {
+    let dir = folder();
+    let part = text(12, FRAME_PAGES);
+    // 32 MiB in short frames, then long ones, of which the last is not full.
+    let parts: Vec<&[u8]> = (0..34).map(|i| if i < 33 { &part[..] } else { &part[..5 * PAGE_SIZE] }).collect();
+    let (path, _) = write(dir.path(), Compression::default(), &parts);
+    let reader = PackReader::open(&path).unwrap();
+    reader.verify().unwrap();
+    let frames: Vec<_> = reader.frames().iter().map(|f| (f.pages, f.method)).collect();
+    assert!(frames[..SOON as usize].iter().all(|f| *f == (64, Method::Lz4)), "{frames:?}");
+    assert_eq!(frames[SOON as usize..], [(256, Method::Zstd), (5, Method::Zstd)]);
+    // Over the place where the length changes.
+    let mut out = vec![0; FRAME_PAGES * PAGE_SIZE];
+    reader.read_pages(32 * FRAME_PAGES as u64 - 7, &mut out).unwrap();
+    assert!(
+        out[..7 * PAGE_SIZE] == part[part.len() - 7 * PAGE_SIZE..]
+            && out[7 * PAGE_SIZE..] == part[..part.len() - 7 * PAGE_SIZE]
+    );
+}
+
+#[test]
+fn a_pack_that_is_closed_is_whole_when_it_was_waited_for() {
+    let dir = folder();
+    for count in [1, FRAME_PAGES * 2 + 3] {
+        let path = dir.path().join(format!("{count}.pack"));
+        let pages = noise(13, count);
+        let mut writer = PackWriter::create(&path, Compression::default()).unwrap();
+        writer.append(&pages).unwrap();
+        let (info, sync) = writer.close().unwrap();
+        sync.wait().unwrap();
+        let reader = PackReader::open(&path).unwrap();
+        assert_eq!(
+            (reader.blake3(), reader.file_len(), reader.pages()),
+            (info.blake3, info.stored_bytes, count as u64)
+        );
+        reader.verify().unwrap();
+    }
 }
 
 #[test]

@@ -138,20 +138,22 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
     refuse(std::slice::from_ref(&s), false)?;
     let mut look = s.look()?;
     let look = look.as_mut();
-    let r: std::result::Result<(), Fault> = (|| {
+    let r: std::result::Result<(), Fault> = std::thread::scope(|scope| {
+        // the kernel walks all page tables for that: meanwhile the rest
+        let smaps = scope.spawn(|| procfs::smaps::read(pid));
         s.random = random(pid);
         s.files = files::list(pid, look, None)?;
-        s.smaps = procfs::smaps::read(pid)?;
+        s.namespaces();
+        let (threads, odd, raised) = super::threads::facts(&s.status, s.private, look.is_blind());
+        s.threads = threads;
+        s.raised = raised;
+        s.reasons.extend(odd);
+        s.process();
+        s.seccomp();
+        s.smaps = smaps.join().map_err(super::record::panicked)??;
         Ok(())
-    })();
+    });
     r.map_err(|f| explain(f, &s.attempted, "find", false))?;
-    s.namespaces();
-    let (threads, odd, raised) = super::threads::facts(&s.status, s.private, look.is_blind());
-    s.threads = threads;
-    s.raised = raised;
-    s.reasons.extend(odd);
-    s.process();
-    s.seccomp();
     s.mappings();
     Ok(s)
 }

@@ -133,10 +133,15 @@ impl Recorder {
 
     /// Records the memory of `from`: the snapshot child, or the frozen target.
     pub fn memory(&mut self, from: i32, progress: Option<&dyn Fn(Progress)>) -> Step<()> {
-        let smaps = procfs::smaps::read(from)?;
+        // each walks all page tables
+        let (smaps, policies) = std::thread::scope(|s| {
+            let smaps = s.spawn(|| procfs::smaps::read(from));
+            let policies = Policies::new(from, self.pid, &self.seen, &self.before);
+            (smaps.join(), policies)
+        });
+        let (smaps, policies) = (smaps.map_err(panicked)??, policies?);
         let (mem, pagemap) = (RemoteMem::open(from)?, Pagemap::open(from)?);
         let mut mapped = Mapped::default();
-        let policies = Policies::new(from, self.pid, &self.seen, &self.before)?;
         // what takes long leaves one CPU to the program, if that runs
         let known: u64 = smaps.iter().map(|m| (m.anonymous_kb + m.swap_kb) << 10).sum();
         let long = from != self.pid && known > LONG;
@@ -246,7 +251,7 @@ pub(super) fn publish(
 ) -> Step<Captured> {
     let none = || sys::Error::Unfit { what: "nothing was recorded".into() };
     let common = all.first().map(|r| r.common.clone()).ok_or_else(none)?;
-    let (_, pack, _) = common.sink.borrow_mut().take().ok_or_else(none)?.finish()?;
+    let (_, pack, on_its_way) = common.sink.borrow_mut().take().ok_or_else(none)?.close()?;
     let packs = [PackRef::from(&pack)];
     let features = all.iter().fold(0, |f, r| f | xfeatures(&r.threads));
     let threads = all.iter().map(|r| r.threads.len()).sum();
@@ -285,6 +290,7 @@ pub(super) fn publish(
     }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;
+    on_its_way.wait()?;
     let n = incoming.publish()?;
     Ok(Captured {
         n,
@@ -303,6 +309,11 @@ pub(super) fn publish(
 fn filters(judge: &Judge) -> Vec<Filter> {
     let one = |f: &sys::seccomp::Filter| Filter { code: f.code.clone().into(), flags: f.flags & FLAG_LOG };
     judge.filters().iter().map(one).collect()
+}
+
+/// Of the thread that reads smaps.
+pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> std::io::Error {
+    std::io::Error::other("a thread that reads smaps panicked")
 }
 
 fn proc_line(path: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Compression, FRAME_LEN};
+use super::Compression;
 use crate::error::{damaged, Result};
 use crate::PAGE_SIZE;
 
@@ -28,13 +28,23 @@ impl Method {
 /// A frame ready to be written.
 pub(super) struct StoredFrame {
     pub method: Method,
-    pub bytes: Vec<u8>,
+    /// What is stored, at the beginning of a buffer that may be longer.
+    pub buffer: Vec<u8>,
+    pub len: usize,
     pub pages: u32,
     pub crc: u32,
 }
 
+impl StoredFrame {
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+}
+
 /// Of a frame that probably cannot be compressed, one page in so many is tried.
 const SAMPLE_STEP: usize = 16;
+/// Shorter frames are tried as a whole.
+const SAMPLE_FROM: usize = super::SOON_LEN;
 /// The whole is tried if that saves one byte in so many.
 const SAMPLE_GAIN: usize = 64;
 
@@ -55,51 +65,55 @@ impl Encoder {
         let try_it = self.worth_trying(how, &pages, &mut spare);
         let found = if try_it { self.compress(how, &pages, &mut spare) } else { None };
         // Less than a page saved is not worth decompressing for.
-        let found = found.filter(|_| spare.len() + PAGE_SIZE <= pages.len());
+        let found = found.filter(|(_, len)| len + PAGE_SIZE <= pages.len());
         self.in_vain = found.is_none();
-        let (method, bytes, spare) = match found {
-            Some(method) => (method, spare, pages),
-            None => (Method::Raw, pages, spare),
+        let (method, len, buffer, spare) = match found {
+            Some((method, len)) => (method, len, spare, pages),
+            None => (Method::Raw, pages.len(), pages, spare),
         };
-        let crc = crc32c::crc32c(&bytes);
-        (StoredFrame { method, bytes, pages: count, crc }, spare)
+        let crc = crc32c::crc32c(&buffer[..len]);
+        (StoredFrame { method, buffer, len, pages: count, crc }, spare)
     }
 
     /// Whether a frame may become smaller: yes, unless the one before did not and neither does every 16th page of this one.
     fn worth_trying(&mut self, how: Compression, pages: &[u8], spare: &mut Vec<u8>) -> bool {
-        if !self.in_vain || pages.len() < FRAME_LEN {
+        if !self.in_vain || pages.len() < SAMPLE_FROM {
             return true;
         }
         let mut sample = std::mem::take(&mut self.sample);
         sample.clear();
         pages.chunks_exact(PAGE_SIZE).step_by(SAMPLE_STEP).for_each(|page| sample.extend_from_slice(page));
-        let smaller =
-            self.compress(how, &sample, spare).is_some() && spare.len() + sample.len() / SAMPLE_GAIN <= sample.len();
+        let found = self.compress(how, &sample, spare);
+        let smaller = found.is_some_and(|(_, len)| len + sample.len() / SAMPLE_GAIN <= sample.len());
         self.sample = sample;
         smaller
     }
 
-    fn compress(&mut self, how: Compression, pages: &[u8], out: &mut Vec<u8>) -> Option<Method> {
+    /// Compresses to the beginning of `out`, which is made longer as needed: how, and to how many bytes.
+    fn compress(&mut self, how: Compression, pages: &[u8], out: &mut Vec<u8>) -> Option<(Method, usize)> {
         match how {
             Compression::None => None,
             Compression::Lz4 => {
-                out.resize(lz4_flex::block::get_maximum_output_size(FRAME_LEN), 0);
-                let len = lz4_flex::block::compress_into(pages, out).ok()?;
-                out.truncate(len);
-                Some(Method::Lz4)
+                lengthen(out, lz4_flex::block::get_maximum_output_size(pages.len()));
+                Some((Method::Lz4, lz4_flex::block::compress_into(pages, out).ok()?))
             }
             Compression::Zstd(level) | Compression::SoonThenSmall(level) => {
-                out.resize(zstd::zstd_safe::compress_bound(FRAME_LEN), 0);
+                lengthen(out, zstd::zstd_safe::compress_bound(pages.len()));
                 let zstd = match &mut self.zstd {
                     Some(z) => z,
                     // Out of memory is the only way this fails; frames are then stored raw.
                     none => none.insert(zstd::bulk::Compressor::new(level).ok()?),
                 };
-                let len = zstd.compress_to_buffer(pages, &mut out[..]).ok()?;
-                out.truncate(len);
-                Some(Method::Zstd)
+                Some((Method::Zstd, zstd.compress_to_buffer(pages, &mut out[..]).ok()?))
             }
         }
+    }
+}
+
+/// At least so many bytes. What is there stays: to clear it for each frame would cost more than its checksum.
+fn lengthen(out: &mut Vec<u8>, len: usize) {
+    if out.len() < len {
+        out.resize(len, 0);
     }
 }
 

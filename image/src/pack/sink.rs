@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
 use std::thread::{self, JoinHandle};
 
 /// What places, lengths and memory of direct I/O are multiples of: no file system that we know asks for more (statx(2), STATX_DIOALIGN).
@@ -17,8 +17,10 @@ const ALIGN: usize = 4096;
 /// Bytes in a block.
 const BLOCK: usize = 4 << 20;
 /// Bytes in each of the first blocks, and how many those are: so that a pack of some MiB is being written before it is complete.
-const EARLY: usize = 512 << 10;
-const EARLY_BLOCKS: usize = 16;
+const EARLY: usize = 256 << 10;
+const EARLY_BLOCKS: usize = 32;
+/// Bytes of those after which the disk is asked to have them for good while more are being made: the last wait is the shorter.
+const EARLY_SYNC: usize = 512 << 10;
 /// Blocks on their way. Bounds the memory that a slow disk can cost.
 const BLOCKS: usize = 4;
 /// Bytes written through the page cache before writeback is asked for.
@@ -50,11 +52,19 @@ impl Sink {
         Ok(())
     }
 
-    /// Writes what is left and waits until all is on the disk.
-    pub fn finish(&mut self) -> io::Result<()> {
+    /// There is no more: what is left is being written.
+    pub fn close(&mut self) -> io::Result<()> {
+        match self {
+            Sink::Cached(_) => Ok(()),
+            Sink::Threaded(threaded) => threaded.close(),
+        }
+    }
+
+    /// Waits until all is on the disk. Only after [`Sink::close`].
+    pub fn wait(&mut self) -> io::Result<()> {
         match self {
             Sink::Cached(file) => file.sync_all(),
-            Sink::Threaded(threaded) => threaded.finish(),
+            Sink::Threaded(threaded) => threaded.join(),
         }
     }
 }
@@ -108,7 +118,7 @@ impl Threaded {
         for _ in 0..BLOCKS {
             drop(spare.send(Block::new()));
         }
-        let writer = Writer { file, direct, offset, unsynced: 0 };
+        let writer = Writer { file, direct, offset, unsynced: 0, early: 0 };
         let thread = thread::Builder::new().name("pack-write".into()).spawn(move || writer.run(&blocks, &spare))?;
         Ok(Threaded { block: Block::new(), submitted: 0, full: Some(full), empty, thread: Some(thread) })
     }
@@ -151,11 +161,12 @@ impl Threaded {
         }
     }
 
-    fn finish(&mut self) -> io::Result<()> {
+    fn close(&mut self) -> io::Result<()> {
         if self.block.len > 0 {
             self.submit()?;
         }
-        self.join()
+        self.full = None;
+        Ok(())
     }
 }
 
@@ -172,19 +183,39 @@ struct Writer {
     direct: Option<File>,
     offset: u64,
     unsynced: usize,
+    /// Of the first blocks, what the disk may have in its cache only.
+    early: usize,
 }
 
 impl Writer {
     fn run(mut self, blocks: &Receiver<Block>, spare: &SyncSender<Block>) -> io::Result<()> {
-        for block in blocks {
+        let mut next = blocks.recv().ok();
+        while let Some(block) = next.take() {
             let bytes = block.bytes();
             let aligned = self.past_the_cache(&bytes[..bytes.len() / ALIGN * ALIGN])?;
             self.through_the_cache(&bytes[aligned..], self.offset + aligned as u64)?;
             self.offset += bytes.len() as u64;
+            self.early += bytes.len();
             // Nobody takes it if the pack was given up.
             drop(spare.send(block));
+            next = match blocks.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    self.sync_early()?;
+                    blocks.recv().ok()
+                }
+                there => there.ok(),
+            };
         }
         self.file.sync_all()
+    }
+
+    /// Nothing is to be written at the moment.
+    fn sync_early(&mut self) -> io::Result<()> {
+        if self.early < EARLY_SYNC || self.offset > (EARLY_BLOCKS * EARLY) as u64 {
+            return Ok(());
+        }
+        self.early = 0;
+        self.file.sync_data()
     }
 
     /// How much was written: all or, where the file system does not take it, nothing.
@@ -235,7 +266,7 @@ mod tests {
             sink.write(&all[at..at + n]).expect("a part");
             at += n;
         }
-        sink.finish().expect("the end");
+        sink.close().and_then(|()| sink.wait()).expect("the end");
         (std::fs::read(&path).expect("the file"), all)
     }
 
@@ -254,7 +285,11 @@ mod tests {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
         let mut sink = Sink::Cached(full);
         sink.use_thread(Path::new("/dev/full"), 0).expect("a thread");
-        let error = sink.write(&bytes(BLOCK * 20)).and_then(|()| sink.finish()).expect_err("it cannot hold that");
+        let error = sink
+            .write(&bytes(BLOCK * 20))
+            .and_then(|()| sink.close())
+            .and_then(|()| sink.wait())
+            .expect_err("it cannot hold that");
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
         assert!(sink.write(&bytes(BLOCK * 2)).is_err(), "and it stays so");
     }

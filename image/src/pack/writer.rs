@@ -39,8 +39,25 @@ pub struct PackWriter {
     id: String,
     compression: Compression,
     pages: u64,
+    /// Frames handed on.
+    frames: u64,
     frame: Vec<u8>,
     stage: Stage,
+}
+
+/// A pack that is written, and on its way to the disk.
+#[derive(Debug)]
+#[must_use = "it is not on the disk before wait() has said so"]
+pub struct PackSync {
+    path: PathBuf,
+    sink: Sink,
+}
+
+impl PackSync {
+    /// Waits until all is on the disk. Error: `Io`, also of what was written before; the pack is then lost.
+    pub fn wait(mut self) -> Result<()> {
+        self.sink.wait().doing("write the page pack", &self.path)
+    }
 }
 
 /// Who writes the frames.
@@ -73,6 +90,7 @@ impl PackWriter {
             id: id_text(&id),
             compression,
             pages: 0,
+            frames: 0,
             frame: Vec::new(),
             stage: Stage::Inline(Box::new(output)),
         })
@@ -95,11 +113,12 @@ impl PackWriter {
         let first = self.pages;
         let mut rest = pages;
         while !rest.is_empty() {
-            let room = FRAME_LEN - self.frame.len();
+            let full = self.compression.len_of_frame(self.frames);
+            let room = full - self.frame.len();
             let (now, later) = rest.split_at(room.min(rest.len()));
             self.frame.extend_from_slice(now);
             rest = later;
-            if self.frame.len() == FRAME_LEN {
+            if self.frame.len() == full {
                 self.submit().doing("write the page pack", &self.path)?;
             }
         }
@@ -108,30 +127,39 @@ impl PackWriter {
     }
 
     /// Writes what is left, the index and the footer, and waits until all is on the disk.
-    pub fn finish(mut self) -> Result<PackInfo> {
-        let done = self.complete();
-        let (stored_bytes, blake3) = done.doing("write the page pack", &self.path)?;
-        Ok(PackInfo { id: self.id, pages: self.pages, stored_bytes, blake3 })
+    pub fn finish(self) -> Result<PackInfo> {
+        let (info, sync) = self.close()?;
+        sync.wait()?;
+        Ok(info)
     }
 
-    fn complete(&mut self) -> io::Result<(u64, [u8; 32])> {
+    /// The same, but does not wait: the pack counts only once it is on the disk.
+    pub fn close(mut self) -> Result<(PackInfo, PackSync)> {
+        let done = self.complete();
+        let (output, blake3) = done.doing("write the page pack", &self.path)?;
+        let info = PackInfo { id: self.id, pages: self.pages, stored_bytes: output.offset, blake3 };
+        Ok((info, PackSync { path: self.path, sink: output.sink }))
+    }
+
+    fn complete(&mut self) -> io::Result<(Output, [u8; 32])> {
         let last = std::mem::take(&mut self.frame);
         let mut output = match std::mem::replace(&mut self.stage, Stage::Failed) {
             Stage::Inline(mut output) if !last.is_empty() => {
-                let (frame, _) = Encoder::default().encode(self.compression.of_frame(0), last, Vec::new());
+                let (frame, _) = Encoder::default().encode(self.compression.of_frame(self.frames), last, Vec::new());
                 output.write_frame(&frame)?;
                 *output
             }
             Stage::Inline(output) => *output,
             Stage::Pipeline(mut pipeline) => {
                 if !last.is_empty() {
-                    pipeline.submit(last);
+                    pipeline.submit(last, self.compression.of_frame(self.frames));
                 }
                 pipeline.join()?
             }
             Stage::Failed => return Err(failed_before()),
         };
-        output.finish(self.pages)
+        let blake3 = output.finish(self.pages)?;
+        Ok((output, blake3))
     }
 
     /// Hands the full frame on, starting the threads if it is the first.
@@ -143,8 +171,10 @@ impl PackWriter {
         let Stage::Pipeline(pipeline) = &mut self.stage else {
             return Err(failed_before());
         };
-        let empty = pipeline.spare();
-        if pipeline.submit(std::mem::replace(&mut self.frame, empty)) {
+        let how = self.compression.of_frame(self.frames);
+        self.frames += 1;
+        let empty = pipeline.spare(self.compression.len_of_frame(self.frames));
+        if pipeline.submit(std::mem::replace(&mut self.frame, empty), how) {
             return Ok(());
         }
         // The output thread has stopped: it knows why.
@@ -194,15 +224,15 @@ impl Output {
 
     fn write_frame(&mut self, frame: &StoredFrame) -> io::Result<()> {
         self.index.extend_from_slice(&self.offset.to_le_bytes());
-        self.index.extend_from_slice(&(frame.bytes.len() as u32).to_le_bytes());
+        self.index.extend_from_slice(&(frame.len as u32).to_le_bytes());
         self.index.extend_from_slice(&frame.pages.to_le_bytes());
         self.index.extend_from_slice(&frame.crc.to_le_bytes());
         self.index.extend_from_slice(&(frame.method as u32).to_le_bytes());
-        self.write(&frame.bytes)
+        self.write(frame.bytes())
     }
 
-    /// Writes index and footer and syncs. Gives the file's length and hash.
-    fn finish(&mut self, pages: u64) -> io::Result<(u64, [u8; 32])> {
+    /// Writes index and footer and has all written to the disk. Gives the file's hash.
+    fn finish(&mut self, pages: u64) -> io::Result<[u8; 32]> {
         let index = std::mem::take(&mut self.index);
         let mut footer = [0; FOOTER_LEN];
         footer[..FOOTER_INDEX].copy_from_slice(&FOOTER_MAGIC);
@@ -219,8 +249,8 @@ impl Output {
         let crc = crc32c::crc32c(&footer[..FOOTER_CRC]).to_le_bytes();
         footer[FOOTER_CRC..].copy_from_slice(&crc);
         self.write(&footer)?;
-        self.sink.finish()?;
-        Ok((self.offset, hash))
+        self.sink.close()?;
+        Ok(hash)
     }
 }
 
@@ -233,8 +263,6 @@ type Spares = Arc<Mutex<Vec<Vec<u8>>>>;
 /// The threads: workers that compress, one that puts the frames in order and hashes them. The sink has one more, which writes.
 #[derive(Debug)]
 struct Pipeline {
-    compression: Compression,
-    frames: u64,
     jobs: Option<SyncSender<Job>>,
     /// The results to come, in the order of the frames.
     order: Option<SyncSender<Receiver<StoredFrame>>>,
@@ -253,8 +281,6 @@ impl Pipeline {
         let job_queue = Arc::new(Mutex::new(job_queue));
         let spares = Spares::default();
         let mut pipeline = Pipeline {
-            compression,
-            frames: 0,
             jobs: Some(jobs),
             order: Some(order),
             threads: Vec::new(),
@@ -278,18 +304,16 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// An empty buffer for the next frame.
-    fn spare(&self) -> Vec<u8> {
+    /// An empty buffer for the next frame, of `len` bytes, and with the room that a compressor wants beyond them.
+    fn spare(&self, len: usize) -> Vec<u8> {
         let mut buffer = take_spare(&self.spares);
         buffer.clear();
-        buffer.reserve(FRAME_LEN);
+        buffer.reserve(len + len / 8);
         buffer
     }
 
     /// Queues a frame, waiting while the queue is full. False if the output has stopped.
-    fn submit(&mut self, frame: Vec<u8>) -> bool {
-        let how = self.compression.of_frame(self.frames);
-        self.frames += 1;
+    fn submit(&mut self, frame: Vec<u8>, how: Compression) -> bool {
         let (Some(jobs), Some(order)) = (&self.jobs, &self.order) else {
             return false;
         };
@@ -325,7 +349,7 @@ fn take_spare(spares: &Spares) -> Vec<u8> {
 
 fn give_spare(spares: &Spares, buffer: Vec<u8>) {
     if let Ok(mut spares) = spares.lock() {
-        if spares.len() < QUEUE && buffer.capacity() >= FRAME_LEN {
+        if spares.len() < QUEUE && buffer.capacity() >= SOON_LEN {
             spares.push(buffer);
         }
     }
@@ -354,7 +378,7 @@ fn write_in_order(
         let lost = |_| io::Error::other("a thread of the pack writer panicked");
         let frame = to_come.recv().map_err(lost)?;
         output.write_frame(&frame)?;
-        give_spare(spares, frame.bytes);
+        give_spare(spares, frame.buffer);
     }
     Ok(output)
 }

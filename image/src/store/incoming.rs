@@ -173,10 +173,11 @@ impl NewCheckpoint {
                 made.packs.push(to.clone());
             }
         }
+        // Before the folders are synced: a journal is then written once for both.
+        files::remove_tree(&self.dir.join(PACKS_DIR))?;
         if !moves.is_empty() {
             files::sync_dir(&packs)?;
         }
-        files::remove_tree(&self.dir.join(PACKS_DIR))?;
         files::sync_dir(&self.dir)?;
         if first {
             // The folders on the way may be new, whoever made them.
