@@ -2,6 +2,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::Read;
 use std::sync::OnceLock;
 
 /// A process that cannot be mistaken for another: a PID may be used again, and all are after a reboot.
@@ -50,7 +51,10 @@ pub(crate) struct Stat {
 
 impl Stat {
     pub(crate) fn of(pid: i32) -> Option<Stat> {
-        Stat::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        // all processes are asked: one read each, since the file's size is not known before
+        let mut bytes = [0; 2048];
+        let n = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut bytes).ok()?;
+        Stat::parse(&bytes[..n])
     }
 
     /// The command name may hold anything, blanks and parentheses too: the last `)` ends it.

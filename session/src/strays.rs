@@ -1,19 +1,20 @@
 //! Processes of a session that are neither its program nor below it: those that its command left behind (double fork, daemon(3)) and its supervisor has adopted.
-use crate::{procfs, Live};
+use crate::Live;
 
-/// Their PIDs, ascending. What is below the program is the engine's to find.
+/// Their PIDs, ascending: the children of its supervisor, or of the init of its namespace, but for the program. What is below any of them is the engine's to find.
 pub(crate) fn of(live: &Live) -> Vec<i32> {
     let Some(supervisor) = live.supervisor.as_ref().filter(|s| s.lives()).map(|s| s.pid) else { return Vec::new() };
-    let parents = procfs::Parents::look();
-    let below = |pid: i32| parents.below(pid).into_iter().map(|p| p.pid);
-    let mut known: Vec<i32> = below(live.program.pid).collect();
+    let parent = live.init.as_ref().map_or(supervisor, |init| init.pid);
+    // one that ends during a look may hide another from it (proc_tid_children(5))
+    let look = || sys::procfs::children(parent).unwrap_or_default();
+    let mut all: Vec<i32> = look().into_iter().chain(look()).collect();
+    all.sort_unstable();
+    all.dedup();
     // this one is a recorder, or ctl
-    known.extend([live.program.pid, std::process::id() as i32]);
-    known.extend(live.init.as_ref().map(|i| i.pid));
-    let mut all: Vec<i32> = below(supervisor).filter(|pid| !known.contains(pid)).collect();
+    let me = std::process::id() as i32;
+    all.retain(|pid| *pid != live.program.pid && *pid != me);
     // In this order: one that is ending, as the snapshot child of the checkpoint before may be, has no memory any more to be known by.
     all.retain(|pid| !is_ours(*pid, supervisor) && !sys::procfs::is_ending(*pid));
-    all.sort_unstable();
     all
 }
 

@@ -168,7 +168,7 @@ pub(super) fn copy(
     buf.resize(buf.len().max(CHUNK.min(r.end - r.start) as usize), 0);
     while at < r.end {
         let n = CHUNK.min(r.end - at) as usize;
-        match mem.read(at, &mut buf[..n]) {
+        match mem.read_by_number(at, &mut buf[..n]) {
             Ok(()) => sink.push(at, &buf[..n])?,
             Err(e) if !holes => return Err(e.into()),
             Err(_) => {
@@ -183,7 +183,10 @@ pub(super) fn copy(
         told(n as u64);
         at += n as u64;
     }
-    Ok(())
+    match holes {
+        true => Ok(()),
+        false => Ok(mem.is_there(r.start)?),
+    }
 }
 
 /// A number for a file that has no name any more, by which those who share it know each other; none that the kernel's own shared memory can have.
