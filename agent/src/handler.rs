@@ -8,7 +8,7 @@ use crate::start::{map, unmap};
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use parasite::arch::{copy, syscall6};
-use parasite::serve::{connect, converse, disconnect, release_all, send_all, send_away, slot, sys3, visit, work};
+use parasite::serve::{connect, converse, disconnect, release_all, send_all, slot, sys3, visit, work};
 use wire::agent::*;
 use wire::interrupted::{Onward, RESTART_SYSCALL};
 use wire::*;
@@ -16,6 +16,12 @@ use wire::*;
 const SYS_RT_SIGACTION: u64 = 13;
 const SYS_RT_SIGPROCMASK: u64 = 14;
 const SIG_SETMASK: u64 = 2;
+const SIG_DFL: u64 = 0;
+const SIG_IGN: u64 = 1;
+/// The last one that is no real-time signal.
+const LAST_OF_OLD: u64 = 31;
+/// SIGCHLD, SIGURG, SIGWINCH (signal(7)).
+const IGNORED_BY_DEFAULT: u64 = 1 << 16 | 1 << 22 | 1 << 27;
 const SYS_GETPID: u64 = 39;
 const SYS_GETEUID: u64 = 107;
 const SYS_GETTID: u64 = 186;
@@ -43,7 +49,7 @@ const RSEQ_LEN: u32 = 32;
 const PAGE: u64 = 4096;
 const LOW: u64 = 0xffff_ffff;
 
-/// The handler. All signals are blocked while it runs (see [`drop_ignored`]).
+/// The handler. All signals are blocked while it runs; in the serving thread all but those that the program ignores ([`drop_ignored`]).
 ///
 /// # Safety
 /// Called by the kernel.
@@ -60,7 +66,7 @@ pub unsafe extern "C" fn on_signal(_: i32, info: *const AgentInfo, context: *mut
         let stay = Stay::begin(call, reads);
         if i.code == code_serve() || i.code == code_open() {
             serve(i, c, call);
-        } else if i.code == code_park() || i.code == code_park_first() {
+        } else if i.code == code_park() {
             park(i, c, call);
         } else if !is_recorders(i.code) {
             if foreign(info as u64, context as u64) {
@@ -216,6 +222,7 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
             return; // somebody is still in there
         }
         let p = HOME as *mut Params;
+        drop_ignored(c.mask());
         (*p).version = WIRE_VERSION as u32;
         (*p).sock = -1;
         (*p).request = request;
@@ -239,9 +246,8 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
                 state().fetch_and(LOW, SeqCst);
             }
             disconnect(p);
-            let_first_go(p);
             release_all(p, ((*p).taken as u64).min(slots));
-            wait_for_all_but(0);
+            wait_for_others();
         }
         unmap(HOME, len);
         if opened {
@@ -251,33 +257,26 @@ unsafe fn serve(info: &AgentInfo, c: &Context, call: Option<i64>) {
     }
 }
 
-/// Unblocks the signals that the program ignores, and does not block itself. The kernel drops such a one only where the thread that it is sent to (mostly the thread group leader)
-/// does not block it; else it wakes another thread for it, whose call may end with EINTR (kernel/signal.c, sig_ignored and complete_signal). So the leader does this before any other
-/// thread leaves. They are all inside, or the recorder would not have told (`OP_ALL_IN`): none can set a handler, which would run above this frame.
+/// Unblocks the signals that the program ignores, and does not block itself. The kernel drops such a one only where the thread that it is sent to (mostly the first one, which serves)
+/// does not block it; else it wakes another thread for it, whose call may end with EINTR (kernel/signal.c, sig_ignored and complete_signal). A thread that is not in yet could set a
+/// handler for one meanwhile, which would run above this frame: ARCHITECTURE.md says what follows.
 ///
 /// # Safety
 /// As [`on_signal`].
-unsafe fn drop_ignored(ignored: u64, blocked: u64) {
+unsafe fn drop_ignored(blocked: u64) {
+    let mut ignored = 0u64;
+    for signal in 1..=LAST_OF_OLD {
+        let mut action = [0u64; 4];
+        // SAFETY: the kernel writes an action (four words).
+        unsafe { syscall6(SYS_RT_SIGACTION, [signal, 0, action.as_mut_ptr() as u64, 8, 0, 0]) };
+        let bit = 1 << (signal - 1);
+        if action[0] == SIG_IGN || action[0] == SIG_DFL && IGNORED_BY_DEFAULT & bit != 0 {
+            ignored |= bit;
+        }
+    }
     let mask = !(ignored & !blocked);
     // SAFETY: the kernel reads a signal set.
     unsafe { syscall6(SYS_RT_SIGPROCMASK, [SIG_SETMASK, &raw const mask as u64, 0, 8, 0, 0]) };
-}
-
-/// Lets the thread go that is to leave first, if there is one, and waits for it to be out of the region.
-///
-/// # Safety
-/// The region is the serving thread's, and the session over: nobody comes in any more.
-unsafe fn let_first_go(p: *mut Params) {
-    // SAFETY: the slot is checked to be one.
-    unsafe {
-        let first = (*(&raw const (*p).first as *const AtomicU32)).load(SeqCst) as u64;
-        if first == 0 || first > (*p).nslots {
-            return;
-        }
-        let inside = state().load(SeqCst) & LOW;
-        send_away(slot(p, first - 1));
-        wait_for_all_but(inside - 1);
-    }
 }
 
 /// Makes the process dumpable, if it is not and can be made so again: its user may look at it then.
@@ -303,12 +302,12 @@ unsafe fn is_ours(sock: i32) -> bool {
     }
 }
 
-/// Waits until no more than these are inside.
-fn wait_for_all_but(these: u64) {
+/// Waits until nobody is inside any more.
+fn wait_for_others() {
     let s = state();
     loop {
         let inside = s.load(SeqCst) & LOW;
-        if inside <= these {
+        if inside == 0 {
             return;
         }
         // SAFETY: the low half of the state is a futex in our own page.
@@ -334,29 +333,19 @@ unsafe fn park(info: &AgentInfo, c: &Context, call: Option<i64>) {
             Err(n) => now = n,
         }
     }
-    let first = info.code == code_park_first();
     // SAFETY: the serving thread keeps the region until the state says that nobody is inside.
     unsafe {
         let p = HOME as *mut Params;
         let n = (*(&raw const (*p).taken as *const AtomicU32)).fetch_add(1, SeqCst);
         if (n as u64) < (*p).nslots {
             let slot = slot(p, n as u64);
-            (*slot).alone = first as u32;
             (*slot).params = p as u64;
             (*slot).tid = info.number;
-            if first {
-                (*(&raw const (*p).first as *const AtomicU32)).store(n + 1, SeqCst);
-            }
             let flags = if visit(p, n as u64) { ARRIVED_VISITED } else { 0 };
             arrive(p, (info.number, n as i32, flags), 0, c, call);
             work(slot);
-            if first && (*p).ignored != 0 {
-                drop_ignored((*p).ignored, c.mask());
-            }
         }
-        // from here on it owes nobody anything: a handler of the program's may run above this frame
-        let others = (s.fetch_sub(1, SeqCst) - 1) & LOW;
-        if others == 0 || first {
+        if s.fetch_sub(1, SeqCst) - 1 == 0 {
             sys3(SYS_FUTEX, s.as_ptr() as u64, FUTEX_WAKE_PRIVATE, 1);
         }
     }

@@ -2,7 +2,7 @@
 use crate::arch::{copy, fill, leave, syscall6};
 use core::mem::size_of;
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
-use wire::agent::{VisitAnswer, VisitHeader, OP_ALL_IN, OP_VISIT};
+use wire::agent::{VisitAnswer, VisitHeader, OP_VISIT};
 use wire::*;
 
 const SYS_CLOSE: u64 = 3;
@@ -119,33 +119,10 @@ pub unsafe fn release_all(p: *mut Params, n: u64) {
         (*(&raw const (*p).release as *const AtomicU32)).store(1, SeqCst);
         let mut i = 0;
         while i < n {
-            send_away(slot(p, i));
+            state(slot(p, i)).store(SLOT_LEAVE, SeqCst);
             i += 1;
         }
         next_turn(p);
-    }
-}
-
-/// Sends a parked thread away. One that does not wait alone sees it at the next turn.
-///
-/// # Safety
-/// `s` lies in the mapping.
-pub unsafe fn send_away(s: *mut Slot) {
-    // SAFETY: the caller's.
-    unsafe { hand(s, SLOT_LEAVE) }
-}
-
-/// Sets a slot's state; who waits alone is woken.
-///
-/// # Safety
-/// `s` lies in the mapping.
-unsafe fn hand(s: *mut Slot, what: u32) {
-    // SAFETY: the caller's.
-    unsafe {
-        state(s).store(what, SeqCst);
-        if (*s).alone != 0 {
-            sys3(SYS_FUTEX, &raw const (*s).state as u64, FUTEX_WAKE_PRIVATE, 1);
-        }
     }
 }
 
@@ -271,7 +248,6 @@ pub unsafe fn converse(p: *mut Params) -> i32 {
                 OP_BATCH => batch(p, &h, false),
                 OP_THREADS => batch(p, &h, true),
                 OP_VISIT => keep_visit(p, &h),
-                OP_ALL_IN => all_in(p, &h),
                 OP_FORK => crate::snapshot::fork(p, &h),
                 OP_START => crate::place::start(p, &h),
                 OP_SPAWN => crate::place::spawn(p, &h),
@@ -388,23 +364,6 @@ unsafe fn keep_visit(p: *mut Params, h: &FrameHeader) -> bool {
     }
 }
 
-/// Keeps which signals the program ignores.
-///
-/// # Safety
-/// As [`converse`].
-unsafe fn all_in(p: *mut Params, h: &FrameHeader) -> bool {
-    if h.len != 8 {
-        // SAFETY: the caller's.
-        return unsafe { answer_error(p, h, EINVAL) };
-    }
-    let done = 0i64;
-    // SAFETY: the payload is eight bytes; `done` lives until the call has returned.
-    unsafe {
-        (*p).ignored = core::ptr::read_unaligned((*p).request as *const u64);
-        answer(p, h, OP_ALL_IN, &raw const done as u64, 8)
-    }
-}
-
 /// Makes the visit's calls for slot `i`, if there are any; whether there are.
 ///
 /// # Safety
@@ -498,7 +457,7 @@ unsafe fn run_threads(p: *mut Params, progs: u64, n: u64, calls: u64, results: u
             (*s).ncalls = t.ncalls;
             (*s).calls = calls + t.first as u64 * size_of::<Call>() as u64;
             (*s).results = results + t.first as u64 * 8;
-            hand(s, SLOT_RUN);
+            state(s).store(SLOT_RUN, SeqCst);
             i += 1;
         }
         next_turn(p);
@@ -536,7 +495,6 @@ pub unsafe fn work(s: *mut Slot) {
         let state = state(s);
         let p = (*s).params as *mut Params;
         let turn = &*(&raw const (*p).turn as *const AtomicU32);
-        let alone = (*s).alone != 0;
         loop {
             // before the slot: what changes after that ends the wait
             let now = turn.load(SeqCst);
@@ -553,9 +511,8 @@ pub unsafe fn work(s: *mut Slot) {
                 SLOT_LEAVE => return,
                 // it came so late that its slot was not counted when all were sent away
                 _ if (*(&raw const (*p).release as *const AtomicU32)).load(SeqCst) != 0 => return,
-                idle => {
-                    let (on, value) = if alone { (state.as_ptr(), idle) } else { (turn.as_ptr(), now) };
-                    syscall6(SYS_FUTEX, [on as u64, FUTEX_WAIT_PRIVATE, value as u64, 0, 0, 0]);
+                _ => {
+                    syscall6(SYS_FUTEX, [turn.as_ptr() as u64, FUTEX_WAIT_PRIVATE, now as u64, 0, 0, 0]);
                 }
             }
         }

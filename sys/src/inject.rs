@@ -151,8 +151,7 @@ impl Layout {
         b.extend_from_slice(&p.visit_calls.to_le_bytes());
         b.extend_from_slice(&p.visit_buf.to_le_bytes());
         b.extend_from_slice(&p.turn.to_le_bytes());
-        b.extend_from_slice(&p.first.to_le_bytes());
-        b.extend_from_slice(&p.ignored.to_le_bytes());
+        b.extend_from_slice(&p.reserved.to_le_bytes());
         debug_assert_eq!(b.len(), size_of::<Params>());
         b
     }

@@ -4,8 +4,6 @@ use anyhow::{bail, ensure, Context, Result};
 use dormouse_tests::bed::{LIMIT, SOON};
 use dormouse_tests::target::{Door, Start};
 use dormouse_tests::{agent, proc, run, sys, unharmed, Bed, Case, Target};
-use nix::sys::signal::{kill, Signal};
-use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -28,8 +26,6 @@ const TRIALS: u32 = 5;
 /// The calls wait no shorter and no longer than this.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(15);
-/// Between two signals that are ignored: many in a pause.
-const BETWEEN: Duration = Duration::from_micros(200);
 /// The agent's signal in a set.
 const OURS: u64 = 1 << (agent::SIGNAL - 1);
 /// Bytes of a record (`struct seen` in calls.c).
@@ -225,7 +221,7 @@ fn long_enough(bed: &mut Bed) -> Result<String> {
     let (mut count, args) = (Count::new(&target)?, target.checkpoint_args(&[]));
     let began = Instant::now();
     for _ in 0..TRIALS {
-        count.once(&target, || pause_of(bed, &args).map(drop))?;
+        count.once(&target, || bed.ctl(&args)?.expect(0).map(drop))?;
     }
     let long = began.elapsed() / TRIALS * CHECKPOINTS_LONG;
     drop(watch);
@@ -270,7 +266,7 @@ fn under_checkpoints(bed: &mut Bed) -> Result<()> {
             count.few(&target)?
         );
         let args = target.checkpoint_args(&[]);
-        count.once(&target, || ignored_meanwhile(target.pid, || pause_of(bed, &args)).map(|p| pause = pause.max(p)))?;
+        count.once(&target, || pause_of(bed, &args).map(|this| pause = pause.max(this)))?;
         bed.log.clear();
     }
     let last = sys::monotonic_ns();
@@ -374,38 +370,9 @@ fn terminal(bed: &mut Bed) -> Result<()> {
     target.prove(bed).map(drop)
 }
 
-/// What is refused if the first thread, which wakes the others and comes in last, has woken one that stands still already.
-const WOKEN_MEANWHILE: [&str; 2] =
-    ["completed asynchronous I/O waits", "an error that the program has not been told yet"];
-
-/// Makes a checkpoint; its pause, milliseconds.
+/// A checkpoint's pause, milliseconds.
 fn pause_of(bed: &mut Bed, args: &[String]) -> Result<f64> {
-    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--json"]).collect();
-    loop {
-        let ran = bed.ctl(&args)?;
-        if ran.code() == 3 && WOKEN_MEANWHILE.iter().any(|why| ran.said().contains(why)) {
-            continue;
-        }
-        return ran.expect(0)?.json()?["pause_ms"].as_f64().context("no pause_ms");
-    }
-}
-
-/// Does that, while the program is sent a signal that it ignores, again and again: no call of it may notice, whoever is in the agent.
-fn ignored_meanwhile<T>(pid: i32, what: impl FnOnce() -> Result<T>) -> Result<T> {
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let sending = scope.spawn(|| {
-            while !over.load(SeqCst) {
-                kill(Pid::from_raw(pid), Signal::SIGCHLD)?;
-                std::thread::sleep(BETWEEN);
-            }
-            anyhow::Ok(())
-        });
-        let done = what();
-        over.store(true, SeqCst);
-        sending.join().map_err(|_| anyhow::anyhow!("sending SIGCHLD"))??;
-        done
-    })
+    bed.ctl_json(args)?["pause_ms"].as_f64().context("no pause_ms")
 }
 
 /// Waits for the line that was typed then to be read: how long that took.

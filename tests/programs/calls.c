@@ -246,12 +246,7 @@ static long c_usleep(struct slot *s) { return usleep((unsigned)(s->timeout / 100
 static long c_clock_rel(struct slot *s) { struct timespec t = in(s), left; return (errno = clock_nanosleep(CLOCK_MONOTONIC, 0, &t, &left)) ? -1 : 0; }
 static long c_clock_abs(struct slot *s) { struct timespec t = until(s, CLOCK_MONOTONIC); return (errno = clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL)) ? -1 : 0; }
 static long c_clock_real(struct slot *s) { struct timespec t = until(s, CLOCK_REALTIME); return (errno = clock_nanosleep(CLOCK_REALTIME, TIMER_ABSTIME, &t, NULL)) ? -1 : 0; }
-static long c_futex(struct slot *s) {
-    uint32_t was = s->word;
-    long r = RAW(SYS_futex, &s->word, FUTEX_WAIT_PRIVATE, was, NULL);
-    // woken between a signal's handler and the call that is issued again, as after any signal
-    return r == -1 && errno == EAGAIN && s->word != was ? 0 : r;
-}
+static long c_futex(struct slot *s) { return RAW(SYS_futex, &s->word, FUTEX_WAIT_PRIVATE, s->word, NULL); }
 static long c_futex_rel(struct slot *s) { struct timespec t = in(s); return RAW(SYS_futex, &s->word, FUTEX_WAIT_PRIVATE, 0, &t); }
 static long c_futex_abs(struct slot *s) { struct timespec t = until(s, CLOCK_MONOTONIC); return RAW(SYS_futex, &s->word, FUTEX_WAIT_BITSET_PRIVATE, 0, &t, NULL, -1); }
 static long c_sem(struct slot *s) { return sem_wait(&s->sem); }

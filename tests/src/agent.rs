@@ -2,9 +2,7 @@
 //! recorder would say.
 use crate::{proc, run, sys};
 use anyhow::{ensure, Context, Result};
-use nix::sys::signal::{kill, Signal};
-use nix::unistd::Pid;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -37,14 +35,6 @@ pub fn to_serve(version: u32) -> i32 {
 pub fn to_park(version: u32) -> i32 {
     -(0x4500 + version as i32)
 }
-
-/// The code of the signal that calls the first thread in to park, and to leave before the others.
-pub fn to_park_first(version: u32) -> i32 {
-    -(0x4480 + version as i32)
-}
-
-/// All are in; the payload says which signals the program ignores.
-const ALL_IN: u16 = 11;
 
 /// A frame's header.
 pub fn head(magic: u32, version: u32, op: u16, len: u32) -> Vec<u8> {
@@ -109,14 +99,9 @@ pub fn recorder_name(key: u64) -> Vec<u8> {
 
 /// Calls the first thread in to serve; its connection, its first frame read. `number` makes each call another.
 pub fn serve(pid: i32, number: u64, slots: i32) -> Result<(UnixStream, u64)> {
-    serve_by(pid, (pid, Doing::UNKNOWN), number, slots)
-}
-
-/// The same of any thread, seen doing that.
-fn serve_by(pid: i32, (tid, seen): (i32, Doing), number: u64, slots: i32) -> Result<(UnixStream, u64)> {
     let nonce = u64::from(std::process::id()) << 32 | number << 1 | 1;
     let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(recorder_name(nonce))?)?;
-    call_seen(pid, tid, to_serve(version(pid)?), slots, nonce, seen)?;
+    call(pid, pid, to_serve(version(pid)?), slots, nonce)?;
     listener.set_nonblocking(true)?;
     let mut came = None;
     run::until("the agent's connection", PATIENCE, || {
@@ -134,34 +119,22 @@ fn arrived(sock: &mut UnixStream) -> Result<()> {
     sock.read_exact(&mut [0; ARRIVAL]).context("the frame of a thread that comes in")
 }
 
-/// Looks at all threads, calls them in, the first one last, waits until all are, and lets them go: how long that took, which no thread's pause is longer than.
-/// Whoever is in meanwhile, the program is sent a signal that it ignores, which no call of it may notice.
+/// Looks at all threads, calls them in, waits until all are, and lets them go: how long that took, which no thread's pause is longer than.
 pub fn freeze(pid: i32, number: u64) -> Result<Duration> {
-    let ignored = || kill(Pid::from_raw(pid), Signal::SIGCHLD).context("SIGCHLD");
     let others: Vec<i32> = proc::threads(pid).into_iter().filter(|t| *t != pid).collect();
-    let seen: Vec<(i32, Doing)> = others.iter().map(|tid| (*tid, Doing::of(pid, *tid))).collect();
-    let leader = Doing::of(pid, pid);
-    let (server, parked) = seen.split_first().context("it has one thread")?;
-    let (began, version) = (Instant::now(), version(pid)?);
-    let (mut sock, nonce) = serve_by(pid, *server, number, others.len() as i32)?;
-    ignored()?;
-    for (tid, seen) in parked {
-        call_seen(pid, *tid, to_park(version), *tid, nonce, *seen)?;
-        ignored()?;
+    let seen: Vec<Doing> = others.iter().map(|tid| Doing::of(pid, *tid)).collect();
+    let began = Instant::now();
+    let (mut sock, nonce) = serve(pid, number, others.len() as i32)?;
+    // which the program ignores, and no thread of it may notice, though the first one is inside
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGCHLD)?;
+    for (tid, seen) in others.iter().zip(seen) {
+        call_seen(pid, *tid, to_park(version(pid)?), *tid, nonce, seen)?;
     }
-    for _ in parked {
+    for _ in &others {
         arrived(&mut sock)?;
     }
-    ignored()?;
-    call_seen(pid, pid, to_park_first(version), pid, nonce, leader)?;
-    ignored()?;
-    arrived(&mut sock)?;
-    ignored()?;
-    sock.write_all(&[head(MAGIC, version, ALL_IN, 8), (1u64 << (libc::SIGCHLD - 1)).to_le_bytes().to_vec()].concat())?;
-    sock.read_exact(&mut [0; 24])?;
-    ignored()?;
     drop(sock);
     // the next one may only come when the last has left
-    run::until("everyone out", PATIENCE, || ignored().map(|()| proc::ours(pid).is_empty()))?;
+    run::until("everyone out", PATIENCE, || Ok(proc::ours(pid).is_empty()))?;
     Ok(began.elapsed())
 }

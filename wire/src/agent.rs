@@ -22,10 +22,6 @@ pub const OP_ARRIVED: u16 = 8;
 /// then the calls, whose places in the buffer are in the thread's own part of it. Answer: a [`VisitAnswer`].
 pub const OP_VISIT: u16 = 10;
 
-/// All threads are in, so that nobody can change what the program does with a signal. Payload: the signals that it ignores (u64, bit n-1 for signal n).
-/// Who leaves first unblocks those, if it does not block them itself. Answer: one i64, 0. What visits gave stays what it is.
-pub const OP_ALL_IN: u16 = 11;
-
 /// Before the calls of an [`OP_VISIT`] frame.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +55,6 @@ pub const fn code_open() -> i32 {
 /// siginfo code that calls a thread to park.
 pub const fn code_park() -> i32 {
     -(0x4500 + crate::WIRE_VERSION as i32)
-}
-
-/// siginfo code that calls the thread group leader to park: it is to leave before all others do.
-pub const fn code_park_first() -> i32 {
-    -(0x4480 + crate::WIRE_VERSION as i32)
 }
 
 /// Whether a siginfo code is a recorder's, of this version or another.
@@ -140,7 +131,7 @@ pub struct AgentInfo {
     pub signo: i32,
     /// To serve: how many slots for others; to park: the thread's TID as its recorder sees it.
     pub number: i32,
-    /// [`code_serve`], [`code_open`], [`code_park`] or [`code_park_first`].
+    /// [`code_serve`], [`code_open`] or [`code_park`].
     pub code: i32,
     /// [`AgentPage::filters_begun`] as its recorder knows it, and [`NO_VM_READV`].
     pub filters: u32,

@@ -21,7 +21,7 @@ pub mod api;
 pub mod interrupted;
 
 /// Version of everything in this file. A peer of another version is not talked to.
-pub const WIRE_VERSION: u16 = 7;
+pub const WIRE_VERSION: u16 = 6;
 
 /// A recorder's abstract name for a key, behind the family and the NUL: "dormouse-" and sixteen letters, 'a' to 'p', of the key's half bytes, the
 /// lowest first.
@@ -281,8 +281,8 @@ pub struct Slot {
     pub stack: u64,
     /// TID, for the host's use.
     pub tid: i32,
-    /// Not 0: the thread waits on `state`, where it can be woken alone, and not on [`Params::turn`].
-    pub alone: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What the entry points get in `rdi`: lives in the mapping, filled in by the host before entry.
@@ -328,12 +328,10 @@ pub struct Params {
     pub visit_calls: u32,
     /// Bytes of `buf` that each slot's have, from `i * visit_buf`.
     pub visit_buf: u32,
-    /// Changes whenever slots have; the futex on which parked threads wait.
+    /// Changes whenever slots have; the futex on which all parked threads wait.
     pub turn: u32,
-    /// Of the agent: one more than the slot that leaves before all others; 0: none ([`agent::code_park_first`]).
-    pub first: u32,
-    /// Of the agent: signals that the program ignores ([`agent::OP_ALL_IN`]).
-    pub ignored: u64,
+    /// Zero.
+    pub reserved: u32,
 }
 
 impl Params {
@@ -359,8 +357,7 @@ impl Params {
         visit_calls: 0,
         visit_buf: 0,
         turn: 0,
-        first: 0,
-        ignored: 0,
+        reserved: 0,
     };
 }
 

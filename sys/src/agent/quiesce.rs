@@ -2,8 +2,7 @@
 //!
 //! Those that block the signal at the moment (libc does so for instants, in pthread_create and kin) are looked at until they do not: one that always does
 //! would never come, and nobody should stand still for it. Then one thread is called, and connects; then those that blocked the signal; then all
-//! others, until no newcomer appears; the thread group leader last, and it leaves first: a signal that the program ignores is dropped by the kernel only where
-//! the thread that it is sent to, mostly the leader, does not block it, and else ends another's call. Whatever fails, the connection is closed, and everyone inside is released; who comes later finds the session over, and goes on.
+//! others, until no newcomer appears. Whatever fails, the connection is closed, and everyone inside is released; who comes later finds the session over, and goes on.
 use super::look::{self, Absent, Doing};
 use super::state;
 use super::visit::{Answers, Heed, Visit};
@@ -18,8 +17,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use wire::agent::{
-    code_open, code_park, code_park_first, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_OPENED,
-    ARRIVED_RSEQ_UNKNOWN, NO_VM_READV, OP_ALL_IN, OP_ARRIVED,
+    code_open, code_park, code_serve, AgentInfo, Arrived, AGENT_SIGNAL, ARRIVAL, ARRIVED_OPENED, ARRIVED_RSEQ_UNKNOWN,
+    NO_VM_READV, OP_ARRIVED,
 };
 
 /// Longest wait for threads that have been called while nobody but the serving one stands still.
@@ -33,8 +32,6 @@ const GLANCE: u8 = 1;
 const MAX_ROUNDS: usize = 200;
 /// Room for threads that are younger than the first look.
 const NEWCOMERS: usize = 64;
-/// SIGCHLD, SIGCONT, SIGURG, SIGWINCH (signal(7)).
-const IGNORED_BY_DEFAULT: u64 = 1 << 16 | 1 << 17 | 1 << 22 | 1 << 27;
 
 /// All threads of a process, inside its agent. Dropped, they go on.
 #[derive(Debug)]
@@ -134,9 +131,9 @@ pub fn freeze(
     let filters = look::present(pid)?;
     let (seen, blocking) = look_at_all(pid, None, patience)?;
     let call = Call { pid, nonce: l.key(), filters, seen: &seen };
-    // the leader if it is alone; rather one that did not block it a moment ago
+    // rather one that did not block it a moment ago, and one that stays
     let mut order: Vec<i32> = seen.keys().copied().collect();
-    order.sort_by_key(|t| (*t == pid, blocking.contains(t)));
+    order.sort_by_key(|t| (blocking.contains(t), *t != pid));
     let mut q = call_first(&call, order.into_iter(), code_serve(), uid, l)?;
     match q.call_all(&call, &blocking, visit) {
         Ok(()) => Ok(q),
@@ -295,30 +292,17 @@ impl Quiesced {
         let heed = &mut *visit.heed;
         let long: Vec<i32> = blocking.iter().copied().filter(|t| !self.arrived.contains_key(t)).collect();
         self.call_some(call, long.into_iter(), PATIENCE, heed)?;
-        let mut leader_too = false;
         for _ in 0..MAX_ROUNDS {
             let tids = procfs::tasks(self.pid).map_err(other)?;
-            let mut fresh: Vec<i32> = tids.into_iter().filter(|t| !self.arrived.contains_key(t)).collect();
-            leader_too |= fresh.iter().all(|t| *t == self.pid);
-            fresh.retain(|t| leader_too || *t != self.pid);
-            if fresh.is_empty() || !self.call_some(call, fresh.into_iter(), LIMIT, heed)? {
-                if leader_too {
-                    return self.all_in(&mut channel);
-                }
-                leader_too = true;
+            let fresh: Vec<i32> = tids.into_iter().filter(|t| !self.arrived.contains_key(t)).collect();
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            if !self.call_some(call, fresh.into_iter(), LIMIT, heed)? {
+                return Ok(());
             }
         }
         Err(other(format!("process {} makes threads faster than they can be called", self.pid)))
-    }
-
-    /// Says that all are in, and what the program ignores, which now stays so, where somebody else than the serving thread leaves first.
-    fn all_in(&self, channel: &mut Channel) -> Way<()> {
-        if self.server == self.pid || !self.arrived.contains_key(&self.pid) {
-            return Ok(());
-        }
-        let status = procfs::status::read(self.pid).map_err(other)?;
-        let ignored = status.sig_ignored | IGNORED_BY_DEFAULT & !status.sig_caught;
-        channel.ask(OP_ALL_IN, &ignored.to_le_bytes()).map(drop).map_err(other)
     }
 
     /// Calls these in and waits for them; false if all have ended.
@@ -331,8 +315,7 @@ impl Quiesced {
     ) -> Way<bool> {
         let mut wanted = BTreeSet::new();
         for tid in tids {
-            let code = if tid == self.pid { code_park_first() } else { code_park() };
-            if call.send(tid, code, tid).map_err(other)? {
+            if call.send(tid, code_park(), tid).map_err(other)? {
                 wanted.insert(tid);
             }
         }
