@@ -56,7 +56,12 @@ impl Observer<'_> {
             }
         }
         if shared != 0 {
-            all.shared = self.take(shared, None, None)?;
+            // one that came from kill(2) can be queued for the process by the leader only (kernel/signal.c, do_rt_sigqueueinfo)
+            let leader = self.entered.visited.iter().position(|t| *t == pid);
+            if leader.is_none() && server != pid {
+                return Err(Fault::from(Absent::Pending));
+            }
+            all.shared = self.take(shared, None, leader.map(|i| i as u32))?;
         }
         Ok(all)
     }
