@@ -118,6 +118,9 @@ unsafe fn resume(c: &Context) -> ! {
     // SAFETY: the caller's.
     unsafe {
         if let Some(stack) = c.disarmed() {
+            // a handler of the program's would begin at the top of that stack, where this frame may lie
+            let all = !0u64;
+            syscall6(SYS_RT_SIGPROCMASK, [SIG_SETMASK, &raw const all as u64, 0, 8, 0, 0]);
             sys3(SYS_SIGALTSTACK, stack as u64, 0, 0);
         }
         arch::resume(c)

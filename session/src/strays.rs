@@ -5,7 +5,7 @@ use crate::Live;
 pub(crate) fn of(live: &Live) -> Vec<i32> {
     let Some(supervisor) = live.supervisor.as_ref().filter(|s| s.lives()).map(|s| s.pid) else { return Vec::new() };
     let parent = live.init.as_ref().map_or(supervisor, |init| init.pid);
-    // one that ends during a look may hide another from it (proc_tid_children(5))
+    // one that ends during a look may hide another from it (proc_tid_children(5)): in the freeze, when this is asked again, hardly any but ours can end
     let look = || sys::procfs::children(parent).unwrap_or_default();
     let mut all: Vec<i32> = look().into_iter().chain(look()).collect();
     all.sort_unstable();

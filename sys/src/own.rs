@@ -1,25 +1,29 @@
 //! What holds for this process itself, to compare a target with.
+use crate::probe;
 
-/// How many layers of Landlock its credentials have room for, at most `most`; None: the kernel has no Landlock. Tried in a thread, which has
-/// credentials of its own: what is entered cannot be left.
+/// How many layers of Landlock its credentials have room for, at most `most`; None: the kernel has no Landlock. Tried in a
+/// child: what is entered cannot be left.
 pub fn landlock_layers_free(most: usize) -> Option<usize> {
     let attr = 1u64; // handled_access_fs: LANDLOCK_ACCESS_FS_EXECUTE
-    let count = move || {
+    let count = || {
         // SAFETY: prctl and the Landlock calls take integers and a pointer to `attr`, which outlives them, with its size; they
-        // change the calling thread's credentials only, and that thread ends.
+        // change the child's credentials only.
         unsafe {
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
             let ruleset = libc::syscall(libc::SYS_landlock_create_ruleset, &attr, size_of_val(&attr), 0);
             if ruleset < 0 {
-                return None;
+                return NO_LANDLOCK;
             }
-            let n = (0..most).take_while(|_| libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) == 0).count();
-            libc::close(ruleset as i32);
-            Some(n)
+            (0..most).take_while(|_| libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) == 0).count() as i64
         }
     };
-    std::thread::Builder::new().spawn(count).ok()?.join().ok()?
+    let status = probe::fork(count).and_then(probe::Child::wait).ok()?;
+    let n = libc::WEXITSTATUS(status);
+    (libc::WIFEXITED(status) && i64::from(n) != NO_LANDLOCK).then_some(n as usize)
 }
+
+/// Exit status of a child without Landlock.
+const NO_LANDLOCK: i64 = 255;
 
 /// Serial number of its session keyring; None: there are no keys in this kernel.
 pub fn session_keyring() -> Option<i32> {

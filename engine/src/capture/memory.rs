@@ -168,7 +168,9 @@ pub(super) fn copy(
     buf.resize(buf.len().max(CHUNK.min(r.end - r.start) as usize), 0);
     while at < r.end {
         let n = CHUNK.min(r.end - at) as usize;
-        match mem.read_by_number(at, &mut buf[..n]) {
+        // of a lost file nothing tells afterwards whether it was the same process
+        let read = if holes { mem.read(at, &mut buf[..n]) } else { mem.read_by_number(at, &mut buf[..n]) };
+        match read {
             Ok(()) => sink.push(at, &buf[..n])?,
             Err(e) if !holes => return Err(e.into()),
             Err(_) => {
