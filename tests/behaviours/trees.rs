@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("trees/pipeline", pipeline));
     all.extend(Case::each("trees/multiprocessing", multiprocessing));
     all.extend(Case::each("trees/fork-bomb", fork_bomb));
+    all.extend(Case::each("trees/shared-pages", shared_pages));
     all
 }
 
@@ -392,4 +393,73 @@ open('proof.new', 'w').write(str(n)); os.rename('proof.new', 'proof')
     let proof = fs::read_to_string(dir.join("proof"))?;
     ensure!(proof == "63", "there were {proof} processes instead of 63");
     Ok(())
+}
+
+/// 48 MiB that five processes have from a fork: once in the image, and once in memory after the restore, with what each has changed.
+fn shared_pages(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import hashlib, mmap, os, random, time
+size, page = 48 << 20, 4096
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[:] = random.Random(1).randbytes(size)
+def own(n): # one page in a hundred is another one, and some are gone
+    for at in range(n * page, size, 100 * page): memory[at:at + page] = bytes([n]) * page
+    memory.madvise(mmap.MADV_DONTNEED, (40 + n) * page * 16, page * 8)
+def prove(n):
+    with open('proof%d.new' % n, 'w') as f: f.write(hashlib.sha256(memory).hexdigest())
+    os.rename('proof%d.new' % n, 'proof%d' % n)
+kids = []
+for n in range(1, 5):
+    pid = os.fork()
+    if pid == 0:
+        own(n)
+        with open('before%d.new' % n, 'w') as f: f.write(hashlib.sha256(memory).hexdigest())
+        os.rename('before%d.new' % n, 'before%d' % n)
+        while not os.path.exists('gate'): time.sleep(0.01)
+        prove(n)
+        os._exit(0)
+    kids.append(pid)
+for n in range(1, 5):
+    while not os.path.exists('before%d' % n): time.sleep(0.01)
+open('ready', 'w').close()
+while not os.path.exists('gate'): time.sleep(0.01)
+for pid in kids: os.waitpid(pid, 0)
+prove(0)
+";
+    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "python3", "-c", script]);
+    c.current_dir(&dir);
+    let said = bed.run(&mut c)?.expect(0)?.json()?;
+    there(dir.join("ready"))?;
+    let before = proportional(said["pid"].as_i64().context("no pid")? as i32)?;
+    // the second time what is restored is captured
+    for _ in 0..2 {
+        let made = bed.ctl_json(&["checkpoint", "job", "--kill"])?;
+        ensure!(made["processes"] == 5 && made["door"] == "agent", "a checkpoint of {made}");
+        let bytes = made["bytes"].as_u64().context("no bytes")?;
+        ensure!(bytes < 60 << 20, "the image has {bytes} bytes");
+        bed.reap();
+        let said = bed.ctl_json(&["restore", "job", "--detach"])?;
+        let after = proportional(said["pid"].as_i64().context("no pid")? as i32)?;
+        ensure!(after < before + before / 20, "{before} KiB have become {after}");
+    }
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("proof0"))?;
+    for n in 1..5 {
+        let (was, is) = (dir.join(format!("before{n}")), dir.join(format!("proof{n}")));
+        ensure!(fs::read(&was)? == fs::read(&is)?, "the memory of child {n} is another");
+    }
+    ensure!(fs::read(dir.join("proof0"))? != fs::read(dir.join("proof1"))?, "a child's memory is its parent's");
+    Ok(())
+}
+
+/// Memory of a tree, each page counted once: KiB.
+fn proportional(pid: i32) -> Result<u64> {
+    let mut sum = 0;
+    for pid in std::iter::once(pid).chain(proc::descendants(pid)) {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let line = text.lines().find(|l| l.starts_with("Pss:")).context("no Pss in smaps_rollup")?;
+        sum += line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).context("Pss is no number")?;
+    }
+    Ok(sum)
 }

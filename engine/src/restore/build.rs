@@ -3,9 +3,9 @@
 use super::fresh::Ids;
 use super::pids::Rights;
 use super::puppet::{end, reap, Puppet};
-use super::{cannot, vdso, Fault, Image, Step, Tree};
+use super::{cannot, vdso, Fault, Image, Phase, Step, Tree};
 use crate::{Pids, RestoreOptions};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use sys::channel::Channel;
@@ -54,8 +54,14 @@ impl Drop for Child {
     }
 }
 
-/// Makes the processes: in the order of the tree's.
-pub fn build(tree: &Tree<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Vec<Puppet>> {
+/// Makes the processes, with their memory: in the order of the tree's. `enter` is told of each phase that begins.
+pub fn build(
+    tree: &Tree<'_>,
+    o: &RestoreOptions<'_>,
+    pids: Pids,
+    notes: &mut Vec<String>,
+    enter: &mut dyn FnMut(Phase) -> Step<()>,
+) -> Step<Vec<Puppet>> {
     // before anything of this restore is in our memory or descriptors
     let mut tracers = Vec::with_capacity(tree.all.len());
     for image in &tree.all {
@@ -64,8 +70,8 @@ pub fn build(tree: &Tree<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Vec<Pu
     // above the images', and above ours: what the children keep is one range
     let own = sys::procfs::fd::numbers(std::process::id() as i32)?;
     let highest = tree.all.iter().map(Image::highest_fd).max().unwrap_or(-1);
-    // one for each process, and one for helpers; our own ends stay below
-    let sockets = tree.all.len() as i32 + 1;
+    // one for each process, one for the cradle and one for helpers; our own ends stay below
+    let sockets = tree.all.len() as i32 + 2;
     let base = own.into_iter().max().unwrap_or(2).max(highest).max(63) + 1 + 2 * sockets;
     let _raised = raised(base as u64 + sockets as u64 + SPARE_FDS)?;
     let mut socks = Vec::new();
@@ -83,12 +89,28 @@ pub fn build(tree: &Tree<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Vec<Pu
     let at = free(&occupied(tree)?, SEARCH_FROM, parts.iter().sum())?;
     let layout = layout.at(at);
     let shares = Shares::map(at + parts[0] + parts[1], &tree.shares())?;
-    let mut n = Nursery { tree, o, pids, layout, socks, stdio, born: Vec::new(), init: None, root: None, shares };
+    let mut n = Nursery {
+        tree,
+        o,
+        pids,
+        layout,
+        socks,
+        stdio,
+        own_vdso: vdso::own()?,
+        born: Vec::new(),
+        heirs: vec![None; tree.all.len()],
+        base: None,
+        root: None,
+        shares,
+        notes,
+    };
     n.born.resize_with(tree.all.len(), || None);
     match pids {
         Pids::Private => n.private()?,
         _ => n.direct()?,
     }
+    enter(Phase::Place)?;
+    super::family::grow(&mut n, o)?;
     n.puppets(tracers)
 }
 
@@ -100,19 +122,15 @@ struct Sock {
     theirs: Option<OwnedFd>,
 }
 
-/// A process that has been born.
-struct Born {
+/// Who bears those whose parents are outside: the init of a private namespace, or a cradle of ours that ends when all are born, so that we adopt them.
+struct Base {
     channel: Channel,
-    /// PID as seen from here.
     here: i32,
-    /// PID as it knows it.
-    inner: i32,
+    init: Option<Init>,
 }
 
-/// The init of a private namespace.
+/// What only the init of a namespace has.
 struct Init {
-    channel: Channel,
-    here: i32,
     /// Number of its socket, and of the pipe for the program's wait status.
     numbers: [i32; 2],
     status: OwnedFd,
@@ -126,21 +144,25 @@ pub struct Nursery<'a, 't> {
     o: &'a RestoreOptions<'a>,
     pids: Pids,
     layout: Layout,
-    /// One for each process, and one for helpers.
+    /// One for each process, one for the cradle, one for helpers.
     socks: Vec<Sock>,
     stdio: [Option<OwnedFd>; 3],
-    born: Vec<Option<Born>>,
-    init: Option<Init>,
+    own_vdso: Vec<vdso::Part>,
+    born: Vec<Option<Puppet>>,
+    /// Of each the one whose memory it has by its birth.
+    heirs: Vec<Option<usize>>,
+    base: Option<Base>,
     /// Our child, the process or its init: ends with us.
     root: Option<Child>,
     shares: Shares,
+    notes: &'a mut Vec<String>,
 }
 
 impl Drop for Nursery<'_, '_> {
     fn drop(&mut self) {
-        // the children of our child end by themselves when we no longer talk to them; sooner so
-        if self.root.is_some() {
-            self.born.iter().flatten().for_each(|b| end(b.here));
+        if let Some(cradle) = self.base.take().filter(|b| b.init.is_none()) {
+            end(cradle.here);
+            reap(cradle.here);
         }
     }
 }
@@ -156,7 +178,7 @@ impl Nursery<'_, '_> {
         self.socks[sock].ours.try_clone().map_err(|e| Fault::Io("socket".into(), e))
     }
 
-    fn of(&mut self, i: usize) -> Step<&mut Born> {
+    fn of(&mut self, i: usize) -> Step<&mut Puppet> {
         let unborn = || cannot("process tree", "a process was needed before it was there", "report this");
         self.born[i].as_mut().ok_or_else(unborn)
     }
@@ -173,12 +195,22 @@ impl Nursery<'_, '_> {
     /// The program as our child, under its old PID or a new one.
     fn direct(&mut self) -> Step<()> {
         let want = self.want(self.tree.all[0].process.pid);
-        let child = nest::first_child(&self.layout, self.socks[0].number, range(&self.kept()), want, 0);
-        let child = Child(child.map_err(|e| pid_taken(e, want))?);
-        let (here, inner) = (child.0, child.0);
+        let first = |sock: &Sock, n: &Self| nest::first_child(&n.layout, sock.number, range(&n.kept()), want, 0);
+        let child = Child(first(&self.socks[0], self).map_err(|e| pid_taken(e, want))?);
+        let here = child.0;
         self.root = Some(child);
-        self.born[0] = Some(Born { channel: Channel::new(self.ours(0)?, here), here, inner });
-        super::family::grow(self, self.o)
+        self.deliver(0, here, here, None)?;
+        if self.tree.children(None).is_empty() {
+            return Ok(());
+        }
+        let (sock, spare) = (self.socks.len() - 2, self.spare());
+        let cradle = spare.into_iter().find_map(|pid| {
+            let r = nest::first_child(&self.layout, self.socks[sock].number, range(&self.kept()), pid, 0);
+            (!is_taken(&r)).then_some(r)
+        });
+        let here = cradle.ok_or_else(no_spare)?.map_err(|e| pid_taken(e, 0))?;
+        self.base = Some(Base { channel: Channel::new(self.ours(sock)?, here), here, init: None });
+        Ok(())
     }
 
     /// The program as child of an init in a PID namespace of its own.
@@ -209,50 +241,138 @@ impl Nursery<'_, '_> {
         }
         let mut channel = Channel::new(init_ours, here);
         set_up_init(&mut channel)?;
-        self.init = Some(Init { channel, here, numbers, status: status.into(), own_users: users });
-        self.bear_at(None, 0)?;
-        super::family::grow(self, self.o)?;
-        let (kept, layout, program) = (self.kept(), self.layout, self.of(0)?.inner);
-        let signals = set(&self.o.triggers);
-        match self.init.as_mut() {
-            Some(i) => {
-                let reap = wire::Reap { child: program, status_fd: i.numbers[1], signals };
-                retire_init(&mut i.channel, &kept, &layout, reap)
+        let init = Some(Init { numbers, status: status.into(), own_users: users });
+        self.base = Some(Base { channel, here, init });
+        self.bear_at(None, 0)
+    }
+
+    /// All are there: the init lets go of everything, and waits for the program.
+    fn retire(&mut self) -> Step<()> {
+        let (kept, layout, program, signals) = (self.kept(), self.layout, self.of(0)?.inner, set(&self.o.triggers));
+        match self.base.as_mut() {
+            Some(Base { channel, init: Some(init), .. }) => {
+                let reap = wire::Reap { child: program, status_fd: init.numbers[1], signals };
+                retire_init(channel, &kept, &layout, reap)
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 
-    /// A child of `parent` (None: of the namespace's init, or of ours) that serves on a socket, by its index; its PID as it knows it, and here.
+    /// A child of `parent` (None: of what bears those without parents) that serves on a socket, by its index; its PID as it knows it, and here.
     fn spawn(&mut self, parent: Option<usize>, pid: i32, sock: usize, exit_signal: i32) -> Step<(i32, i32)> {
-        let (want, number) = (self.want(pid), self.socks[sock].number);
-        let (channel, above) = match (parent, self.init.as_mut()) {
-            (Some(p), _) => {
-                let born = self.of(p)?;
-                (&mut born.channel, born.here)
-            }
-            (None, Some(init)) => (&mut init.channel, init.here),
-            (None, None) => {
-                let kept = range(&self.kept());
-                let child = nest::first_child(&self.layout, number, kept, want, 0).map_err(|e| pid_taken(e, want))?;
-                return Ok((child, child));
-            }
-        };
-        let inner = spawn(channel, want, number, exit_signal)?;
-        Ok((inner, if self.pids == Pids::Private { number_here(above, inner)? } else { inner }))
+        self.spawned(parent, pid, sock, exit_signal)?.map_err(|e| unborn(pid, &e))
     }
 
-    /// Bears a process, as a child of another; None: of the namespace's init, or of ours.
+    /// The same; or the kernel's answer.
+    fn spawned(
+        &mut self,
+        parent: Option<usize>,
+        pid: i32,
+        sock: usize,
+        exit_signal: i32,
+    ) -> Step<std::io::Result<(i32, i32)>> {
+        let (number, private) = (self.socks[sock].number, self.pids == Pids::Private);
+        let (channel, above) = match (parent, self.base.as_mut()) {
+            (Some(p), _) => {
+                let puppet = self.of(p)?;
+                (&mut puppet.channel, puppet.pid)
+            }
+            (None, Some(base)) => (&mut base.channel, base.here),
+            (None, None) => return Err(cannot("process tree", "there is nobody to bear it", "report this")),
+        };
+        match spawn(channel, pid, number, exit_signal)? {
+            Ok(inner) if private => Ok(Ok((inner, number_here(above, inner)?))),
+            r => Ok(r.map(|inner| (inner, inner))),
+        }
+    }
+
+    /// Bears a process, as a child of another, whose memory it has then; None: of what bears those without parents.
     pub fn bear_at(&mut self, parent: Option<usize>, i: usize) -> Step<()> {
-        let (inner, here) = self.spawn(parent, self.tree.all[i].process.pid, i, libc::SIGCHLD)?;
-        self.born[i] = Some(Born { channel: Channel::new(self.ours(i)?, here), here, inner });
+        let want = self.want(self.tree.all[i].process.pid);
+        let (inner, here) = self.spawn(parent, want, i, libc::SIGCHLD)?;
+        self.deliver(i, inner, here, parent)
+    }
+
+    /// A process is there: as what the rest of a restore works on. `heir_of`: the process whose memory it has.
+    fn deliver(&mut self, i: usize, inner: i32, here: i32, heir_of: Option<usize>) -> Step<()> {
+        if i == 0 {
+            sys::fault::target(here);
+        }
+        let image = &self.tree.all[i];
+        let init = self.base.as_ref().and_then(|b| b.init.as_ref());
+        let mut puppet = Puppet {
+            channel: Channel::new(self.ours(i)?, here),
+            pid: here,
+            inner,
+            child: here,
+            ours: false,
+            heir: heir_of.is_some(),
+            pids: self.pids,
+            own_users: init.is_some_and(|i| i.own_users),
+            layout: self.layout,
+            park: self.layout.base + self.layout.len,
+            shares: self.shares.places(),
+            fit: vdso::fits(&self.own_vdso, image).map_err(Fault::Cannot)?,
+            vdso_at: 0,
+            sock: self.socks[i].number,
+            stdio: [0, 1, 2].map(|n| self.stdio[n].as_ref().map(AsRawFd::as_raw_fd)),
+            temp_base: self.kept().into_iter().max().unwrap_or(0) + 3,
+            status: None,
+            mem: RemoteMem::open(here)?,
+            tracer: None,
+            tids: Vec::new(),
+            ids: Ids::default(),
+            woken: false,
+        };
+        let mut p = Program::new();
+        if let Some((area, size, sig)) = nest::own_rseq().filter(|_| heir_of.is_none()) {
+            p.may(libc::SYS_rseq, &[Imm(area), Imm(size as u64), Imm(1), Imm(sig as u64)]);
+        }
+        // where Yama only lets ancestors trace: our tracer is none
+        p.may(libc::SYS_prctl, &[Imm(PR_SET_PTRACER), Imm(u64::MAX)]);
+        puppet.run(&p)?;
+        self.born[i] = Some(puppet);
+        self.heirs[i] = heir_of;
+        Ok(())
+    }
+
+    /// Gives a process its memory, before it bears any other: those have it then.
+    pub fn memory(&mut self, i: usize) -> Step<()> {
+        let (o, image) = (self.o, &self.tree.all[i]);
+        let from = self.heirs[i].map(|h| &self.tree.all[h]);
+        let kept = from.map_or_else(Vec::new, |from| super::place::inherited(image, from));
+        let mut notes = Vec::new();
+        let puppet = self.of(i)?;
+        super::place::place(puppet, image, &kept, o, &mut notes)?;
+        super::fill::fill(puppet, image, from.map(|f| (f, &kept[..])), o)?;
+        self.notes.extend(super::named(i, image, notes));
         Ok(())
     }
 
     /// A child of `parent` for a while, of this number if that is not 0; its PID here. It has the last socket.
     pub fn helper(&mut self, parent: Option<usize>, pid: i32) -> Step<i32> {
-        let exit_signal = if parent.is_none() && self.init.is_none() { libc::SIGCHLD } else { 0 };
-        Ok(self.spawn(parent, pid, self.socks.len() - 1, exit_signal)?.1)
+        let sock = self.socks.len() - 1;
+        if pid != 0 {
+            return Ok(self.spawn(parent, pid, sock, 0)?.1);
+        }
+        for pid in self.spare() {
+            match self.spawned(parent, pid, sock, 0)? {
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                r => return Ok(r.map_err(|e| unborn(pid, &e))?.1),
+            }
+        }
+        Err(no_spare())
+    }
+
+    /// Numbers that nothing in the image has, of which some may be taken here.
+    fn spare(&self) -> Vec<i32> {
+        const FROM: i32 = 300;
+        const MANY: usize = 1000;
+        let mut used: BTreeSet<i32> = self.tree.zombies.iter().flat_map(|z| [z.pid, z.pgid, z.sid]).collect();
+        for i in &self.tree.all {
+            used.extend(i.threads.iter().map(|t| t.tid).chain([i.process.pgid, i.process.sid]));
+        }
+        (FROM..).filter(|n| !used.contains(n)).take(MANY).collect()
     }
 
     /// Runs a program in a helper.
@@ -262,14 +382,14 @@ impl Nursery<'_, '_> {
         Ok(())
     }
 
-    /// Bears a process as a child of a helper.
-    pub fn bear_by(&mut self, helper: i32, i: usize) -> Step<()> {
+    /// Bears a process as a child of a helper, which has the memory of `heir_of`.
+    pub fn bear_by(&mut self, helper: i32, i: usize, heir_of: Option<usize>) -> Step<()> {
         let mut channel = Channel::new(self.ours(self.socks.len() - 1)?, helper);
         let want = self.want(self.tree.all[i].process.pid);
-        let inner = spawn(&mut channel, want, self.socks[i].number, libc::SIGCHLD)?;
+        let made = spawn(&mut channel, want, self.socks[i].number, libc::SIGCHLD)?;
+        let inner = made.map_err(|e| unborn(want, &e))?;
         let here = if self.pids == Pids::Private { number_here(helper, inner)? } else { inner };
-        self.born[i] = Some(Born { channel: Channel::new(self.ours(i)?, here), here, inner });
-        Ok(())
+        self.deliver(i, inner, here, heir_of)
     }
 
     /// Ends a helper: its children become the reaper's.
@@ -280,10 +400,10 @@ impl Nursery<'_, '_> {
         let mut p = Program::new();
         let any = libc::__WALL as u64;
         p.call(libc::SYS_wait4, &[inner.into(), Imm(0), Imm(any), Imm(0)]);
-        match (parent, self.init.as_mut()) {
+        match (parent, self.base.as_mut()) {
             (Some(i), _) => drop(self.of(i)?.channel.run_all(&p)?),
-            (None, Some(init)) => drop(init.channel.run_all(&p)?),
-            (None, None) => reap(helper),
+            (None, Some(base)) => drop(base.channel.run_all(&p)?),
+            (None, None) => {}
         }
         Ok(())
     }
@@ -297,82 +417,50 @@ impl Nursery<'_, '_> {
 
     /// Runs a program in a process.
     pub fn run(&mut self, i: usize, p: &Program) -> Step<()> {
-        self.of(i)?.channel.run_all(p)?;
-        Ok(())
+        self.of(i)?.run(p).map(drop)
     }
 
-    /// All are born: each lets go of the others' sockets, and what it has by its birth from us.
-    pub fn settle(&mut self) -> Step<()> {
-        let sockets: Vec<i32> = self.socks.iter().map(|s| s.number).collect();
-        self.socks.iter_mut().for_each(|s| s.theirs = None);
-        let init = self.init.as_ref().map(|i| i.numbers);
-        for (i, own) in sockets.iter().enumerate().take(self.tree.all.len()) {
-            let mut p = Program::new();
-            for other in sockets.iter().filter(|s| *s != own) {
-                p.may(libc::SYS_close, &[(*other).into()]);
-            }
-            for other in init.iter().flatten() {
-                p.may(libc::SYS_close, &[(*other).into()]);
-            }
-            if let Some((area, size, sig)) = nest::own_rseq() {
-                p.may(libc::SYS_rseq, &[Imm(area), Imm(size as u64), Imm(1), Imm(sig as u64)]);
-            }
-            // where Yama only lets ancestors trace: our tracer is none
-            p.may(libc::SYS_prctl, &[Imm(PR_SET_PTRACER), Imm(u64::MAX)]);
-            self.run(i, &p)?;
-        }
-        Ok(())
-    }
-
-    /// As what the rest of a restore works on.
+    /// All are born: each lets go of what it has by its birth from us and the others. Gives them away.
     fn puppets(mut self, tracers: Vec<Tracer>) -> Step<Vec<Puppet>> {
-        let temp_base = self.kept().into_iter().max().unwrap_or(0) + 3;
-        let own = vdso::own()?;
+        self.retire()?;
+        let mut others: Vec<i32> = self.socks.iter().map(|s| s.number).collect();
+        self.socks.iter_mut().for_each(|s| s.theirs = None);
         let mut ids = Ids::default();
-        for (i, image) in self.tree.all.iter().enumerate().filter(|_| self.pids == Pids::Fresh) {
-            ids.set(image.process.pid, self.born[i].as_ref().map_or(0, |b| b.inner));
+        if self.pids == Pids::Fresh {
+            ids.set(self.tree.all[0].process.pid, self.of(0)?.inner);
         }
-        let mut puppets: Vec<Puppet> = Vec::with_capacity(tracers.len());
-        for (i, tracer) in tracers.into_iter().enumerate() {
-            let image = &self.tree.all[i];
-            let (mem, fit) = (RemoteMem::open(self.of(i)?.here)?, vdso::fits(&own, image).map_err(Fault::Cannot)?);
-            let stdio = [0, 1, 2].map(|n| self.stdio[n].as_ref().map(AsRawFd::as_raw_fd));
-            let Some(Born { channel, here, inner }) = self.born[i].take() else { continue };
-            // the last of the guards is the puppet's
-            let root = self.root.take().map(Child::keep);
-            let init = self.init.take().map(|i| (i.status, i.own_users));
-            if i == 0 {
-                sys::fault::target(here);
+        let init = self.base.as_mut().and_then(|b| b.init.take());
+        others.extend(init.iter().flat_map(|i| i.numbers));
+        let mut puppets = Vec::with_capacity(tracers.len());
+        for (mut puppet, tracer) in std::mem::take(&mut self.born).into_iter().flatten().zip(tracers) {
+            let mut p = Program::new();
+            for other in others.iter().filter(|s| **s != puppet.sock) {
+                p.may(libc::SYS_close, &[(*other).into()]);
             }
-            puppets.push(Puppet {
-                channel,
-                pid: here,
-                inner,
-                child: root.unwrap_or(here),
-                ours: root.is_some(),
-                pids: self.pids,
-                own_users: match &init {
-                    Some(i) => i.1,
-                    None => puppets.first().is_some_and(|p| p.own_users),
-                },
-                layout: self.layout,
-                park: self.layout.base + self.layout.len,
-                shares: self.shares.places(),
-                fit,
-                vdso_at: 0,
-                sock: self.socks[i].number,
-                stdio,
-                temp_base,
-                status: init.map(|i| i.0),
-                mem,
-                tracer: Some(tracer),
-                tids: Vec::new(),
-                ids: ids.clone(),
-                woken: false,
-            });
+            puppet.run(&p)?;
+            puppet.tracer = Some(tracer);
+            puppet.ids = ids.clone();
+            puppets.push(puppet);
+        }
+        // from here on the first of them is the guard
+        if let (Some(first), Some(root)) = (puppets.first_mut(), self.root.take()) {
+            (first.child, first.ours) = (root.keep(), true);
+            first.status = init.map(|i| i.status);
+        }
+        if puppets.first().is_some_and(|p: &Puppet| p.pids == Pids::Private) {
+            // it is the program's guard now, and no cradle
+            self.base = None;
         }
         Ok(puppets)
     }
+}
+
+fn is_taken(r: &sys::Result<i32>) -> bool {
+    r.as_ref().is_err_and(|e| e.errno() == Some(libc::EEXIST))
+}
+
+fn no_spare() -> Fault {
+    cannot("PIDs", "none is free for a helper", "use --pids private")
 }
 
 /// Memory that several processes share, mapped here so that all are born with it; unmapped here when dropped.
@@ -458,20 +546,20 @@ fn set_up_init(channel: &mut Channel) -> Step<()> {
     })
 }
 
-/// Lets a process make another; its PID as it knows it.
-fn spawn(channel: &mut Channel, pid: i32, sock: i32, exit_signal: i32) -> Step<i32> {
+/// Lets a process make another; its PID as it knows it, or the kernel's answer.
+fn spawn(channel: &mut Channel, pid: i32, sock: i32, exit_signal: i32) -> Step<std::io::Result<i32>> {
     let mut q = Vec::with_capacity(16);
     for v in [pid, sock, exit_signal, 0] {
         q.extend_from_slice(&v.to_le_bytes());
     }
     let a = channel.ask(wire::OP_SPAWN, &q)?;
     let r = a.get(..8).and_then(|b| b.try_into().ok()).map_or(-1, i64::from_le_bytes);
-    if r < 0 {
-        let e = std::io::Error::from_raw_os_error(-r as i32);
-        let remedy = "see /proc/sys/kernel/pid_max and the limit of processes; use --pids private if the PID is in use";
-        return Err(cannot(format!("PID {pid}"), format!("it cannot be made: {e}"), remedy));
-    }
-    Ok(r as i32)
+    Ok(if r < 0 { Err(std::io::Error::from_raw_os_error(-r as i32)) } else { Ok(r as i32) })
+}
+
+fn unborn(pid: i32, e: &std::io::Error) -> Fault {
+    let remedy = "see /proc/sys/kernel/pid_max and the limit of processes; use --pids private if the PID is in use";
+    cannot(format!("PID {pid}"), format!("it cannot be made: {e}"), remedy)
 }
 
 /// PID, as seen from here, of the child that its parent knows by another number.

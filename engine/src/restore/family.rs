@@ -82,7 +82,7 @@ pub fn grow(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
     for z in &n.tree.zombies {
         die(n, z)?;
     }
-    n.settle()
+    Ok(())
 }
 
 /// Helpers that lead sessions for a while: by whom they were born, their PIDs here, and the sessions' numbers.
@@ -105,7 +105,7 @@ fn adopted(
             Some(leader) if leader == i => n.bear_at(reaper, i)?,
             Some(leader) => {
                 let helper = n.helper(Some(leader), 0)?;
-                n.bear_by(helper, i)?;
+                n.bear_by(helper, i, Some(leader))?;
                 n.end_helper(Some(leader), helper)?;
             }
             None => {
@@ -115,7 +115,8 @@ fn adopted(
                     None => found(n, reaper, sid)?,
                 };
                 founded.insert(sid, founder);
-                n.bear_by(founder, i)?;
+                // of the reaper's memory it has what that had when the helper was born: all
+                n.bear_by(founder, i, reaper)?;
             }
         }
         branch(n, i, o, founders)?;
@@ -133,6 +134,7 @@ fn found(n: &mut Nursery<'_, '_>, reaper: Option<usize>, sid: i32) -> Step<i32> 
 
 /// Bears the children of a process, and theirs.
 fn branch(n: &mut Nursery<'_, '_>, i: usize, o: &RestoreOptions<'_>, founders: &mut Founders) -> Step<()> {
+    n.memory(i)?;
     let sid = n.tree.all[i].process.sid;
     let own = own_session(i, &n.tree.all[i], o);
     let before = n.tree.index(n.tree.all[i].parent).map(|p| n.tree.all[p].process.sid);

@@ -1,11 +1,13 @@
 //! Phase fill: the stored pages go to their addresses. Each frame of a pack is read and decoded once, on all CPUs if
 //! there is much, and written into the process by as few calls as can be.
+use super::place::Kept;
 use super::puppet::Puppet;
-use super::{cannot, Fault, Image, Step};
+use super::{cannot, heirloom, Fault, Image, Step};
 use crate::{Progress, RestoreOptions};
 use ::image::v1::memory::*;
-use ::image::{PageSource, PAGE_SIZE};
+use ::image::{PageRun, PageSource, PAGE_SIZE};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use sys::program::{Arg::Imm, Program};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Below this many bytes one thread is faster.
@@ -21,10 +23,28 @@ struct Piece {
     len: usize,
 }
 
-/// Writes all pages.
-pub fn fill(p: &Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
+/// Writes all pages. `heritage`: the process that has borne it, whose memory it has, and what of that it keeps.
+pub fn fill(
+    p: &mut Puppet,
+    image: &Image<'_>,
+    heritage: Option<(&Image<'_>, &[Kept])>,
+    o: &RestoreOptions<'_>,
+) -> Step<()> {
+    let Some((from, kept)) = heritage else { return write(p, image, &image.memory.pages, o) };
+    let change = heirloom::change(&image.memory.pages, &from.memory.pages, kept);
+    let mut prog = Program::new();
+    for (start, end) in &change.forget {
+        prog.call(libc::SYS_madvise, &[Imm(*start), Imm(end - start), Imm(libc::MADV_DONTNEED as u64)]);
+        p.run_if_full(&mut prog)?;
+    }
+    p.run(&prog)?;
+    write(p, image, &change.write, o)
+}
+
+/// Writes these pages.
+fn write(p: &Puppet, image: &Image<'_>, runs: &[PageRun], o: &RestoreOptions<'_>) -> Step<()> {
     let mut pieces = Vec::new();
-    for run in &image.memory.pages {
+    for run in runs {
         let whole = covered(image, run.addr, run.pages)?;
         match run.source {
             // fresh memory is zero already; a file's page that was overwritten with zeros is not

@@ -13,6 +13,7 @@ pub(crate) mod family;
 pub mod files;
 mod fill;
 pub(crate) mod fresh;
+mod heirloom;
 mod image;
 mod named;
 pub(crate) mod pids;
@@ -173,12 +174,10 @@ impl Run<'_> {
         notes.extend(checked.notes);
 
         self.enter(Phase::Build)?;
-        let mut all = build::build(&tree, self.o, checked.pids)?;
-        self.enter(Phase::Place)?;
-        each(&mut all, &tree, &mut notes, |p, image, notes| place::place(p, image, self.o, notes))?;
+        let o = self.o;
+        let mut all = build::build(&tree, o, checked.pids, &mut notes, &mut |p| self.enter(p))?;
         self.enter(Phase::Fill)?;
         each(&mut all, &tree, &mut notes, |p, image, notes| {
-            fill::fill(p, image, self.o)?;
             place::finish(p, image, self.o, notes)?;
             fill::tell(p, image, self.o)
         })?;
@@ -204,6 +203,12 @@ impl Run<'_> {
     }
 }
 
+/// What is noted of another process than the program (0) names it.
+fn named(i: usize, image: &Image<'_>, notes: Vec<String>) -> Vec<String> {
+    let line = |l: String| if i == 0 { l } else { format!("{}: {l}", family::name(image)) };
+    notes.into_iter().map(line).collect()
+}
+
 /// Does something with each process; what it notes of another than the program names it.
 fn each(
     all: &mut [puppet::Puppet],
@@ -214,8 +219,7 @@ fn each(
     for (i, (p, image)) in all.iter_mut().zip(&tree.all).enumerate() {
         let mut own = Vec::new();
         let done = f(p, image, &mut own);
-        let line = |l: String| if i == 0 { l } else { format!("{}: {l}", family::name(image)) };
-        notes.extend(own.into_iter().map(line));
+        notes.extend(named(i, image, own));
         done?;
     }
     Ok(())

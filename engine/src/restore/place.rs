@@ -62,13 +62,48 @@ pub fn unmap_all_but(p: &mut Program, kept: &[(u64, u64)]) {
     }
 }
 
-/// Makes all mappings, still without content.
-pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
-    clear(p)?;
+/// A mapping that a process has by its birth, as it is to be.
+pub struct Kept {
+    /// First byte, and byte after the last.
+    pub range: (u64, u64),
+    /// A `BACKING_` number.
+    pub backing: u32,
+}
+
+/// The mappings of a process that the one that bears it has, too: they stay, so that what both have not written since is there once.
+pub fn inherited(image: &Image<'_>, from: &Image<'_>) -> Vec<Kept> {
+    const BY_BIRTH: [u32; 5] =
+        [BACKING_ANON, BACKING_FILE_GONE, BACKING_FILE_PRIVATE, BACKING_FILE_SHARED, BACKING_SHARED_ANON];
+    let theirs = &from.memory.vmas;
+    let has_file = |v: &Vma| matches!(v.backing, BACKING_FILE_PRIVATE | BACKING_FILE_SHARED);
+    let file = |i: &Image<'_>, v: &Vma| i.memory.files.get(v.file as usize).filter(|_| has_file(v)).cloned();
+    let same = |v: &&Vma| {
+        let i = theirs.partition_point(|t| t.start < v.start);
+        let Some(t) = theirs.get(i) else { return false };
+        let as_it_is = Vma { file: v.file, ..t.clone() } == **v && file(image, v) == file(from, t);
+        as_it_is && BY_BIRTH.contains(&v.backing) && !has_flag(&v.flags, "dc") && !has_flag(&v.flags, "wf")
+    };
+    let kept = image.memory.vmas.iter().filter(same);
+    kept.map(|v| Kept { range: (v.start, v.end), backing: v.backing }).collect()
+}
+
+/// Makes all mappings but those that it has by its birth, still without content.
+pub fn place(
+    p: &mut Puppet,
+    image: &Image<'_>,
+    kept: &[Kept],
+    o: &RestoreOptions<'_>,
+    notes: &mut Vec<String>,
+) -> Step<()> {
+    clear(p, kept)?;
     let mut by_file: BTreeMap<(u32, How), Vec<&Vma>> = BTreeMap::new();
     let mut by_share: BTreeMap<u64, Vec<&Vma>> = BTreeMap::new();
     let mut prog = Program::new();
-    for v in &image.memory.vmas {
+    let is_there = |v: &Vma| {
+        let i = kept.partition_point(|k| k.range.0 < v.start);
+        kept.get(i).is_some_and(|k| k.range.0 == v.start)
+    };
+    for v in image.memory.vmas.iter().filter(|v| !is_there(v)) {
         match v.backing {
             BACKING_ANON => map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None),
             BACKING_FILE_GONE => {
@@ -107,11 +142,6 @@ pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
     for (number, vmas) in &by_share {
         share(p, p.shares.get(number).copied(), vmas)?;
     }
-    let mut prog = Program::new();
-    for (at, len) in p.shares.values() {
-        prog.call(libc::SYS_munmap, &[Imm(*at), Imm(*len)]);
-    }
-    p.run(&prog)?;
     policies(p, image, notes)?;
     super::aio::make(p, image, notes)
 }
@@ -140,21 +170,28 @@ fn of(image: &Image<'_>, v: &Vma) -> String {
     image.memory.files.get(v.file as usize).map_or(String::new(), |f| String::from_utf8_lossy(&f.path).into_owned())
 }
 
-/// The kernel's mappings step aside, everything else but the blob goes.
-fn clear(p: &mut Puppet) -> Step<()> {
+/// The kernel's mappings step aside, everything else but the blob and what is kept goes.
+fn clear(p: &mut Puppet, kept: &[Kept]) -> Step<()> {
     let own = vdso::own()?;
     let mut prog = Program::new();
     let mut at = p.park;
     for part in &own {
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         let a = [Imm(part.start), Imm(part.len), Imm(part.len), Imm(flags as u64), Imm(at)];
+        // who has memory by its birth has them aside by its birth, too
+        if p.heir {
+            at += part.len;
+            continue;
+        }
         prog.call(libc::SYS_mremap, &a);
         prog.named(format!("moving {} aside", String::from_utf8_lossy(&part.name)));
         at += part.len;
     }
     let shares = p.shares.values().map(|(at, len)| (*at, at + len));
-    let kept: Vec<_> = std::iter::once((p.layout.base, at)).chain(shares).collect();
-    unmap_all_but(&mut prog, &kept);
+    let mut all: Vec<_> = std::iter::once((p.layout.base, at)).chain(shares).collect();
+    all.extend(kept.iter().map(|k| k.range));
+    all.sort_unstable();
+    unmap_all_but(&mut prog, &all);
     if at > p.park + vdso::PARK_LEN {
         return Err(cannot("vDSO", "it is larger than any known one", "report this kernel"));
     }
@@ -241,6 +278,9 @@ fn show(p: &mut Puppet, at: u64, vmas: &[&Vma]) -> Step<()> {
 /// After the content: what it would have been in the way of, and what wants to find it there.
 pub fn finish(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
     let mut prog = Program::new();
+    for (at, len) in p.shares.values() {
+        prog.call(libc::SYS_munmap, &[Imm(*at), Imm(*len)]);
+    }
     let limit = image.process.rlimits.get(RLIMIT_MEMLOCK).copied();
     if let Some((soft, hard)) = limit {
         let l = prog.bytes(&[soft.to_le_bytes(), hard.to_le_bytes()].concat());

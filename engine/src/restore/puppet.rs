@@ -26,6 +26,8 @@ pub struct Puppet {
     pub child: i32,
     /// That is our child, and to be reaped by us.
     pub ours: bool,
+    /// It was born by a process that had its memory already.
+    pub heir: bool,
     /// What it got.
     pub pids: Pids,
     /// It is in a user namespace of its own.
