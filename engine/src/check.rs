@@ -124,6 +124,7 @@ impl Check<'_> {
         self.executable();
         self.mapped_files();
         self.open_files();
+        self.locks();
         self.limits();
         self.cpu();
         self.kernel(pids);
@@ -216,13 +217,21 @@ impl Check<'_> {
                 Some(k) => {
                     self.reasons.extend(k.check(&c, f));
                     self.notes.extend(k.notes(&c, f));
-                    self.reasons.extend(crate::objects::locks::check(&c, f));
+                    self.reasons.extend(crate::objects::locks::check(&c, f, &f.locks));
                 }
                 None => {
                     let why = format!("this build does not know its kind {}", f.kind);
                     self.refuse(c.describe(f), why, "use the version that made the image");
                 }
             }
+        }
+    }
+
+    /// Locks that a relative holds through files of another.
+    fn locks(&mut self) {
+        for (id, l) in &self.image.files.locks {
+            let (c, f) = (Checker { image: self.image, o: self.o, id: *id }, &self.image.files.open[*id as usize]);
+            self.reasons.extend(crate::objects::locks::check(&c, f, std::slice::from_ref(l)));
         }
     }
 

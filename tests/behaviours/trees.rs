@@ -2,6 +2,7 @@
 //! session's command has left behind, what relatives share and is refused by name, and real programs that are trees.
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::{LIMIT, SOON};
+use dormouse_tests::target::{Door, Start};
 use dormouse_tests::{control, proc, run, store, sys, unharmed, Bed, Case};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
@@ -22,6 +23,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("trees/multiprocessing", multiprocessing));
     all.extend(Case::each("trees/fork-bomb", fork_bomb));
     all.extend(Case::each("trees/shared-pages", shared_pages));
+    all.extend(Case::each("trees/busy", busy));
     all
 }
 
@@ -462,4 +464,18 @@ fn proportional(pid: i32) -> Result<u64> {
         sum += line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).context("Pss is no number")?;
     }
     Ok(sum)
+}
+
+/// A program that starts others all the time, by whichever door each can be reached.
+fn busy(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("tree").args(["--what", "busy"]).door(Door::Launched).by_agent(true).ready(bed)?;
+    for _ in 0..10 {
+        let made = bed.ctl_json(&["checkpoint", &target.session.clone()])?;
+        ensure!(made["door"] == "agent", "made by {made}");
+        unharmed::family(target.pid)?;
+    }
+    bed.ctl(&["checkpoint", &target.session.clone(), "--kill"])?.expect(0)?;
+    target.gone(bed)?;
+    target.restore(bed)?;
+    target.prove(bed).map(drop)
 }

@@ -31,8 +31,8 @@ const KILLS: [Kill; 5] = [
 
 /// A call that any stop interrupts (where the tracer dies, one that the kernel takes up again by itself: what the other returns
 /// between the stop and its repair is EINTR, and nobody is left to change that); registers and FPU held by threads that spin and sleep; threads asleep in futexes; a
-/// subreaper; signals that only a call's own mask blocks; those whose main stack is full, while they stand on another or on this one, and one that stands on none. The second takes all processors, so `make test` tries every fifth point of it.
-const TARGETS: [(&str, &[&str], u32); 8] = [
+/// subreaper; a tree of processes; signals that only a call's own mask blocks; those whose main stack is full, while they stand on another or on this one, and one that stands on none. The second takes all processors, so `make test` tries every fifth point of it.
+const TARGETS: [(&str, &[&str], u32); 9] = [
     ("blocked", &["--call", "epoll_wait"], 1),
     ("cpu_regs", &[], 5),
     ("thr_sync", &[], 5),
@@ -41,6 +41,7 @@ const TARGETS: [(&str, &[&str], u32); 8] = [
     ("stack_left", &[], 1),
     ("stack_left", &["--deep"], 1),
     ("stack_none", &[], 3),
+    ("tree", &["--what", "family"], 37),
 ];
 
 /// By the agent there is no tracer: `agent` is each signal that calls a thread in, and each thread that comes.
@@ -54,7 +55,7 @@ const BY_THE_AGENT: [Kill; 4] = [
 /// Program, arguments, options of the checkpoint, step. Calls that any signal interrupts, threads that spin and that wait, signals that wait;
 /// one that opens itself to its recorder, and must not stay so.
 type Agent = (&'static str, &'static [&'static str], &'static [&'static str], u32);
-const AGENTS: [Agent; 7] = [
+const AGENTS: [Agent; 8] = [
     ("blocked", &["--call", "epoll_wait"], &[], 1),
     ("cpu_regs", &[], &[], 3),
     ("thr_sync", &[], &[], 7),
@@ -62,6 +63,7 @@ const AGENTS: [Agent; 7] = [
     ("thr_join", &[], &["--kill"], 3),
     ("proc_dumpable", &["--zero"], &[], 1),
     ("seccomp", &["--what", "threads"], &[], 3),
+    ("tree", &["--what", "family"], &[], 7),
 ];
 
 /// More points than any checkpoint of these passes.
@@ -230,7 +232,7 @@ fn one_point(
         (code @ (3 | 9), Victim::Tracer) => drop(ran.refused(code, &["cannot checkpoint", "; "])?),
         _ => anyhow::bail!("{}: exit code {} is not documented for this\n{}", ran.command, ran.code(), ran.said()),
     }
-    unharmed::but_for_the_documented(target.pid)?;
+    target.unharmed_but_for_the_documented()?;
     // What a recorder that was killed had begun stays aside until the next begins.
     ensure!(store::content(bed, &session) == before, "the store's checkpoints changed");
     if thorough {
@@ -248,7 +250,7 @@ fn complete(bed: &mut Bed, target: &mut Target) -> Result<()> {
     }
     // Where it is not stopped, this changes nothing.
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(target.pid), nix::sys::signal::Signal::SIGCONT)?;
-    unharmed::but_for_the_documented(target.pid)?;
+    target.unharmed_but_for_the_documented()?;
     target.prove(bed).map(|_| ())
 }
 
@@ -294,6 +296,6 @@ fn too_late(bed: &mut Bed, target: &mut Target, options: &[&str]) -> Result<()> 
         }
         _ => {}
     }
-    unharmed::but_for_the_documented(target.pid)?;
+    target.unharmed_but_for_the_documented()?;
     target.prove(bed).map(|_| ())
 }

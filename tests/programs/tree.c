@@ -41,7 +41,7 @@ static int pipes[KIDS][4]; // order read, order write, answer read, answer write
 static char *own;        // private memory, different in each
 static volatile long long *shared; // one for all
 #define OWN (256 * 1024)
-static int common_file, common_pipe[2], common_pair[2], common_event, own_file = -1;
+static int common_file, common_pipe[2], common_pair[2], common_event;
 static volatile bool stop_threads;
 
 static int count_threads(void) {
@@ -72,7 +72,6 @@ static void __attribute__((noreturn)) serve(int me) {
     for (int i = 0; i < KIDS; i++) {
         if (!pipes[i][0]) continue;
         close(pipes[i][1]), close(pipes[i][2]);
-        if (i == me) continue;
     }
     memset(own, 0, OWN);
     fill(own, OWN, 1000 + (uint64_t)me);
@@ -199,6 +198,15 @@ static void setup_zombies(void) {
         snprintf(path, sizeof path, "/proc/%d/status", kids[i].pid);
         while (field(path, "State", state, sizeof state)[0] != 'Z') sched_yield();
     }
+    // one that leads a group in which another lives
+    kid(6, 0), kid(7, 0);
+    CHECK_EQ(0, TELL(6, GROUP, 0, 0).result, "a group");
+    CHECK_EQ(0, TELL(7, GROUP, 0, kids[6].pid).result, "in it");
+    struct order end = {END, 5, 0};
+    MUST(write(kids[6].out, &end, sizeof end));
+    char path[64], state[64] = "";
+    snprintf(path, sizeof path, "/proc/%d/status", kids[6].pid);
+    while (field(path, "State", state, sizeof state)[0] != 'Z') sched_yield();
     // and one of its own
     pid_t pid = MUST(fork());
     if (pid == 0) _exit(99);
@@ -290,14 +298,14 @@ static void setup(void) {
         kid(1, 0);
         orphan(2, 1, false);
         orphan(3, 1, true);
+        orphan(4, 1, true); // another session whose leader is gone
+        kid(5, 3), kid(6, 4);
     } else if (is("zombies")) {
         setup_zombies();
     } else if (is("stopped")) {
         kid(0, -1), kid(1, 0);
         MUST(kill(kids[1].pid, SIGSTOP));
-        siginfo_t info;
         char path[64], state[64] = "";
-        (void)info;
         snprintf(path, sizeof path, "/proc/%d/status", kids[1].pid);
         while (field(path, "State", state, sizeof state)[0] != 'T') sched_yield();
     } else if (is("files")) {
@@ -318,7 +326,7 @@ static void setup(void) {
         finish();
     }
     for (int i = 0; i < nkids; i++)
-        if (kids[i].pid && !(is("zombies") && i > 0) && !(is("stopped") && i == 1)) kids[i].then = TELL(i, ASK, 0, 0);
+        if (kids[i].pid && !(is("zombies") && i > 0 && i != 7) && !(is("stopped") && i == 1)) kids[i].then = TELL(i, ASK, 0, 0);
     if (is("memory")) TELL(3, POKE, 0, 12);
 }
 
@@ -352,8 +360,9 @@ static void prove_zombies(void) {
         CHECK_EQ(kids[i + 1].pid, f.result, "the dead child %d", i);
         CHECK_EQ(expected[i], f.value & ~0x80, "its status");
     }
-    struct facts f = TELL(0, WAIT, 0, -1);
-    CHECK_EQ(-1, f.result, "no child is left");
+    struct facts f = TELL(0, WAIT, 0, kids[6].pid);
+    CHECK_EQ(kids[6].pid, f.result, "the dead leader of a group");
+    CHECK_EQ(5 << 8, f.value, "its status");
     int status = 0;
     CHECK_EQ(kids[5].pid, waitpid(kids[5].pid, &status, WNOHANG), "the first process's own dead child");
     CHECK_EQ(99 << 8, status, "its status");
@@ -398,7 +407,7 @@ static void prove(void) {
         MUST0(pthread_join(churner, NULL));
     }
     for (int i = 0; i < nkids; i++)
-        if (kids[i].pid && !(is("zombies") && i > 0) && !(is("stopped") && i == 1)) same(i);
+        if (kids[i].pid && !(is("zombies") && i > 0 && i != 7) && !(is("stopped") && i == 1)) same(i);
     CHECK_HEX(({ static char p[OWN]; fill(p, OWN, 999); hash(p, OWN); }), hash(own, OWN), "own memory");
     if (is("memory")) {
         CHECK_EQ(12, *shared, "shared memory, as a grandchild has left it");
@@ -418,5 +427,4 @@ static void prove(void) {
         CHECK_EQ(kids[1].pid, f.pid, "its PID");
         CHECK_EQ(kids[0].pid, f.ppid, "its parent");
     }
-    (void)own_file;
 }

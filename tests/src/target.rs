@@ -226,6 +226,14 @@ impl Target {
         crate::unharmed::entirely(self.pid)
     }
 
+    /// It, and all below it if it is a tree, runs on; after an emergency exit the one documented mapping may be left.
+    pub fn unharmed_but_for_the_documented(&self) -> Result<()> {
+        match self.program.as_str() {
+            "tree" => crate::unharmed::family_but_for_the_documented(self.pid),
+            _ => crate::unharmed::but_for_the_documented(self.pid),
+        }
+    }
+
     /// A checkpoint that kills it.
     pub fn kill(&mut self, bed: &mut Bed) -> Result<()> {
         bed.ctl(&self.checkpoint_args(&["--kill"]))?.expect(0)?;

@@ -24,11 +24,20 @@ pub fn entirely_between(pid: i32, quiet: impl Fn() -> bool) -> Result<()> {
 
 /// The same of a process and all below it, none of which we have made.
 pub fn family(pid: i32) -> Result<()> {
+    soon_all(pid, false)
+}
+
+/// The same; after an emergency exit the one documented mapping may be in each.
+pub fn family_but_for_the_documented(pid: i32) -> Result<()> {
+    soon_all(pid, true)
+}
+
+fn soon_all(pid: i32, emergency: bool) -> Result<()> {
     let mut wrong = String::new();
     let settled = run::until("", SOON, || {
         let ended = |pid: &i32| proc::status(*pid).is_none_or(|s| s.state == 'Z');
         let all = std::iter::once(pid).chain(proc::descendants(pid).into_iter().filter(|p| !ended(p)));
-        let one = |pid: i32| match look_at(pid) {
+        let one = |pid: i32| match look_at(pid, emergency) {
             // gone meanwhile, or stopped by the program itself
             w if pid == 0 || w.is_empty() || ended(&pid) => String::new(),
             w => format!("{pid}: {w}"),
@@ -75,20 +84,20 @@ fn look(pid: i32, emergency: bool) -> String {
         let list: Vec<String> = children.iter().map(|(c, s)| format!("{c} ({}, {})", s.comm, s.state)).collect();
         return format!("it has children: {}", list.join(", "));
     }
-    left(pid, &status, emergency)
+    left(pid, emergency)
 }
 
 /// What is left in it of ours, whatever children it has.
-fn look_at(pid: i32) -> String {
+fn look_at(pid: i32, emergency: bool) -> String {
     let Some(status) = proc::status(pid) else { return "it is gone".into() };
     match status.tracer {
         0 if status.state == 'T' => String::new(),
-        0 => left(pid, &status, false),
+        0 => left(pid, emergency),
         t => format!("it is traced by PID {t}"),
     }
 }
 
-fn left(pid: i32, _: &proc::Status, emergency: bool) -> String {
+fn left(pid: i32, emergency: bool) -> String {
     let ours = proc::ours(pid);
     let one_block = ours.windows(2).all(|w| w[0].end == w[1].start);
     let permitted = ours.is_empty() || (emergency && one_block);

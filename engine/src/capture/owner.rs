@@ -18,15 +18,20 @@ impl Observer<'_> {
             _ if id == 0 => 0,
             F_OWNER_PGRP => self.inner_group(id)?,
             _ if id == self.survey.pid => self.survey.inner_pid(),
-            _ => self.inner_tid(id),
+            _ if self.survey.threads.contains_key(&id) => self.inner_tid(id),
+            // a relative's
+            _ => procfs::status::read(id).ok().and_then(|s| s.ns_pid.last().copied()).unwrap_or(id),
         };
         Ok(((kind, inner), sig))
     }
 
-    /// Its own process group as it sees it; another's as we do.
+    /// A process group as it sees it.
     fn inner_group(&self, group: i32) -> Step<i32> {
         let status = procfs::status::read(self.survey.pid)?;
-        let own = status.ns_pgid.first() == Some(&group);
-        Ok(status.ns_pgid.last().copied().filter(|_| own).unwrap_or(group))
+        let within =
+            |s: &procfs::status::Status| (s.ns_pgid.first() == Some(&group)).then(|| s.ns_pgid.last().copied());
+        // another's: of its leader, if that lives
+        let led = || procfs::status::read(group).ok().and_then(|s| within(&s));
+        Ok(within(&status).or_else(led).flatten().unwrap_or(group))
     }
 }

@@ -3,6 +3,7 @@
 use super::observe::Observer;
 use super::told::Told;
 use super::{Fault, Step};
+use crate::{Door, Error, Kind, Reason};
 use serde_bytes::ByteBuf;
 use sys::agent::Absent;
 use sys::procfs;
@@ -49,7 +50,7 @@ impl Observer<'_> {
             let own = procfs::status::read_task(pid, tid)?.sig_pending & !AGENT;
             if own & shared != 0 {
                 // whose it takes first could be told, but not where the others begin
-                return Err(Fault::from(Absent::Pending));
+                return Err(self.too_many());
             }
             if own != 0 {
                 all.threads.push((tid, self.take(own, Some(tid), slot)?));
@@ -59,7 +60,7 @@ impl Observer<'_> {
             // one that came from kill(2) can be queued for the process by the leader only (kernel/signal.c, do_rt_sigqueueinfo)
             let leader = self.entered.visited.iter().position(|t| *t == pid);
             if leader.is_none() && server != pid {
-                return Err(Fault::from(Absent::Pending));
+                return Err(self.too_many());
             }
             all.shared = self.take(shared, None, leader.map(|i| i as u32))?;
         }
@@ -92,8 +93,19 @@ impl Observer<'_> {
         let found = |(c, i): (&CallId, &Out)| (r.raw(*c) > 0).then(|| ByteBuf::from(r.bytes(*i).to_vec()));
         let all: Vec<ByteBuf> = taken.iter().zip(&infos).map_while(found).collect();
         if all.len() == MOST {
-            return Err(Fault::from(Absent::Pending));
+            return Err(self.too_many());
         }
         Ok(all)
+    }
+
+    /// The agent's door is shut for it; on the other, of several processes, nobody can look.
+    fn too_many(&self) -> Fault {
+        if self.door() == Door::Agent {
+            return Fault::from(Absent::Pending);
+        }
+        let (why, remedy) = (Absent::Pending.to_string(), "checkpoint when it has taken them; all run on as before");
+        let reasons =
+            vec![Reason::new(self.survey.describe(), why.replace("the agent can look at", "can be looked at"), remedy)];
+        Error { kind: Kind::Refused, attempted: self.survey.attempted.clone(), reasons }.into()
     }
 }

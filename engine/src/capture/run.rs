@@ -19,8 +19,10 @@ use sys::tracer::{self, Snapshot};
 
 /// How often newcomers are looked for, or a process that has executed another program is looked at again, before that is given up.
 const MOST_ROUNDS: usize = 200;
-/// More processes than anybody has.
-const MOST_PROCESSES: usize = 4096;
+/// How often is looked at a process that seems to be in the way, before the freeze.
+const LOOKS: usize = 10;
+/// How long one that cannot be stopped is met as a newcomer: as long as programs take to be executed.
+const SETTLES: Duration = Duration::from_secs(1);
 
 /// A checkpoint in the making.
 pub(super) struct Run<'a> {
@@ -108,8 +110,12 @@ impl<'a> Run<'a> {
         self.enter(Phase::Find)?;
         let mut others = Others::default();
         let (mut surveys, mut entries) = self.find()?;
-        while let Err(e) = find::together(&mut surveys, &mut others) {
-            self.without_ended(&mut surveys, &mut entries, e)?;
+        self.together(&mut surveys, &mut entries, &mut others)?;
+        for _ in 0..LOOKS {
+            if !self.look_again(&mut surveys, &mut entries)? {
+                break;
+            }
+            self.together(&mut surveys, &mut entries, &mut others)?;
         }
         self.shut(&surveys)?;
         find::refuse(&surveys, false)?;
@@ -121,7 +127,7 @@ impl<'a> Run<'a> {
         self.enter(Phase::Freeze)?;
         let inside = self.freeze(&mut surveys, &mut entries)?;
         self.at = self.root;
-        let kinship = tree::kinship(&surveys)?;
+        let mut kinship = tree::kinship(&surveys)?;
 
         self.enter(Phase::Observe)?;
         let several = surveys.len() > 1 || !kinship.zombies.is_empty();
@@ -130,6 +136,11 @@ impl<'a> Run<'a> {
             Err(f) => return Err(self.shut_behind(f, &mut entries)?),
             seen => seen?,
         };
+        for r in &mut all {
+            self.at = r.obs.survey.pid;
+            r.obs.related(&mut kinship)?;
+        }
+        self.at = self.root;
         let adopted = adopted(&all, &kinship);
 
         if self.o.after != After::Run {
@@ -157,7 +168,12 @@ impl<'a> Run<'a> {
         let mut pauses = Vec::with_capacity(all.len());
         for (r, e) in all.iter().zip(&mut entries) {
             self.at = r.obs.survey.pid;
-            pauses.push(e.way.release(tracer::After::Run)?.0);
+            pauses.push(match e.way.release(tracer::After::Run) {
+                Ok((pause, _)) => pause,
+                // what runs again may end another: what that was is safe in its child
+                Err(f) if self.at != self.root && (is_gone(&f) || sys::procfs::is_ending(self.at)) => Duration::ZERO,
+                Err(f) => return Err(f),
+            });
         }
         let snapshots = self.collect(&all, &mut entries, children.iter().map(|c| c.pid))?;
         drop(entries);
@@ -185,12 +201,47 @@ impl<'a> Run<'a> {
     fn find(&mut self) -> Step<(Vec<Survey>, Vec<Entry>)> {
         let (mut surveys, mut entries) = (Vec::new(), Vec::new());
         for pid in self.living() {
-            if let Some((s, e)) = self.look(pid)? {
+            let mut looked = self.look(pid);
+            for _ in 0..LOOKS {
+                if looked.is_ok() || pid == self.root {
+                    break;
+                }
+                self.doors.remove(&pid);
+                looked = self.look(pid);
+            }
+            if let Some((s, e)) = looked? {
                 surveys.push(s);
                 entries.push(e);
             }
         }
         Ok((surveys, entries))
+    }
+
+    fn together(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, others: &mut Others) -> Result<()> {
+        while let Err(e) = find::together(surveys, others) {
+            self.without_ended(surveys, entries, e)?;
+        }
+        Ok(())
+    }
+
+    /// Looks a second time at those against which there is a reason, but for the program: they may have been about to execute another program, which had no
+    /// agent yet. Whether there were any.
+    fn look_again(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<bool> {
+        let odd: Vec<i32> =
+            surveys.iter().filter(|s| s.pid != self.root && !s.reasons.is_empty()).map(|s| s.pid).collect();
+        for pid in &odd {
+            self.doors.remove(pid);
+            let looked = self.look(*pid)?;
+            let Some(i) = surveys.iter().position(|s| s.pid == *pid) else { continue };
+            match looked {
+                Some((s, e)) => (surveys[i], entries[i]) = (s, e),
+                None => {
+                    surveys.remove(i);
+                    entries.remove(i);
+                }
+            }
+        }
+        Ok(!odd.is_empty())
     }
 
     /// Looks at one; None: it is not the program, and has ended.
@@ -206,7 +257,8 @@ impl<'a> Run<'a> {
             Ok((s, Entry { way, listener, ready: false }))
         };
         match looked() {
-            Err(_) if pid != self.root && sys::procfs::is_ending(pid) => Ok(None),
+            // one that is there after all is found again
+            Err(f) if pid != self.root && (is_gone(&f) || sys::procfs::is_ending(pid)) => Ok(None),
             r => r.map(Some),
         }
     }
@@ -243,6 +295,8 @@ impl<'a> Run<'a> {
     /// Stops all, until there is no newcomer.
     fn freeze(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<Vec<Inside>> {
         let mut inside: Vec<Inside> = Vec::with_capacity(surveys.len());
+        let mut failed = BTreeMap::new();
+        let mut again = |pid: i32| failed.entry(pid).or_insert_with(Instant::now).elapsed() < SETTLES;
         for _ in 0..MOST_ROUNDS {
             while inside.len() < surveys.len() {
                 let i = inside.len();
@@ -252,32 +306,45 @@ impl<'a> Run<'a> {
                 match came {
                     Ok(it) => inside.push(it),
                     Err(f) if self.at == self.root => return Err(f),
-                    Err(Fault::Another(_)) => {
-                        // let go, and looked at as a newcomer
+                    // let go, and looked at as a newcomer: it may be about to end, or to execute a program
+                    Err(f) => {
                         surveys.remove(i);
                         entries.remove(i);
+                        self.doors.remove(&self.at);
+                        let changes = matches!(f, Fault::Another(_)) || sys::procfs::is_ending(self.at);
+                        if !changes && !again(self.at) {
+                            return Err(f);
+                        }
                     }
-                    Err(_) if sys::procfs::is_ending(self.at) => {
-                        surveys.remove(i);
-                        entries.remove(i);
-                    }
-                    Err(f) => return Err(f),
                 }
             }
             let known = |pid: &i32| surveys.iter().any(|s| s.pid == *pid);
             let newcomers: Vec<i32> = self.living().into_iter().filter(|p| !known(p)).collect();
             if newcomers.is_empty() {
                 self.at = self.root;
-                surveys[0].refuse_for(tree::shared_with_parent(surveys))?;
                 return Ok(inside);
             }
-            for pid in newcomers.into_iter().take(MOST_PROCESSES) {
-                // it could have become the child of nobody who is asked, if its parent had not stood still
-                let Some((s, e)) = self.look(pid)? else { continue };
+            for pid in newcomers {
+                let (s, e) = match self.look(pid) {
+                    Ok(Some(looked)) => looked,
+                    Ok(None) => continue,
+                    Err(_) if again(pid) => {
+                        self.doors.remove(&pid);
+                        continue;
+                    }
+                    Err(f) => return Err(f),
+                };
                 if let Some(why) = s.shut_to_agent() {
                     return Err(why.into());
                 }
-                find::refuse(std::slice::from_ref(&s), false)?;
+                match find::refuse(std::slice::from_ref(&s), false) {
+                    // seen in the middle of executing a program, perhaps
+                    Err(_) if again(pid) => {
+                        self.doors.remove(&pid);
+                        continue;
+                    }
+                    refused => refused?,
+                }
                 surveys.push(s);
                 entries.push(e);
             }
@@ -410,10 +477,18 @@ impl<'a> Run<'a> {
         };
         self.enter(Phase::Thaw)?;
         done.pause = Duration::ZERO;
-        // children first: a parent is not to see the end of one
+        let mut wrong = None;
+        // children first: a parent is not to see the end of one. Whatever goes wrong with one, none of the others is to run on without it
         for ((pid, e), before) in pids.iter().zip(&mut entries).zip(before).rev() {
             self.at = *pid;
-            let (pause, late) = e.way.release(after)?;
+            let (pause, late) = match e.way.release(after) {
+                Ok(r) => r,
+                Err(_) if pids.len() > 1 && sys::procfs::is_ending(*pid) => continue,
+                Err(f) => {
+                    wrong.get_or_insert((*pid, f));
+                    continue;
+                }
+            };
             done.pause = done.pause.max(pause);
             let late = late & !before;
             // of a process that ends with its tree, its child's end is no news
@@ -425,7 +500,13 @@ impl<'a> Run<'a> {
             }
         }
         drop(talks);
-        Ok(done)
+        match wrong {
+            Some((pid, f)) => {
+                self.at = pid;
+                Err(f)
+            }
+            None => Ok(done),
+        }
     }
 
     /// Whatever went wrong with a target that has ended, went wrong because of that.
@@ -441,6 +522,16 @@ impl<'a> Run<'a> {
             return super::died(&self.attempted, phase);
         }
         explain(f, &self.attempted, phase, self.phase != Phase::Find)
+    }
+}
+
+/// It failed because the process was not there any more, or not yet what it is about to be.
+fn is_gone(f: &Fault) -> bool {
+    match f {
+        Fault::Ours(e) => matches!(e.kind, Kind::TargetDied | Kind::NoSuch),
+        Fault::Sys(e) => matches!(e, sys::Error::Died { .. }) || e.errno() == Some(libc::ESRCH),
+        Fault::Proc(e) => e.is_gone(),
+        _ => false,
     }
 }
 

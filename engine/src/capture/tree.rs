@@ -1,10 +1,12 @@
 //! Which processes are captured together, and how they are related.
+use super::observe::Observer;
 use super::{Step, Survey};
 use crate::{Error, Kind, Reason};
 use image::v1::tree::Zombie;
 use std::collections::{HashMap, HashSet, VecDeque};
 use sys::kcmp::Resource;
 use sys::procfs::{self, stat::Stat, State};
+use sys::program::Program;
 
 /// How processes that stand still are related.
 #[derive(Debug, Default)]
@@ -13,6 +15,8 @@ pub(super) struct Kinship {
     pub parents: Vec<i32>,
     /// Processes that have ended, and that theirs have yet to wait for.
     pub zombies: Vec<Zombie>,
+    /// PIDs in the innermost namespace of all that stand still, by those here.
+    inner: HashMap<i32, i32>,
 }
 
 /// All processes below these, themselves first, each after its parent, without those that have ended.
@@ -36,7 +40,7 @@ fn lives(pid: i32) -> bool {
 /// Looks at processes that all stand still.
 pub(super) fn kinship(all: &[Survey]) -> Step<Kinship> {
     let inner: HashMap<i32, i32> = all.iter().map(|s| (s.pid, s.inner_pid())).collect();
-    let mut kinship = Kinship::default();
+    let mut kinship = Kinship { inner: inner.clone(), ..Kinship::default() };
     for s in all {
         let parent = procfs::stat::read(s.pid)?.ppid;
         kinship.parents.push(inner.get(&parent).copied().unwrap_or(0));
@@ -70,25 +74,73 @@ fn unfrozen(pid: i32, stat: &Stat, parent: &Survey) -> Error {
     Error::new(Kind::Refused, parent.attempted.clone(), object, why, remedy)
 }
 
-/// What a process shares with its parent that is no thread of it, as vfork(2) and clone(2) can: none of it is kept yet.
-pub(super) fn shared_with_parent(all: &[Survey]) -> Vec<Reason> {
-    const SHARED: [(Resource, &str); 4] = [
-        (Resource::Vm, "its memory (CLONE_VM, or it is in vfork)"),
-        (Resource::Files, "its descriptors (CLONE_FILES)"),
-        (Resource::Fs, "its working directory and umask (CLONE_FS)"),
-        (Resource::Sighand, "its signal handlers (CLONE_SIGHAND)"),
-    ];
-    let members: HashSet<i32> = all.iter().map(|s| s.pid).collect();
-    let mut reasons = Vec::new();
-    for s in all.iter().filter(|s| members.contains(&s.stat.ppid)) {
-        let with = |(what, words): &(Resource, &str)| {
-            let shares = sys::kcmp::shares(s.stat.ppid, s.pid, *what).unwrap_or(false);
-            let why = format!("it shares {words} with its parent, PID {}, which is not kept yet", s.stat.ppid);
-            shares.then(|| {
-                Reason::new(s.describe(), why, "start it by fork, or checkpoint when it has executed a program")
-            })
-        };
-        reasons.extend(SHARED.iter().filter_map(with).next());
+/// What a process can share with its parent that is no thread of it, as vfork(2) and clone(2) make it: none of it is kept yet.
+const SHARED: [(Resource, &str); 4] = [
+    (Resource::Vm, "its memory (CLONE_VM, or it is in vfork)"),
+    (Resource::Files, "its descriptors (CLONE_FILES)"),
+    (Resource::Fs, "its working directory and umask (CLONE_FS)"),
+    (Resource::Sighand, "its signal handlers (CLONE_SIGHAND)"),
+];
+
+impl Observer<'_> {
+    /// What it is to the others: whether it shares what only open files may be, and how its children have ended.
+    pub(super) fn related(&mut self, k: &mut Kinship) -> Step<()> {
+        let (inner, parent) = (self.survey.inner_pid(), procfs::stat::read(self.survey.pid)?.ppid);
+        // by the numbers that it knows; from outside where that is permitted
+        if let Some(theirs) = k.inner.get(&parent).copied() {
+            let mut p = Program::new();
+            let mut ask = |what: Resource| {
+                let a = [theirs.into(), inner.into(), (what as i32).into(), 0.into(), 0.into()];
+                p.may(libc::SYS_kcmp, &a)
+            };
+            let asked = SHARED.map(|(what, _)| ask(what));
+            let outside = SHARED.map(|(what, _)| sys::kcmp::shares(parent, self.survey.pid, what));
+            let shares: Vec<bool> = match outside.into_iter().collect::<std::io::Result<Vec<bool>>>() {
+                Ok(all) => all,
+                Err(_) => {
+                    let r = self.channel.run(&p)?;
+                    let one = |c| r.get(c).map(|order| order == 0);
+                    let all: std::io::Result<Vec<bool>> = asked.into_iter().map(one).collect();
+                    all.map_err(|e| sys::Error::call("kcmp of it and its parent", self.survey.pid, e))?
+                }
+            };
+            if let Some((_, (_, words))) = shares.into_iter().zip(SHARED).find(|(shares, _)| *shares) {
+                let why = format!("it shares {words} with its parent, PID {parent}, which is not kept yet");
+                let remedy = "start it by fork, or checkpoint when it has executed a program";
+                self.survey.refuse_for(vec![Reason::new(self.survey.describe(), why, remedy)])?;
+            }
+        }
+        self.ended_children(inner, &mut k.zombies)
     }
-    reasons
+
+    /// How its children have ended: /proc tells that of one's own user's only.
+    fn ended_children(&mut self, inner: i32, zombies: &mut [Zombie]) -> Step<()> {
+        const P_PID: i32 = 1;
+        /// `siginfo_t` of SIGCHLD: si_code and si_status.
+        const CODE: usize = 8;
+        const STATUS: usize = 24;
+        let mut own: Vec<&mut Zombie> = zombies.iter_mut().filter(|z| z.parent == inner).collect();
+        let mut p = Program::new();
+        let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        let mut asked = Vec::new();
+        for z in &own {
+            let info = p.out(128);
+            let c = p.may(libc::SYS_waitid, &[P_PID.into(), z.pid.into(), info.arg(), how.into(), 0.into()]);
+            asked.push((c, info));
+        }
+        if own.is_empty() {
+            return Ok(());
+        }
+        let r = self.channel.run(&p)?;
+        for (z, (c, info)) in own.iter_mut().zip(asked) {
+            let status = r.u32(info, STATUS) as i32;
+            z.status = match (r.get(c), r.u32(info, CODE) as i32) {
+                (Ok(_), libc::CLD_EXITED) => (status & 0xff) << 8,
+                (Ok(_), libc::CLD_KILLED) => status & 0x7f,
+                (Ok(_), libc::CLD_DUMPED) => status & 0x7f | 0x80,
+                _ => z.status,
+            };
+        }
+        Ok(())
+    }
 }

@@ -55,8 +55,8 @@ fn words(l: &Lock) -> String {
 }
 
 /// Who has a lock that is in the way.
-pub fn check(c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
-    if f.locks.is_empty() || [Kind::Deleted as u32, Kind::External as u32].contains(&f.kind) {
+pub fn check(c: &Checker<'_>, f: &OpenFile, locks: &[Lock]) -> Vec<Reason> {
+    if locks.is_empty() || [Kind::Deleted as u32, Kind::External as u32].contains(&f.kind) {
         return Vec::new();
     }
     let Ok(meta) = std::fs::metadata(c.path(&f.label)) else { return Vec::new() };
@@ -79,7 +79,7 @@ pub fn check(c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
         let why = format!("its {} is held by {who} now", words(l));
         Some(Reason::new(c.describe(f), why, "end that program, or make it give up the lock"))
     };
-    f.locks.iter().filter_map(reason).collect()
+    locks.iter().filter_map(reason).collect()
 }
 
 /// Takes all locks again. After everything else that concerns descriptors: closing any of a file gives up its POSIX locks.

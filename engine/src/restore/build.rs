@@ -63,15 +63,12 @@ pub fn build(
     enter: &mut dyn FnMut(Phase) -> Step<()>,
 ) -> Step<Vec<Puppet>> {
     // before anything of this restore is in our memory or descriptors
-    let mut tracers = Vec::with_capacity(tree.all.len());
-    for image in &tree.all {
-        tracers.push(Tracer::start_with(|| super::wake::states(image))?);
-    }
+    let tracers = tracers(tree, pids)?;
     // above the images', and above ours: what the children keep is one range
     let own = sys::procfs::fd::numbers(std::process::id() as i32)?;
     let highest = tree.all.iter().map(Image::highest_fd).max().unwrap_or(-1);
-    // one for each process, one for the cradle and one for helpers; our own ends stay below
-    let sockets = tree.all.len() as i32 + 2;
+    // one for each process, one for the cradle, and for helpers: one for each that stays, and one for all others; our own ends stay below
+    let sockets = (tree.all.len() + 1 + super::family::staying(tree) + 1) as i32;
     let base = own.into_iter().max().unwrap_or(2).max(highest).max(63) + 1 + 2 * sockets;
     let _raised = raised(base as u64 + sockets as u64 + SPARE_FDS)?;
     let mut socks = Vec::new();
@@ -99,6 +96,7 @@ pub fn build(
         own_vdso: vdso::own()?,
         born: Vec::new(),
         heirs: vec![None; tree.all.len()],
+        next: tree.all.len() + 1,
         base: None,
         root: None,
         shares,
@@ -112,6 +110,33 @@ pub fn build(
     enter(Phase::Place)?;
     super::family::grow(&mut n, o)?;
     n.puppets(tracers)
+}
+
+/// A process for a while, that bears others or founds their session or group.
+pub struct Helper {
+    /// PID as seen from here.
+    pub here: i32,
+    sock: usize,
+    /// Who has borne it; None: what bears those without parents.
+    parent: Option<usize>,
+}
+
+/// Tracers, one for each process. They are processes too, so that one may be given the number of another that is to be: then there is one more.
+fn tracers(tree: &Tree<'_>, pids: Pids) -> Step<Vec<Tracer>> {
+    let wanted = if pids == Pids::Keep { super::pids::numbers(tree) } else { BTreeSet::new() };
+    let (mut all, mut in_the_way) = (Vec::with_capacity(tree.all.len()), Vec::new());
+    for image in &tree.all {
+        let tracer = loop {
+            let tracer = Tracer::start_with(|| super::wake::states(image))?;
+            if !wanted.contains(&tracer.pid()) {
+                break tracer;
+            }
+            // until all have others: or the next one would get it again
+            in_the_way.push(tracer);
+        };
+        all.push(tracer);
+    }
+    Ok(all)
 }
 
 /// Our end of a conversation, and the number of the other.
@@ -151,6 +176,8 @@ pub struct Nursery<'a, 't> {
     born: Vec<Option<Puppet>>,
     /// Of each the one whose memory it has by its birth.
     heirs: Vec<Option<usize>>,
+    /// The socket of the next helper that stays.
+    next: usize,
     base: Option<Base>,
     /// Our child, the process or its init: ends with us.
     root: Option<Child>,
@@ -203,7 +230,7 @@ impl Nursery<'_, '_> {
         if self.tree.children(None).is_empty() {
             return Ok(());
         }
-        let (sock, spare) = (self.socks.len() - 2, self.spare());
+        let (sock, spare) = (self.tree.all.len(), self.spare());
         let cradle = spare.into_iter().find_map(|pid| {
             let r = nest::first_child(&self.layout, self.socks[sock].number, range(&self.kept()), pid, 0);
             (!is_taken(&r)).then_some(r)
@@ -349,19 +376,24 @@ impl Nursery<'_, '_> {
         Ok(())
     }
 
-    /// A child of `parent` for a while, of this number if that is not 0; its PID here. It has the last socket.
-    pub fn helper(&mut self, parent: Option<usize>, pid: i32) -> Step<i32> {
+    /// A child of `parent` for a while. It has the last socket: there is one at a time.
+    pub fn helper(&mut self, parent: Option<usize>) -> Step<Helper> {
         let sock = self.socks.len() - 1;
-        if pid != 0 {
-            return Ok(self.spawn(parent, pid, sock, 0)?.1);
-        }
         for pid in self.spare() {
             match self.spawned(parent, pid, sock, 0)? {
                 Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
-                r => return Ok(r.map_err(|e| unborn(pid, &e))?.1),
+                r => return Ok(Helper { here: r.map_err(|e| unborn(pid, &e))?.1, sock, parent }),
             }
         }
         Err(no_spare())
+    }
+
+    /// A child of `parent` of this number, that stays until it is ended; one that its parent is to wait for, or not.
+    pub fn founder(&mut self, parent: Option<usize>, pid: i32, waited_for: bool) -> Step<Helper> {
+        let sock = self.next;
+        self.next += 1;
+        let exit_signal = if waited_for { libc::SIGCHLD } else { 0 };
+        Ok(Helper { here: self.spawn(parent, pid, sock, exit_signal)?.1, sock, parent })
     }
 
     /// Numbers that nothing in the image has, of which some may be taken here.
@@ -375,32 +407,30 @@ impl Nursery<'_, '_> {
         (FROM..).filter(|n| !used.contains(n)).take(MANY).collect()
     }
 
-    /// Runs a program in a helper.
-    pub fn run_helper(&mut self, helper: i32, p: &Program) -> Step<()> {
-        let mut channel = Channel::new(self.ours(self.socks.len() - 1)?, helper);
-        channel.run_all(p)?;
-        Ok(())
+    /// The conversation with a helper.
+    pub fn talk(&self, helper: &Helper) -> Step<Channel> {
+        Ok(Channel::new(self.ours(helper.sock)?, helper.here))
     }
 
-    /// Bears a process as a child of a helper, which has the memory of `heir_of`.
-    pub fn bear_by(&mut self, helper: i32, i: usize, heir_of: Option<usize>) -> Step<()> {
-        let mut channel = Channel::new(self.ours(self.socks.len() - 1)?, helper);
+    /// Bears a process as a child of a helper, which has the memory of the one that has borne it.
+    pub fn bear_by(&mut self, helper: &Helper, i: usize) -> Step<()> {
+        let mut channel = self.talk(helper)?;
         let want = self.want(self.tree.all[i].process.pid);
         let made = spawn(&mut channel, want, self.socks[i].number, libc::SIGCHLD)?;
         let inner = made.map_err(|e| unborn(want, &e))?;
-        let here = if self.pids == Pids::Private { number_here(helper, inner)? } else { inner };
-        self.deliver(i, inner, here, heir_of)
+        let here = if self.pids == Pids::Private { number_here(helper.here, inner)? } else { inner };
+        self.deliver(i, inner, here, helper.parent)
     }
 
     /// Ends a helper: its children become the reaper's.
-    pub fn end_helper(&mut self, parent: Option<usize>, helper: i32) -> Step<()> {
-        let status = sys::procfs::status::read(helper)?;
-        let inner = status.ns_tgid.last().copied().unwrap_or(helper);
-        end(helper);
+    pub fn end_helper(&mut self, helper: Helper) -> Step<()> {
+        let status = sys::procfs::status::read(helper.here)?;
+        let inner = status.ns_tgid.last().copied().unwrap_or(helper.here);
+        end(helper.here);
         let mut p = Program::new();
         let any = libc::__WALL as u64;
         p.call(libc::SYS_wait4, &[inner.into(), Imm(0), Imm(any), Imm(0)]);
-        match (parent, self.base.as_mut()) {
+        match (helper.parent, self.base.as_mut()) {
             (Some(i), _) => drop(self.of(i)?.channel.run_all(&p)?),
             (None, Some(base)) => drop(base.channel.run_all(&p)?),
             (None, None) => {}
@@ -408,16 +438,28 @@ impl Nursery<'_, '_> {
         Ok(())
     }
 
-    /// A child of a process that is none of the tree's: its PID here, and the conversation with it.
-    pub fn child(&mut self, parent: usize, pid: i32) -> Step<(i32, Channel)> {
-        let last = self.socks.len() - 1;
-        let (_, here) = self.spawn(Some(parent), pid, last, libc::SIGCHLD)?;
-        Ok((here, Channel::new(self.ours(last)?, here)))
-    }
-
     /// Runs a program in a process.
     pub fn run(&mut self, i: usize, p: &Program) -> Step<()> {
         self.of(i)?.run(p).map(drop)
+    }
+
+    /// Each has the parent and the session that it is to have, or there is no restore.
+    fn as_wanted(&mut self) -> Step<()> {
+        let here: Vec<i32> = self.born.iter().map(|p| p.as_ref().map_or(0, |p| p.pid)).collect();
+        for (i, image) in self.tree.all.iter().enumerate().skip(1) {
+            let stat = sys::procfs::stat::read(here[i])?;
+            let parent = self.tree.index(image.parent).map(|p| here[p]);
+            let leads = image.process.sid == image.process.pid;
+            let right = match parent {
+                Some(p) => stat.ppid == p,
+                None => !here.contains(&stat.ppid),
+            };
+            if !right || leads != (stat.session == here[i]) {
+                let why = format!("it was born as a child of PID {} in session {}", stat.ppid, stat.session);
+                return Err(cannot(super::family::name(image), why, "report this, with what `ctl inspect` says of it"));
+            }
+        }
+        Ok(())
     }
 
     /// All are born: each lets go of what it has by its birth from us and the others. Gives them away.
@@ -432,6 +474,7 @@ impl Nursery<'_, '_> {
         let init = self.base.as_mut().and_then(|b| b.init.take());
         others.extend(init.iter().flat_map(|i| i.numbers));
         let mut puppets = Vec::with_capacity(tracers.len());
+        self.as_wanted()?;
         for (mut puppet, tracer) in std::mem::take(&mut self.born).into_iter().flatten().zip(tracers) {
             let mut p = Program::new();
             for other in others.iter().filter(|s| **s != puppet.sock) {

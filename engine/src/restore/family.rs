@@ -3,7 +3,7 @@
 //! A child is in its parent's session as that is when it is born. So one whose session is older than its parent's is born before the parent's setsid(2), all
 //! others after. What has lost its parent is born by a helper that ends, and so becomes the reaper's; a session or group whose leader is gone is founded by a
 //! helper of the leader's number. All this is done before anything else, while each process is nothing but the blob.
-use super::build::Nursery;
+use super::build::{Helper, Nursery};
 use super::{cannot, Image, Step, Tree};
 use crate::{Reason, RestoreOptions};
 use ::image::v1::tree::Zombie;
@@ -70,33 +70,47 @@ pub fn gone(tree: &Tree<'_>) -> Vec<i32> {
     set.into_iter().collect()
 }
 
+/// How many helpers have to stay until all are born, at most.
+pub fn staying(tree: &Tree<'_>) -> usize {
+    gone(tree).len() + tree.zombies.len()
+}
+
+/// A helper that leads a session or a group for a while.
+struct Founder {
+    number: i32,
+    helper: Helper,
+    /// It will be the one of the dead with that number.
+    dies: bool,
+}
+
 /// Bears all but the program, which is there.
 pub fn grow(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
     let mut founders = Vec::new();
     branch(n, 0, o, &mut founders)?;
     adopted(n, None, n.tree.children(None), o, &mut founders)?;
-    groups(n, o, &founders)?;
-    for (parent, helper, _) in founders {
-        n.end_helper(parent, helper)?;
+    groups(n, o, &mut founders)?;
+    let (dying, others): (Vec<Founder>, Vec<Founder>) = founders.into_iter().partition(|f| f.dies);
+    for f in others {
+        n.end_helper(f.helper)?;
     }
+    let mut dying: BTreeMap<i32, Helper> = dying.into_iter().map(|f| (f.number, f.helper)).collect();
     for z in &n.tree.zombies {
-        die(n, z)?;
+        let there = dying.remove(&z.pid);
+        die(n, z, there)?;
     }
     Ok(())
 }
-
-/// Helpers that lead sessions for a while: by whom they were born, their PIDs here, and the sessions' numbers.
-type Founders = Vec<(Option<usize>, i32, i32)>;
 
 /// Bears what a reaper (None: it is not in the image) has adopted: it is born below a process of its session.
 fn adopted(
     n: &mut Nursery<'_, '_>,
     reaper: Option<usize>,
-    all: Vec<usize>,
+    mut all: Vec<usize>,
     o: &RestoreOptions<'_>,
-    founders: &mut Founders,
+    founders: &mut Vec<Founder>,
 ) -> Step<()> {
-    let mut founded: BTreeMap<i32, i32> = BTreeMap::new();
+    // who leads comes before who is led
+    all.sort_by_key(|i| !leads(&n.tree.all[*i]));
     for i in all {
         let sid = n.tree.all[i].process.sid;
         // a session that is the caller's, or the program's own
@@ -104,36 +118,42 @@ fn adopted(
         match program.or_else(|| n.tree.index(sid)) {
             Some(leader) if leader == i => n.bear_at(reaper, i)?,
             Some(leader) => {
-                let helper = n.helper(Some(leader), 0)?;
-                n.bear_by(helper, i, Some(leader))?;
-                n.end_helper(Some(leader), helper)?;
+                let helper = n.helper(Some(leader))?;
+                n.bear_by(&helper, i)?;
+                n.end_helper(helper)?;
             }
             None => {
                 // its leader has ended
-                let founder = match founded.get(&sid) {
-                    Some(f) => *f,
-                    None => found(n, reaper, sid)?,
-                };
-                founded.insert(sid, founder);
-                // of the reaper's memory it has what that had when the helper was born: all
-                n.bear_by(founder, i, reaper)?;
+                if !founders.iter().any(|f| f.number == sid) {
+                    let f = found(n, reaper, sid, &[(libc::SYS_setsid, &[])])?;
+                    founders.push(f);
+                }
+                if let Some(f) = founders.iter().find(|f| f.number == sid) {
+                    n.bear_by(&f.helper, i)?;
+                }
             }
         }
         branch(n, i, o, founders)?;
     }
-    founders.extend(founded.into_iter().map(|(sid, f)| (reaper, f, sid)));
     Ok(())
 }
 
-/// A helper that leads a session.
-fn found(n: &mut Nursery<'_, '_>, reaper: Option<usize>, sid: i32) -> Step<i32> {
-    let helper = n.helper(reaper, sid)?;
-    n.run_helper(helper, &calls(&[(libc::SYS_setsid, &[])]))?;
-    Ok(helper)
+/// A helper that leads: if one of the dead has the number, in its place.
+fn found(
+    n: &mut Nursery<'_, '_>,
+    parent: Option<usize>,
+    number: i32,
+    how: &[(i64, &[sys::program::Arg])],
+) -> Step<Founder> {
+    let dead = n.tree.zombies.iter().find(|z| z.pid == number);
+    let parent = dead.map_or(parent, |z| n.tree.index(z.parent));
+    let helper = n.founder(parent, number, dead.is_some())?;
+    n.talk(&helper)?.run_all(&calls(how))?;
+    Ok(Founder { number, helper, dies: dead.is_some() })
 }
 
 /// Bears the children of a process, and theirs.
-fn branch(n: &mut Nursery<'_, '_>, i: usize, o: &RestoreOptions<'_>, founders: &mut Founders) -> Step<()> {
+fn branch(n: &mut Nursery<'_, '_>, i: usize, o: &RestoreOptions<'_>, founders: &mut Vec<Founder>) -> Step<()> {
     n.memory(i)?;
     let sid = n.tree.all[i].process.sid;
     let own = own_session(i, &n.tree.all[i], o);
@@ -175,7 +195,7 @@ fn calls(all: &[(i64, &[sys::program::Arg])]) -> Program {
 }
 
 /// Process groups: the leaders found theirs, then the others join.
-fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>, founders: &Founders) -> Step<()> {
+fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>, founders: &mut Vec<Founder>) -> Step<()> {
     for (i, image) in n.tree.all.iter().enumerate() {
         let p = &image.process;
         if p.pgid == p.pid && !own_session(i, image, o) {
@@ -190,7 +210,7 @@ fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>, founders: &Founders) 
             continue;
         }
         // who founded a session founded its first group, too
-        let founded = founders.iter().any(|f| f.2 == p.pgid).then_some(i);
+        let founded = founders.iter().any(|f| f.number == p.pgid).then_some(i);
         match n.tree.index(p.pgid).or(founded) {
             Some(_) => drop(n.run(i, &calls(&[(libc::SYS_setpgid, &[Imm(0), p.pgid.into()])]))?),
             // the group that the program was started in: it is in the caller's now, and those in its session with it
@@ -199,21 +219,23 @@ fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>, founders: &Founders) 
         }
     }
     for (group, members) in lost {
-        let first = members[0];
-        let helper = n.helper(Some(first), group)?;
-        n.run_helper(helper, &calls(&[(libc::SYS_setpgid, &[Imm(0), Imm(0)])]))?;
+        let f = found(n, Some(members[0]), group, &[(libc::SYS_setpgid, &[Imm(0), Imm(0)])])?;
         for i in members {
             n.run(i, &calls(&[(libc::SYS_setpgid, &[Imm(0), group.into()])]))?;
         }
-        n.end_helper(Some(first), helper)?;
+        founders.push(f);
     }
     Ok(())
 }
 
-/// A child that ends as it had, and is not waited for.
-fn die(n: &mut Nursery<'_, '_>, z: &Zombie) -> Step<()> {
+/// A child that ends as it had, and is not waited for. `there`: it has led a session or a group already.
+fn die(n: &mut Nursery<'_, '_>, z: &Zombie, there: Option<Helper>) -> Step<()> {
     let Some(parent) = n.tree.index(z.parent) else { return Ok(()) };
-    let (here, mut channel) = n.child(parent, z.pid)?;
+    let helper = match there {
+        Some(helper) => helper,
+        None => n.founder(Some(parent), z.pid, true)?,
+    };
+    let (here, mut channel) = (helper.here, n.talk(&helper)?);
     let mut p = Program::new();
     let comm = p.cstr(&z.comm);
     p.may(libc::SYS_prctl, &[Imm(libc::PR_SET_NAME as u64), comm]);
@@ -232,7 +254,8 @@ fn die(n: &mut Nursery<'_, '_>, z: &Zombie) -> Step<()> {
             // without a core, whatever its status says
             let none = p.bytes(&[0; 16]);
             p.may(libc::SYS_prlimit64, &[Imm(0), Imm(u64::from(libc::RLIMIT_CORE)), none, Imm(0)]);
-            p.call(libc::SYS_kill, &[z.pid.into(), signal.into()]);
+            let own = p.call(libc::SYS_getpid, &[]);
+            p.call(libc::SYS_kill, &[own.arg(), signal.into()]);
             let open = p.bytes(&[0; 8]);
             p.call(libc::SYS_rt_sigprocmask, &[Imm(libc::SIG_SETMASK as u64), open, Imm(0), Imm(8)]);
             // only if it was none that ends a process

@@ -151,6 +151,15 @@ impl<'a> Tree<'a> {
 /// Each process comes once, and after its parent.
 fn related(tree: &Tree<'_>) -> std::result::Result<(), String> {
     let mut known = BTreeSet::new();
+    let mut numbers = BTreeSet::new();
+    let tids = tree.all.iter().flat_map(|i| &i.threads).map(|t| t.tid);
+    let mut odd = tids.chain(tree.zombies.iter().map(|z| z.pid)).filter(|n| *n <= 0 || !numbers.insert(*n));
+    if let Some(n) = odd.next() {
+        return Err(format!("number {n} of a thread or process makes no sense, or comes twice"));
+    }
+    if tree.shares().values().any(|len| *len > sys::nest::task_size()) {
+        return Err("shared memory of its makes no sense".into());
+    }
     for (i, image) in tree.all.iter().enumerate() {
         let (pid, parent) = (image.process.pid, image.parent);
         if parent != 0 && (i == 0 || !known.contains(&parent)) {

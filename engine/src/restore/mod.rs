@@ -186,7 +186,7 @@ impl Run<'_> {
         let mut made = files::all(&mut all, &tree, self.o, &mut notes)?.into_iter();
         self.enter(Phase::Threads)?;
         each(&mut all, &tree, &mut notes, |p, image, notes| {
-            process::group(p, image, self.o, notes)?;
+            process::group(p, image, tree.all[0].process.pgid, self.o, notes)?;
             threads::start(p, image)?;
             if p.pids == crate::Pids::Fresh {
                 fresh::settle(p, image)?;

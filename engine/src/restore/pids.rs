@@ -1,6 +1,7 @@
 //! Under which PIDs and TIDs the program can run here.
 use super::Tree;
 use crate::{Pids, Reason};
+use std::collections::BTreeSet;
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
@@ -110,13 +111,15 @@ pub fn decide(tree: &Tree<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, Op
     }
 }
 
+/// Every number that a restore asks the kernel for: of processes, threads, the dead, and of groups and sessions whose leaders have ended.
+pub fn numbers(tree: &Tree<'_>) -> BTreeSet<i32> {
+    let tids = tree.all.iter().flat_map(|i| &i.threads).map(|t| t.tid);
+    tids.chain(tree.zombies.iter().map(|z| z.pid)).chain(super::family::gone(tree)).collect()
+}
+
 /// IDs of the image that a process, thread, group or session has here.
 fn taken(tree: &Tree<'_>) -> Vec<i32> {
     // without a descriptor to ask by nothing is known, and clone3 will tell
-    let Ok(numbers) = sys::sched::Numbers::new() else { return Vec::new() };
-    let tids = tree.all.iter().flat_map(|i| &i.threads).map(|t| t.tid);
-    tids.chain(tree.zombies.iter().map(|z| z.pid))
-        .chain(super::family::gone(tree))
-        .filter(|t| numbers.used(*t))
-        .collect()
+    let Ok(here) = sys::sched::Numbers::new() else { return Vec::new() };
+    numbers(tree).into_iter().filter(|t| here.used(*t)).collect()
 }

@@ -54,7 +54,15 @@ pub fn places(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step
 
 /// Controlling terminal and foreground; session and process group are there. That the program leads a session which it did not, or the other way
 /// round, is noted: setsid(2) and opening a terminal are another thing then.
-pub fn group(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+///
+/// `outside`: the number of the group that the program was in, which is the caller's now.
+pub fn group(
+    p: &mut Puppet,
+    image: &Image<'_>,
+    outside: i32,
+    o: &RestoreOptions<'_>,
+    notes: &mut Vec<String>,
+) -> Step<()> {
     let mut prog = Program::new();
     let own_group = image.process.pid == image.process.pgid;
     if p.ours {
@@ -64,10 +72,14 @@ pub fn group(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
         for fd in 0..3 {
             prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSCTTY), Imm(0)]);
         }
-    } else if own_group && image.process.foreground && (o.own_session || in_foreground()) {
-        let pid = prog.bytes(&p.ids.of(image.process.pid).to_le_bytes());
+    } else if (own_group || !p.ours && image.process.pgid != outside)
+        && image.process.foreground
+        && (o.own_session || in_foreground())
+    {
+        // also of a group whose leader has ended: any of its members can
+        let group = prog.bytes(&p.ids.of(image.process.pgid).to_le_bytes());
         for fd in 0..3 {
-            prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSPGRP), pid]);
+            prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSPGRP), group]);
         }
     }
     p.run(&prog).map(drop)

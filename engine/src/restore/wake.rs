@@ -5,7 +5,7 @@ use super::{cannot, seccomp, vdso, Image, Step, Tree};
 use crate::{Pids, Restored};
 use ::image::v1::process::Thread;
 use sys::sigframe::Regs;
-use sys::tracer::{LastCalls, Rseq, ThreadState};
+use sys::tracer::{LastCalls, Rseq, ThreadState, Tracer};
 
 /// Wakes all. If one cannot be, none is left.
 pub fn wake(mut all: Vec<Puppet>, tree: &Tree<'_>, mut notes: Vec<String>) -> Step<Restored> {
@@ -15,12 +15,18 @@ pub fn wake(mut all: Vec<Puppet>, tree: &Tree<'_>, mut notes: Vec<String>) -> St
         let (syscall, unmap) = (vdso::syscall_instruction(p)?, (p.layout.base, p.layout.len));
         last.push(LastCalls { syscall, close: p.sock, filters, unmap });
     }
-    for (i, last) in last.into_iter().enumerate() {
-        if let Err(e) = one(&mut all[i], &tree.all[i], last) {
+    // all of them stand at their first instruction before any goes on: what can fail, fails here
+    for (p, last) in all.iter_mut().zip(last) {
+        let tids = p.tids.clone();
+        tracer(p)?.wake(tids, last)?;
+    }
+    for i in 0..all.len() {
+        if let Err(e) = tracer(&mut all[i])?.let_go(tree.all[i].process.stopped) {
             // those that run already are ours to kill again
             all.iter_mut().for_each(|p| p.woken = false);
-            return Err(e);
+            return Err(e.into());
         }
+        (all[i].woken, all[i].tracer) = (true, None);
     }
     let (p, image) = match (all.first_mut(), tree.all.first()) {
         (Some(p), Some(image)) => (p, image),
@@ -39,14 +45,8 @@ pub fn wake(mut all: Vec<Puppet>, tree: &Tree<'_>, mut notes: Vec<String>) -> St
     Ok(Restored { child: p.child, pid: p.pid, status: p.status.take(), pids: p.pids, agent, notes })
 }
 
-fn one(p: &mut Puppet, image: &Image<'_>, last: LastCalls) -> Step<()> {
-    let Some(mut tracer) = p.tracer.take() else { return Err(cannot("tracer", "there is none", "report this")) };
-    if let Err(e) = tracer.wake(p.tids.clone(), last).and_then(|()| tracer.let_go(image.process.stopped)) {
-        p.tracer = Some(tracer);
-        return Err(e.into());
-    }
-    p.woken = true;
-    Ok(())
+fn tracer(p: &mut Puppet) -> Step<&mut Tracer> {
+    p.tracer.as_mut().ok_or_else(|| cannot("tracer", "there is none", "report this"))
 }
 
 /// What the tracer gives to each thread.

@@ -242,6 +242,11 @@ impl Tracer {
         }
     }
 
+    /// PID of its process.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Tells when it has ended.
     pub fn watch(&mut self) -> Result<Watch> {
         let sock = self.sock()?.try_clone();
