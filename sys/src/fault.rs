@@ -43,7 +43,14 @@ pub fn point(site: &str) -> std::io::Result<()> {
     match p.action.as_str() {
         "kill-self" => kill(std::process::id() as i32),
         "stop-self" => signal(std::process::id() as i32, nix::sys::signal::SIGSTOP),
-        "kill-parent" => kill(nix::unistd::getppid().as_raw()),
+        // of several tracers one may have killed it already, and the parent is a stranger now
+        "kill-parent" => {
+            let exe = |of: String| std::fs::read_link(format!("/proc/{of}/exe")).ok();
+            let parent = nix::unistd::getppid().as_raw();
+            if exe(parent.to_string()).is_some_and(|p| Some(p) == exe("self".into())) {
+                kill(parent);
+            }
+        }
         "kill-target" => match TARGET.load(Relaxed) {
             0 => {}
             pid => kill(pid),
