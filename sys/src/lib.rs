@@ -7,6 +7,7 @@ pub mod channel;
 pub mod error;
 pub mod fault;
 pub mod fdstate;
+pub mod handle;
 pub mod inject;
 pub mod kcmp;
 pub mod mem;

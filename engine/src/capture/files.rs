@@ -90,7 +90,17 @@ impl FileView {
 
     /// Whether it is a pipe or FIFO.
     pub fn is_pipe(&self) -> bool {
-        self.link.starts_with(b"pipe:")
+        self.link.starts_with(b"pipe:") || self.is_fifo()
+    }
+
+    /// Whether it is a memfd.
+    pub fn is_memfd(&self) -> bool {
+        self.deleted && self.link.starts_with(b"/memfd:")
+    }
+
+    /// Whether it is a FIFO: a pipe with a name.
+    pub fn is_fifo(&self) -> bool {
+        self.link.starts_with(b"/") && self.stat.as_ref().is_some_and(|s| s.mode & libc::S_IFMT == libc::S_IFIFO)
     }
 
     /// Whether it is a terminal: a pty's slave, a console, /dev/tty.
@@ -332,7 +342,8 @@ fn mark_pipes(look: &mut dyn Look, views: &mut [FileView]) {
             let fd = look.copy(v.first_fd()).ok()?;
             let mut p = [PollFd::new(fd.as_fd(), PollFlags::empty())];
             poll(&mut p, PollTimeout::ZERO).ok()?;
-            p[0].revents().map(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+            let over = p[0].revents()?.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
+            Some(over || v.is_fifo() && crate::objects::is_without_writer(&fd))
         };
         v.both_ends = (has(true) && has(false)) || alone().unwrap_or(false);
     }

@@ -444,7 +444,6 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
         VmaKind::SysvShm { .. } => {
             return Some(("System V shared memory is not kept yet", "detach it (shmdt), or use mmap"))
         }
-        VmaKind::Memfd(_) => return Some(("memory of a memfd is not kept yet", close)),
         VmaKind::AnonHugepage => return Some(("hugetlb pages are not kept yet", "run it without MAP_HUGETLB")),
         VmaKind::AnonInode(_) => {
             return Some((
@@ -455,10 +454,14 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
         VmaKind::Socket => return Some(("packet rings are not kept", "close the packet socket")),
         _ => {}
     }
+    if m.vma.path == b"/secretmem" {
+        return Some(("secret memory (memfd_secret) lets nobody read it", close));
+    }
     let f = |x| m.flags.has(x);
-    if m.vma.kind() == VmaKind::File && m.vma.perms.shared && super::memory::is_gone(&m.vma) {
+    let unnamed = super::memory::is_unnamed(&m.vma);
+    if m.vma.kind() == VmaKind::File && m.vma.perms.shared && !unnamed && super::memory::is_gone(&m.vma) {
         return Some((
-            "it shares a file that was deleted or replaced, which is not kept yet",
+            "it shares a file whose name leads to another one now, which is not kept yet",
             "unmap it, or map it MAP_PRIVATE",
         ));
     }

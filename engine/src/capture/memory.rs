@@ -23,9 +23,40 @@ const PAGE: u64 = image::PAGE_SIZE as u64;
 pub(super) struct Mapped {
     pub files: Vec<MappedFile>,
     by_path: HashMap<Vec<u8>, Option<u32>>,
+    /// Those without a name whose content is stored.
+    unnamed: Vec<Unnamed>,
+}
+
+/// A file without a name whose content is stored.
+#[derive(Clone, Debug)]
+pub(super) struct Unnamed {
+    pub ino: u64,
+    pub path: Vec<u8>,
+    /// Index in the image's `Files::contents`.
+    pub content: u32,
+}
+
+/// Memory shared with a file without a name: a memfd, or a deleted file.
+pub(super) fn is_unnamed(v: &Vma) -> bool {
+    // a living file may have a name that ends like that
+    let lives = |path: &[u8]| std::fs::metadata(std::ffi::OsStr::from_bytes(path)).is_ok_and(|m| m.ino() == v.inode);
+    let kind = v.kind();
+    let unnamed = matches!(kind, VmaKind::Memfd(_)) || kind == VmaKind::File && !lives(&v.full_path());
+    v.perms.shared && v.deleted && unnamed
 }
 
 impl Mapped {
+    /// None met yet; these have no name.
+    pub fn with(unnamed: Vec<Unnamed>) -> Mapped {
+        Mapped { unnamed, ..Mapped::default() }
+    }
+
+    /// Where the content of the file without a name behind a mapping is.
+    pub fn content(&self, v: &Vma) -> Option<u32> {
+        let of = |u: &&Unnamed| u.ino == v.inode && u.path == v.path;
+        self.unnamed.iter().find(of).map(|u| u.content).filter(|_| is_unnamed(v))
+    }
+
     /// Index of the file behind a mapping; None if its name leads elsewhere now, or to the agent: that need not be there at a restore.
     fn index(&mut self, v: &Vma) -> Option<u32> {
         if let Some(i) = self.by_path.get(&v.path) {
@@ -108,6 +139,10 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         }
         VmaKind::AnonNamed(n) => out.name = n.to_vec().into(),
         VmaKind::Anonymous | VmaKind::Heap | VmaKind::Stack | VmaKind::Special(_) => {}
+        _ if mapped.content(v).is_some() => {
+            out.backing = BACKING_UNNAMED;
+            out.file = mapped.content(v).unwrap_or_default();
+        }
         _ => match mapped.index(v) {
             Some(i) => {
                 out.file = i;
@@ -219,7 +254,7 @@ impl Observer<'_> {
     /// Stores, in the freeze, the pages that a snapshot child would not have.
     pub(super) fn unforkable(&mut self, maps: &[Vma]) -> Step<()> {
         let pagemap = Pagemap::open(self.survey.pid)?;
-        let (mut mapped, none) = (Mapped::default(), VmFlags::default());
+        let (mut mapped, none) = (Mapped::with(self.unnamed.clone()), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
         let mut buf = Vec::new();
         let dropped = self.dropped();
@@ -250,7 +285,7 @@ impl Observer<'_> {
 
 impl Observer<'_> {
     /// Pages of shared memory to be stored. What another process that shares it swaps in between the two looks is not seen.
-    fn shared_pages(&mut self, v: &Vma) -> Step<Vec<Region>> {
+    pub(super) fn shared_pages(&mut self, v: &Vma) -> Step<Vec<Region>> {
         let resident = self.resident(v.start, v.end)?;
         if !swapped::any() {
             return Ok(resident);

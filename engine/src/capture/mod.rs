@@ -15,6 +15,7 @@ mod shared;
 mod swapped;
 mod threads;
 mod told;
+mod unnamed;
 mod unseen;
 
 pub use files::{FileView, SocketView};

@@ -50,6 +50,8 @@ pub(super) struct Seen {
     pub monotonic_ns: u64,
     /// By the agent: pending signals, which the tracer reads on the other door.
     pub pending: Option<Pending>,
+    /// Files without a name whose content is stored.
+    pub unnamed: Vec<super::memory::Unnamed>,
     /// NUMA policies of a process that cannot be asked for them once it runs again, as far as its child will not know them.
     pub policies: Option<Vec<procfs::numa::Mapping>>,
 }
@@ -77,6 +79,8 @@ pub struct Observer<'a> {
     contents: Vec<Content>,
     kept: Vec<((sys::procfs::Dev, u64), u32)>,
     files: Vec<FileView>,
+    /// Files without a name whose content is stored.
+    pub(super) unnamed: Vec<super::memory::Unnamed>,
     /// Mappings with their flags, but for what came after the survey.
     pub(super) smaps: Cow<'a, [Smap]>,
     /// That of its libdormouse.
@@ -106,6 +110,7 @@ impl<'a> Observer<'a> {
             contents: Vec::new(),
             kept: Vec::new(),
             files: Vec::new(),
+            unnamed: Vec::new(),
             smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),
         })
@@ -157,6 +162,7 @@ impl<'a> Observer<'a> {
         self.contents.push(Content { size, pages });
         let i = self.contents.len() as u32 - 1;
         self.kept.extend(key.map(|k| (k, i)));
+        self.unnamed.extend(key.map(|k| super::memory::Unnamed { ino: k.1, path: f.link.clone(), content: i }));
         Ok(i)
     }
 
@@ -179,8 +185,9 @@ impl<'a> Observer<'a> {
         };
         let process = self.process()?;
         let told = self.server_told(visited)?;
-        let files = self.open_files(l)?;
+        let mut files = self.open_files(l)?;
         let maps = procfs::maps::read(self.survey.pid)?;
+        self.mapped_unnamed(&maps, &mut files)?;
         let pending = match self.door() {
             Door::Attach => None,
             Door::Agent => Some(self.pending(&told)?),
@@ -190,7 +197,8 @@ impl<'a> Observer<'a> {
         self.unforkable(&maps)?;
         let lacks = self.smaps.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
         let policies = (self.opened && lacks).then(|| procfs::numa::read(self.survey.pid)).transpose()?;
-        Ok(Seen { process, told, files, maps, monotonic_ns, pending, policies })
+        let unnamed = self.unnamed.clone();
+        Ok(Seen { process, told, files, maps, monotonic_ns, pending, unnamed, policies })
     }
 
     /// Children that are younger than the survey, and processes that it traces.

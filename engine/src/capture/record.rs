@@ -124,7 +124,7 @@ impl Recorder {
     pub fn memory(&mut self, from: i32, progress: Option<&dyn Fn(Progress)>) -> Step<()> {
         let smaps = procfs::smaps::read(from)?;
         let (mem, pagemap) = (RemoteMem::open(from)?, Pagemap::open(from)?);
-        let mut mapped = Mapped::default();
+        let mut mapped = Mapped::with(std::mem::take(&mut self.seen.unnamed));
         let policies = Policies::new(from, self.pid, &self.seen, &self.before)?;
         // what takes long leaves one CPU to the program, if that runs
         let known: u64 = smaps.iter().map(|m| (m.anonymous_kb + m.swap_kb) << 10).sum();

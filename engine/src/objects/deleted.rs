@@ -2,7 +2,7 @@
 use super::{encode, Object};
 use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Made, Maker, Remake};
-use crate::restore::{cannot, Step};
+use crate::restore::{cannot, Image, Step};
 use crate::{Reason, Result};
 use image::v1::files::OpenFile;
 use image::v1::objects::{Kind, Unnamed};
@@ -46,23 +46,35 @@ impl Remake for Deleted {
     /// A file without a name in the same directory, or in the first other that has room for one.
     fn make(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<Made> {
         let u: Unnamed = files::decode(f)?;
-        let linkable = is_linkable(f);
         if let Some(fd) = made_already(m, id, &u)? {
             return again(m, fd, f);
         }
-        let fd = unnamed(m, id, f, &u)?;
-        let content = m.image.files.contents.get(u.content as usize).cloned().unwrap_or_default();
-        let file = std::fs::File::from(m.borrow_fd(fd)?);
-        file.set_len(content.size).map_err(|e| super::io("setting its size", e))?;
-        for run in &content.pages {
-            fill(m, &file, run, content.size)?;
-        }
-        if linkable {
+        let fd = match m.mapped(u.content) {
+            Some(fd) => fd,
+            None => whole(m, id, f)?,
+        };
+        if is_linkable(f) {
             // kept as it is: its flags say again that it can be linked
             return Ok(Made::At(fd));
         }
         again(m, fd, f)
     }
+}
+
+/// Makes the file with its content; a descriptor above the image's.
+pub(crate) fn whole(m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<i32> {
+    let u: Unnamed = files::decode(f)?;
+    let fd = unnamed(m, id, f, &u)?;
+    fill_whole(m, fd, u.content)?;
+    Ok(fd)
+}
+
+/// Gives a file its size and its content.
+pub(super) fn fill_whole(m: &Maker<'_>, fd: i32, content: u32) -> Step<()> {
+    let content = m.image.files.contents.get(content as usize).cloned().unwrap_or_default();
+    let file = std::fs::File::from(m.borrow_fd(fd)?);
+    file.set_len(content.size).map_err(|e| super::io("setting its size", e))?;
+    content.pages.iter().try_for_each(|run| fill(m.image, &file, run, content.size))
 }
 
 /// A descriptor, already numbered, of another open file of the same inode.
@@ -79,7 +91,7 @@ fn made_already(m: &Maker<'_>, id: u32, u: &Unnamed) -> Step<Option<i32>> {
 }
 
 /// Opens it again with the flags that this open file had; the first descriptor stays below the temporary ones until the end.
-fn again(m: &mut Maker<'_>, fd: i32, f: &OpenFile) -> Step<Made> {
+pub(super) fn again(m: &mut Maker<'_>, fd: i32, f: &OpenFile) -> Step<Made> {
     let mut p = Program::new();
     let path = p.cstr(format!("/proc/self/fd/{fd}").as_bytes());
     let how = (libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC) as u32;
@@ -119,12 +131,12 @@ fn unnamed(m: &mut Maker<'_>, id: u32, f: &OpenFile, u: &Unnamed) -> Step<i32> {
 }
 
 /// Writes the pages of a run, as far as the file's size goes.
-fn fill(m: &Maker<'_>, file: &std::fs::File, run: &image::PageRun, size: u64) -> Step<()> {
+fn fill(image: &Image<'_>, file: &std::fs::File, run: &::image::PageRun, size: u64) -> Step<()> {
     const PAGES: u64 = 256;
-    let image::PageSource::Pack { pack, place } = run.source else { return Ok(()) };
-    let packs = m.image.handle.packs();
+    let ::image::PageSource::Pack { pack, place } = run.source else { return Ok(()) };
+    let packs = image.handle.packs();
     let pack = packs.get(pack as usize).ok_or_else(|| cannot("image", "it lacks a pack", "run `ctl verify`"))?;
-    let page = image::PAGE_SIZE as u64;
+    let page = ::image::PAGE_SIZE as u64;
     let mut buf = vec![0; (PAGES * page) as usize];
     let mut done = 0;
     while done < run.pages {

@@ -6,8 +6,13 @@
 mod anon;
 pub(crate) mod content;
 mod deleted;
+mod fifo;
+mod inode;
+mod inotify;
 pub(crate) mod locks;
+mod memfd;
 mod named;
+mod pidfd;
 mod pipe;
 mod sock;
 mod stdio;
@@ -20,8 +25,14 @@ use crate::{Reason, Result};
 use image::v1::objects::Kind;
 
 pub use anon::{Epoll, EventFd, SignalFd, TimerFd};
+pub(crate) use deleted::whole as deleted_whole;
 pub use deleted::Deleted;
+pub use fifo::{is_without_writer, Fifo};
+pub use inotify::Inotify;
+pub use memfd::Memfd;
+pub(crate) use memfd::{seal as memfd_seal, whole as memfd_whole};
 pub use named::{Device, Directory, OPath, Regular};
+pub use pidfd::PidFd;
 pub use pipe::Pipe;
 pub use stdio::Stdio;
 pub use tcp::Tcp;
@@ -51,6 +62,7 @@ pub static ALL: &[&dyn Object] = &[
     &OPath,
     &UnixPair,
     &Pipe,
+    &Fifo,
     &Udp,
     &Stdio,
     &Tcp,
@@ -59,8 +71,11 @@ pub static ALL: &[&dyn Object] = &[
     &TimerFd,
     &SignalFd,
     &Epoll,
+    &Inotify,
+    &PidFd,
     &Device,
     &Regular,
+    &Memfd,
     &Deleted,
     &Directory,
 ];

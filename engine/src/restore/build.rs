@@ -80,7 +80,7 @@ pub fn build(image: &Image<'_>, o: &RestoreOptions<'_>, pids: Pids) -> Step<Pupp
     // above the image's, and above ours: what the child keeps is one range
     let own = sys::procfs::fd::numbers(std::process::id() as i32)?;
     let base = own.into_iter().max().unwrap_or(2).max(image.highest_fd()).max(63) + 1;
-    let _raised = raised(base as u64 + SPARE_FDS)?;
+    let _raised = raised(base as u64 + SPARE_FDS + image.files.contents.len() as u64)?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| Fault::Io("socketpair".into(), e))?;
     let sock = nest::dup_above(theirs.as_raw_fd(), base)?;
     let fds = ForChild {
@@ -206,6 +206,7 @@ impl Made<'_, '_> {
             tracer: Some(self.tracer),
             tids: Vec::new(),
             ids,
+            mapped: Default::default(),
             woken: false,
         })
     }

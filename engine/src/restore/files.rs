@@ -74,6 +74,10 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const UDP: u32 = Kind::Udp as u32;
     const UNIX: u32 = Kind::UnixListen as u32;
     const UNIX_PAIR: u32 = Kind::UnixPair as u32;
+    const INOTIFY: u32 = Kind::Inotify as u32;
+    const PIDFD: u32 = Kind::PidFd as u32;
+    const MEMFD: u32 = Kind::Memfd as u32;
+    const FIFO: u32 = Kind::Fifo as u32;
     Some(match kind {
         REGULAR => &named::Regular,
         DIRECTORY | PATH => &named::Name,
@@ -89,6 +93,10 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         UDP => &objects::Udp,
         UNIX => &objects::UnixListen,
         UNIX_PAIR => &objects::UnixPair,
+        INOTIFY => &objects::Inotify,
+        PIDFD => &objects::PidFd,
+        MEMFD => &objects::Memfd,
+        FIFO => &objects::Fifo,
         _ => return None,
     })
 }
@@ -137,6 +145,21 @@ pub struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
+    /// Of a process in which nothing was made yet.
+    pub(super) fn new(
+        puppet: &'a mut Puppet,
+        image: &'a Image<'a>,
+        o: &'a RestoreOptions<'a>,
+        notes: &'a mut Vec<String>,
+    ) -> Maker<'a> {
+        Maker { puppet, image, o, notes, made: HashMap::new() }
+    }
+
+    /// A descriptor of the file with this content, if it was made for a mapping. It is given once.
+    pub fn mapped(&mut self, content: u32) -> Option<i32> {
+        self.puppet.mapped.remove(&content)
+    }
+
     /// Runs a program in the new process; each must-call has to succeed.
     pub fn run(&mut self, p: &Program) -> Step<Reply> {
         self.puppet.run(p)
@@ -193,6 +216,16 @@ impl<'a> Maker<'a> {
         Ok(sys::pidfd::PidFd::open(self.puppet.pid)?.get(fd)?)
     }
 
+    /// Makes a child of the new process that serves on its descriptor `sock`, and sends no signal when it ends; its PID there.
+    pub fn spawn(&mut self, sock: i32) -> Step<i32> {
+        let request: Vec<u8> = [0, sock, 0, 0].into_iter().flat_map(i32::to_le_bytes).collect();
+        let answer = self.puppet.channel.ask(wire::OP_SPAWN, &request)?;
+        match answer.try_into().map_or(-i64::from(libc::EPROTO), i64::from_le_bytes) {
+            e @ ..0 => Err(super::Fault::Io("making a process".into(), std::io::Error::from_raw_os_error(-e as i32))),
+            pid => Ok(pid as i32),
+        }
+    }
+
     /// "descriptor 5 (/srv/data)".
     pub fn describe(&self, id: u32, f: &OpenFile) -> String {
         describe(self.image, id, f)
@@ -230,7 +263,7 @@ pub fn decode<T: serde::de::DeserializeOwned>(f: &OpenFile) -> Step<T> {
 /// Makes and numbers all open files; gives those that are open.
 pub fn all(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<Vec<u32>> {
     let keep = p.sock;
-    let mut m = Maker { puppet: p, image, o, notes, made: HashMap::new() };
+    let mut m = Maker::new(p, image, o, notes);
     let mut numbers = Numbers::new(image);
     for (i, f) in image.files.open.iter().enumerate() {
         let id = i as u32;

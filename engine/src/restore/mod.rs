@@ -21,6 +21,7 @@ mod puppet;
 pub(crate) mod seccomp;
 mod stdio;
 mod threads;
+mod unnamed;
 pub(crate) mod vdso;
 mod wake;
 

@@ -86,7 +86,7 @@ pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
             BACKING_VDSO if p.fit == vdso::Fit::Forward => {
                 map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None);
             }
-            BACKING_VDSO | BACKING_VVAR | BACKING_AIO => {}
+            BACKING_VDSO | BACKING_VVAR | BACKING_AIO | BACKING_UNNAMED => {}
             other => {
                 return Err(cannot(
                     format!("mapping {:x}-{:x}", v.start, v.end),
@@ -107,6 +107,7 @@ pub fn place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &
     for vmas in by_share.values() {
         share(p, vmas)?;
     }
+    super::unnamed::place(p, image, o, notes)?;
     policies(p, image, notes)?;
     super::aio::make(p, image, notes)
 }
@@ -155,7 +156,7 @@ fn clear(p: &mut Puppet) -> Step<()> {
 }
 
 /// One mapping and its advice.
-fn map(prog: &mut Program, v: &Vma, flags: i32, prot: u32, fd: Option<Arg>) {
+pub(super) fn map(prog: &mut Program, v: &Vma, flags: i32, prot: u32, fd: Option<Arg>) {
     let mut flags = flags | libc::MAP_FIXED;
     if has_flag(&v.flags, "gd") {
         flags |= libc::MAP_GROWSDOWN;

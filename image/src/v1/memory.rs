@@ -19,6 +19,8 @@ pub const BACKING_VVAR: u32 = 5;
 pub const BACKING_FILE_GONE: u32 = 6;
 /// Ring of an asynchronous I/O context, io_setup(2), with no completion in it.
 pub const BACKING_AIO: u32 = 7;
+/// Shared mapping of a file without a name (memfd, deleted file): `file` is the index of its content in `Files::contents`.
+pub const BACKING_UNNAMED: u32 = 8;
 
 /// An address space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +50,7 @@ pub struct Vma {
     pub prot: u32,
     /// One of the `BACKING_` constants.
     pub backing: u32,
-    /// Index of the file, where there is one.
+    /// Index of the file, where there is one; of [`BACKING_UNNAMED`] of its content.
     pub file: u32,
     /// Offset in the file (or in the shared memory), bytes.
     pub offset: u64,

@@ -6,6 +6,7 @@
 
 pub mod anon;
 pub mod files;
+pub mod inotify;
 pub mod memory;
 pub mod meta;
 pub mod objects;
