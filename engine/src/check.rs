@@ -81,6 +81,7 @@ pub fn image(image: &Image<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<
     c.places();
     c.executable();
     c.mapped_files();
+    c.segments();
     c.open_files();
     c.limits();
     c.cpu();
@@ -152,6 +153,9 @@ impl Check<'_> {
     fn places(&mut self) {
         let p = &self.image.process;
         for (what, path) in [("working directory", &p.cwd), ("root directory", &p.root)] {
+            if what == "working directory" && p.cwd_deleted {
+                continue;
+            }
             let path = self.here(path);
             let shown = path.display();
             let create = format!("create it or pass --map-path {shown}=DIR");
@@ -195,6 +199,12 @@ impl Check<'_> {
                 self.refuse(format!("mapped file {}", path.display()), why, remedy);
             }
         }
+    }
+
+    /// System V shared memory that is the kernel's: still there, and the same.
+    fn segments(&mut self) {
+        let reasons = crate::restore::segments_missing(&self.image.memory);
+        self.reasons.extend(reasons);
     }
 
     fn open_files(&mut self) {

@@ -11,6 +11,7 @@ pub mod handle;
 pub mod inject;
 pub mod kcmp;
 pub mod mem;
+pub mod mqueue;
 pub mod multicast;
 pub mod nest;
 pub mod own;

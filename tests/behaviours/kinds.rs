@@ -1,5 +1,5 @@
 //! What is said of kinds of open files that cannot be kept, or only in part: by name, by both doors, and the program is none the worse for it.
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use dormouse_tests::target::{Start, Target};
 use dormouse_tests::{store, unharmed, Bed, Case, Who};
 
@@ -13,6 +13,26 @@ pub fn cases() -> Vec<Case> {
             refused(bed, &mut target, &[why])
         }));
     }
+    for (program, what, why) in [
+        ("sysv_shm", "shared", "is marked to go, and other processes are attached to it"),
+        ("fd_proc", "other", "which may be another one at a restore; let the program close it"),
+        ("fd_proc", "thread", "it is about a thread, descriptor or mapping"),
+        ("fd_mqueue", "unlinked", "it is a message queue that was unlinked"),
+        ("fd_mqueue", "notified", "the program is to be notified of a message (mq_notify)"),
+    ] {
+        all.extend(Case::by_both_doors(&format!("{program}/{what}"), move |bed, agent| {
+            let start = Start::program(program).args(["--what", what]);
+            let start = if what == "shared" && agent {
+                start.preloaded(bed)?
+            } else {
+                start.by_agent(agent && what != "shared")
+            };
+            let mut target = start.ready(bed)?;
+            refused(bed, &mut target, &[why])
+        }));
+    }
+    all.extend(Case::each("sysv_shm/removed", segment_removed));
+    all.extend(Case::each("fd_mqueue/gone", queue_gone));
     all.extend(Case::by_both_doors("pidfd/stranger", stranger));
     all.extend(Case::by_both_doors("pidfd/given-up", given_up));
     all.extend(Case::by_both_doors("pidfd/thread", |bed, agent| {
@@ -20,6 +40,38 @@ pub fn cases() -> Vec<Case> {
         refused(bed, &mut target, &["descriptor ", "it is a handle of thread ", "let the program close it"])
     }));
     all
+}
+
+/// A segment that was removed meanwhile is missed, by its number and size.
+fn segment_removed(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("sysv_shm").ready(bed)?;
+    target.kill(bed)?;
+    let listed = std::fs::read_to_string("/proc/sysvipc/shm")?;
+    let pid = target.pid.to_string();
+    let mut ours = listed.lines().map(|l| l.split_ascii_whitespace().collect::<Vec<_>>());
+    let ours = ours.find(|w| w.get(4) == Some(&pid.as_str())).context("its segment")?;
+    let mut ipcrm = bed.command("ipcrm");
+    ensure!(ipcrm.args(["-m", ours[1]]).status()?.success(), "ipcrm");
+    let words =
+        [format!("System V shared memory {} (key 0x00000000, 16394 bytes)", ours[1]), "not there any more".into()];
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    bed.ctl(&["check", &target.session])?.refused(3, &words)?;
+    bed.ctl(&["restore", &target.session, "--detach"])?.refused(3, &words).map(drop)
+}
+
+/// A queue that is gone with messages in it is missed; one that was empty is made again.
+fn queue_gone(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("fd_mqueue").ready(bed)?;
+    target.kill(bed)?;
+    let script =
+        "import ctypes,sys\nlibc=ctypes.CDLL(None)\nfor n in sys.argv[1:]: assert libc.mq_unlink(n.encode())==0";
+    let names = [0, 1].map(|i| format!("/dormouse-test-{}-{i}", target.pid));
+    let mut unlink = bed.command("python3");
+    ensure!(unlink.args(["-c", script]).args(&names).status()?.success(), "mq_unlink");
+    let words = ["descriptor ", "the queue is not there any more, and 3 messages were in it"];
+    let said = bed.ctl(&["check", &target.session])?.refused(3, &words)?;
+    ensure!(!said.err.contains(&names[1]), "the empty queue is no obstacle: {}", said.err);
+    bed.ctl(&["restore", &target.session, "--detach"])?.refused(3, &words).map(drop)
 }
 
 /// A FIFO that somebody else writes to is an external end.

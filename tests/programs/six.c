@@ -5,14 +5,12 @@
 #include <linux/userfaultfd.h>
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
-#include <sys/ipc.h>
-#include <sys/shm.h>
 #include <sys/socket.h>
 
-static const char *about = "six things that are refused at once: an established TCP connection (with itself), io_uring, fanotify, netlink, userfaultfd, SysV shared memory; all unharmed by the refusal";
+static const char *about = "six things that are refused at once: an established TCP connection (with itself), io_uring, fanotify, netlink, userfaultfd, droppable memory (a crypto socket if the kernel has none); all unharmed by the refusal";
 
-static int tcp, ring, watch, netlink, faults, shm_id;
-static char *shm;
+static int tcp, ring, watch, netlink, faults, crypto;
+static char *dropped;
 
 static void setup(void) {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -29,13 +27,14 @@ static void setup(void) {
     MUST(bind(netlink, (struct sockaddr *)&(struct sockaddr_nl){.nl_family = AF_NETLINK}, sizeof(struct sockaddr_nl)));
     faults = (int)MUST(syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY | O_NONBLOCK));
     MUST(ioctl(faults, UFFDIO_API, &(struct uffdio_api){.api = UFFD_API}));
-    shm_id = MUST(shmget(IPC_PRIVATE, 8192, 0600));
-    shm = MUST(shmat(shm_id, NULL, 0));
-    MUST(shmctl(shm_id, IPC_RMID, NULL)); // goes with us
-    strcpy(shm, "in shared memory");
+    dropped = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | 0x08, -1, 0); // MAP_DROPPABLE, kernel 6.11
+    if (dropped == MAP_FAILED) crypto = MUST(socket(AF_ALG, SOCK_SEQPACKET, 0));
     // For the test's eyes: which descriptor is which.
     char text[256];
-    snprintf(text, sizeof text, "tcp %d\nio_uring %d\nfanotify %d\nnetlink %d\nuserfaultfd %d\nshm %p\n", tcp, ring, watch, netlink, faults, (void *)shm);
+    snprintf(text, sizeof text, "tcp %d\nio_uring %d\nfanotify %d\nnetlink %d\nuserfaultfd %d\n", tcp, ring, watch, netlink, faults);
+    size_t n_text = strlen(text);
+    if (crypto) snprintf(text + n_text, sizeof text - n_text, "socket %d\n", crypto);
+    else snprintf(text + n_text, sizeof text - n_text, "droppable %p\n", (void *)dropped);
     MUST(write_file("objects", text) ? 0 : -1);
 }
 static void spoil(void) { shutdown(tcp, SHUT_RDWR); }
@@ -52,5 +51,6 @@ static void prove(void) {
     CHECK_OK(getsockname(netlink, (struct sockaddr *)&a, &n), "netlink");
     CHECK(a.nl_pid != 0, "netlink port");
     CHECK_ERRNO(EAGAIN, read(faults, events, sizeof events), "an event of userfaultfd");
-    CHECK_STR("in shared memory", shm, "SysV shared memory");
+    if (crypto) CHECK_OK(fstat(crypto, &s), "the socket");
+    else *dropped = 1;
 }

@@ -315,6 +315,7 @@ impl Survey {
             .filter_map(|m| unsupported(m).map(|(w, r)| Reason::new(describe(&m.vma), w, r)))
             .collect();
         self.reasons.extend(reasons);
+        self.reasons.extend(super::sysv::shared_with_others(self.smaps.iter().map(|m| &m.vma)));
         let rings = self.smaps.iter().map(|m| &m.vma).filter(|v| v.kind() == VmaKind::AioRing);
         let mem = sys::mem::RemoteMem::open(self.pid).ok();
         let unread = rings.filter_map(|v| super::memory::unread_completions(mem.as_ref()?, v));
@@ -377,13 +378,9 @@ fn random(pid: i32) -> Option<[u8; 16]> {
     Some(bytes)
 }
 
-/// Working directory and root, if they cannot be entered again.
+/// The root directory, if it cannot be entered again.
 fn places(pid: i32) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    if let Some(l) = procfs::cwd(pid).ok().filter(|l| l.deleted) {
-        let o = format!("working directory {}", l.path.display());
-        reasons.push(Reason::new(o, "it was deleted", "make the program change its directory first"));
-    }
     if let Some(l) = procfs::root(pid).ok().filter(|l| l.path != std::path::Path::new("/")) {
         let o = format!("root directory {}", l.path.display());
         reasons.push(Reason::new(o, "a changed root (chroot) is not kept yet", "run it without chroot"));
@@ -441,9 +438,6 @@ pub(super) fn describe(v: &Vma) -> String {
 pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     let close = "unmap it before the checkpoint";
     match m.vma.kind() {
-        VmaKind::SysvShm { .. } => {
-            return Some(("System V shared memory is not kept yet", "detach it (shmdt), or use mmap"))
-        }
         VmaKind::AnonHugepage => return Some(("hugetlb pages are not kept yet", "run it without MAP_HUGETLB")),
         VmaKind::AnonInode(_) => {
             return Some((

@@ -25,6 +25,8 @@ pub(super) struct Mapped {
     by_path: HashMap<Vec<u8>, Option<u32>>,
     /// Those without a name whose content is stored.
     unnamed: Vec<Unnamed>,
+    /// Of System V shared memory.
+    pub segments: Vec<Segment>,
 }
 
 /// A file without a name whose content is stored.
@@ -38,17 +40,24 @@ pub(super) struct Unnamed {
 
 /// Memory shared with a file without a name: a memfd, or a deleted file.
 pub(super) fn is_unnamed(v: &Vma) -> bool {
+    if !(v.perms.shared && v.deleted) {
+        return false;
+    }
     // a living file may have a name that ends like that
     let lives = |path: &[u8]| std::fs::metadata(std::ffi::OsStr::from_bytes(path)).is_ok_and(|m| m.ino() == v.inode);
     let kind = v.kind();
-    let unnamed = matches!(kind, VmaKind::Memfd(_)) || kind == VmaKind::File && !lives(&v.full_path());
-    v.perms.shared && v.deleted && unnamed
+    matches!(kind, VmaKind::Memfd(_)) || kind == VmaKind::File && !lives(&v.full_path())
 }
 
 impl Mapped {
-    /// None met yet; these have no name.
-    pub fn with(unnamed: Vec<Unnamed>) -> Mapped {
-        Mapped { unnamed, ..Mapped::default() }
+    /// None met yet; these have no name, and these segments are known from the freeze.
+    pub fn with(unnamed: Vec<Unnamed>, segments: Vec<Segment>) -> Mapped {
+        Mapped { unnamed, segments, ..Mapped::default() }
+    }
+
+    /// Index of the segment behind a mapping.
+    fn segment(&self, v: &Vma) -> Option<u32> {
+        self.segments.iter().position(|s| s.id as u64 == v.inode).map(|i| i as u32)
     }
 
     /// Where the content of the file without a name behind a mapping is.
@@ -128,6 +137,10 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         VmaKind::Vdso => out.backing = BACKING_VDSO,
         VmaKind::Vvar | VmaKind::VvarVclock => out.backing = BACKING_VVAR,
         VmaKind::AioRing => out.backing = BACKING_AIO,
+        VmaKind::SysvShm { .. } => {
+            out.backing = BACKING_SYSV;
+            out.file = mapped.segment(v)?;
+        }
         VmaKind::SharedAnon => {
             out.backing = BACKING_SHARED_ANON;
             out.share = v.inode;
@@ -217,7 +230,7 @@ pub(super) fn copy(
 
 /// Whether a snapshot child lacks this mapping's content.
 pub(super) fn is_unforkable(v: &Vma, flags: &VmFlags) -> bool {
-    let shared_anon = matches!(v.kind(), VmaKind::SharedAnon | VmaKind::AnonShmemNamed(_));
+    let shared_anon = matches!(v.kind(), VmaKind::SharedAnon | VmaKind::AnonShmemNamed(_) | VmaKind::SysvShm { .. });
     shared_anon || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
 }
 
@@ -254,7 +267,7 @@ impl Observer<'_> {
     /// Stores, in the freeze, the pages that a snapshot child would not have.
     pub(super) fn unforkable(&mut self, maps: &[Vma]) -> Step<()> {
         let pagemap = Pagemap::open(self.survey.pid)?;
-        let (mut mapped, none) = (Mapped::with(self.unnamed.clone()), VmFlags::default());
+        let (mut mapped, none) = (Mapped::with(self.unnamed.clone(), super::sysv::segments(maps)), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
         let mut buf = Vec::new();
         let dropped = self.dropped();
@@ -265,11 +278,13 @@ impl Observer<'_> {
                 continue;
             }
             let Some(t) = translate(v, flags, &mut mapped) else { continue };
+            let ends = t.backing == BACKING_SYSV && mapped.segments.get(t.file as usize).is_some_and(|s| s.ends);
             // several mappings of the same shared memory: its pages once, of each part
-            if t.backing == BACKING_SHARED_ANON && !shared.insert((t.share, t.offset, t.end - t.start)) {
+            if (t.backing == BACKING_SHARED_ANON || ends) && !shared.insert((v.inode, t.offset, t.end - t.start)) {
                 continue;
             }
             let regions = match t.backing {
+                _ if ends => self.shared_pages(v)?,
                 BACKING_SHARED_ANON => self.shared_pages(v)?,
                 _ => without(stored_regions(&t, &pagemap)?, &dropped::of(&dropped, v)),
             };
@@ -279,6 +294,7 @@ impl Observer<'_> {
         }
         let runs = self.sink.take_runs();
         self.early.extend(runs);
+        self.segments = mapped.segments;
         Ok(())
     }
 }

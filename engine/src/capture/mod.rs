@@ -13,6 +13,7 @@ mod record;
 mod seccomp;
 mod shared;
 mod swapped;
+mod sysv;
 mod threads;
 mod told;
 mod unnamed;

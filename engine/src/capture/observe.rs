@@ -81,6 +81,8 @@ pub struct Observer<'a> {
     files: Vec<FileView>,
     /// Files without a name whose content is stored.
     pub(super) unnamed: Vec<super::memory::Unnamed>,
+    /// Of System V shared memory.
+    pub(super) segments: Vec<image::v1::memory::Segment>,
     /// Mappings with their flags, but for what came after the survey.
     pub(super) smaps: Cow<'a, [Smap]>,
     /// That of its libdormouse.
@@ -111,6 +113,7 @@ impl<'a> Observer<'a> {
             kept: Vec::new(),
             files: Vec::new(),
             unnamed: Vec::new(),
+            segments: Vec::new(),
             smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),
         })
@@ -188,6 +191,7 @@ impl<'a> Observer<'a> {
         let mut files = self.open_files(l)?;
         let maps = procfs::maps::read(self.survey.pid)?;
         self.mapped_unnamed(&maps, &mut files)?;
+        self.survey.refuse_for(super::sysv::shared_with_others(&maps))?;
         let pending = match self.door() {
             Door::Attach => None,
             Door::Agent => Some(self.pending(&told)?),
@@ -292,6 +296,7 @@ impl<'a> Observer<'a> {
             dumpable: if self.opened { 0 } else { r.raw(dumpable) as i32 },
             umask: status.umask.unwrap_or(0o22),
             cwd: path_bytes(procfs::cwd(pid)?.path),
+            cwd_deleted: procfs::cwd(pid)?.deleted,
             root: path_bytes(procfs::root(pid)?.path),
             exe: path_bytes(procfs::exe(pid)?.path),
             personality: r.raw(personality) as u32,

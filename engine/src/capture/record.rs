@@ -108,7 +108,7 @@ impl Recorder {
             dropped,
             reported,
             pause,
-            memory: Memory::default(),
+            memory: Memory { segments: obs.segments, ..Memory::default() },
             attempted: obs.survey.attempted.clone(),
             pid: obs.survey.pid,
             talk: Some(obs.channel),
@@ -124,7 +124,8 @@ impl Recorder {
     pub fn memory(&mut self, from: i32, progress: Option<&dyn Fn(Progress)>) -> Step<()> {
         let smaps = procfs::smaps::read(from)?;
         let (mem, pagemap) = (RemoteMem::open(from)?, Pagemap::open(from)?);
-        let mut mapped = Mapped::with(std::mem::take(&mut self.seen.unnamed));
+        let mut mapped =
+            Mapped::with(std::mem::take(&mut self.seen.unnamed), std::mem::take(&mut self.memory.segments));
         let policies = Policies::new(from, self.pid, &self.seen, &self.before)?;
         // what takes long leaves one CPU to the program, if that runs
         let known: u64 = smaps.iter().map(|m| (m.anonymous_kb + m.swap_kb) << 10).sum();
@@ -185,6 +186,7 @@ impl Recorder {
             return Err(crate::Error { kind, attempted, reasons: refused }.into());
         }
         self.memory.files = mapped.files;
+        self.memory.segments = mapped.segments;
         Ok(())
     }
 

@@ -3,7 +3,7 @@ use super::{encode, Object};
 use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Made, Maker, Remake};
 use crate::restore::{cannot, Image, Step};
-use crate::{Reason, Result};
+use crate::Result;
 use image::v1::files::OpenFile;
 use image::v1::objects::{Kind, Unnamed};
 use std::os::unix::fs::FileExt;
@@ -20,17 +20,6 @@ impl Object for Deleted {
     fn claims(&self, f: &FileView) -> bool {
         let regular = f.stat.as_ref().is_some_and(|s| s.mode & libc::S_IFMT == libc::S_IFREG);
         regular && f.deleted && f.link.starts_with(b"/") && !f.link.starts_with(b"/memfd:")
-    }
-
-    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
-        if f.stat.as_ref().is_some_and(|s| s.nlink > 0) {
-            return vec![Reason::new(
-                f.describe(),
-                "it was deleted under this name but lives on under another, which cannot be known",
-                "open it by the name that it has",
-            )];
-        }
-        Vec::new()
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {

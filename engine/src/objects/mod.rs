@@ -9,11 +9,14 @@ mod deleted;
 mod fifo;
 mod inode;
 mod inotify;
+mod linked;
 pub(crate) mod locks;
 mod memfd;
+mod mqueue;
 mod named;
 mod pidfd;
 mod pipe;
+mod proc;
 mod sock;
 mod stdio;
 mod tcp;
@@ -29,11 +32,14 @@ pub(crate) use deleted::whole as deleted_whole;
 pub use deleted::Deleted;
 pub use fifo::{is_without_writer, Fifo};
 pub use inotify::Inotify;
+pub use linked::Linked;
 pub use memfd::Memfd;
 pub(crate) use memfd::{seal as memfd_seal, whole as memfd_whole};
+pub use mqueue::Mqueue;
 pub use named::{Device, Directory, OPath, Regular};
 pub use pidfd::PidFd;
 pub use pipe::Pipe;
+pub use proc::ProcFile;
 pub use stdio::Stdio;
 pub use tcp::Tcp;
 pub use udp::Udp;
@@ -74,8 +80,11 @@ pub static ALL: &[&dyn Object] = &[
     &Inotify,
     &PidFd,
     &Device,
+    &Mqueue,
+    &ProcFile,
     &Regular,
     &Memfd,
+    &Linked,
     &Deleted,
     &Directory,
 ];

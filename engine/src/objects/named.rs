@@ -72,11 +72,7 @@ impl Object for Regular {
     }
 
     fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
-        let mut r = check_name(f);
-        if f.link.starts_with(b"/proc/") || f.link.starts_with(b"/sys/") {
-            r = vec![Reason::new(f.describe(), "files of /proc and /sys are not kept yet", "close it")];
-        }
-        r
+        check_name(f)
     }
 
     fn capture(&self, f: &FileView, _o: &mut Observer<'_>) -> Result<Vec<u8>> {

@@ -77,6 +77,8 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const INOTIFY: u32 = Kind::Inotify as u32;
     const PIDFD: u32 = Kind::PidFd as u32;
     const MEMFD: u32 = Kind::Memfd as u32;
+    const MQUEUE: u32 = Kind::Mqueue as u32;
+    const PROC: u32 = Kind::Proc as u32;
     const FIFO: u32 = Kind::Fifo as u32;
     Some(match kind {
         REGULAR => &named::Regular,
@@ -96,6 +98,8 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         INOTIFY => &objects::Inotify,
         PIDFD => &objects::PidFd,
         MEMFD => &objects::Memfd,
+        MQUEUE => &objects::Mqueue,
+        PROC => &objects::ProcFile,
         FIFO => &objects::Fifo,
         _ => return None,
     })
@@ -356,6 +360,18 @@ fn number(m: &mut Maker<'_>, id: u32, f: &OpenFile, fd: i32, common: bool, numbe
     }
     p.call(libc::SYS_close, &[up.arg()]);
     m.run(&p).map(drop).map_err(|e| about(e, m.image, id, f))
+}
+
+/// Positions in files of /proc, when all is as the program knew it: what lies behind a position is read as that is set.
+pub fn positions(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
+    let mut prog = Program::new();
+    for (i, f) in image.files.open.iter().enumerate().filter(|(_, f)| f.kind == Kind::Proc as u32 && f.pos != 0) {
+        for fd in image.fds_of(i as u32).take(1) {
+            prog.call(libc::SYS_lseek, &[fd.into(), Imm(f.pos as u64), Imm(libc::SEEK_SET as u64)]);
+            prog.named(format!("setting the position of {}", describe(image, i as u32, f)));
+        }
+    }
+    p.run(&prog).map(drop)
 }
 
 /// F_SETOWN, F_SETSIG and O_ASYNC, when there are a group and threads that can be owners.

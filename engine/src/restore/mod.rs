@@ -20,6 +20,7 @@ mod process;
 mod puppet;
 pub(crate) mod seccomp;
 mod stdio;
+mod sysv;
 mod threads;
 mod unnamed;
 pub(crate) mod vdso;
@@ -27,6 +28,7 @@ mod wake;
 
 pub(crate) use build::SPARE_FDS;
 pub(crate) use image::Image;
+pub(crate) use sysv::missing as segments_missing;
 
 use crate::{Error, Kind, Progress, RestoreOptions, Restored, Result};
 use ::image::CheckpointHandle;
@@ -194,6 +196,7 @@ impl Run<'_> {
         process::attributes(&mut p, &image, &mut notes)?;
         agent::tell(&mut p, &image, self.o)?;
         threads::attributes(&mut p, &image, &mut notes)?;
+        files::positions(&mut p, &image)?;
         process::last(&mut p, &image, self.o, &mut notes)?;
         self.enter(Phase::Wake)?;
         wake::wake(p, &image, notes)

@@ -9,6 +9,7 @@ pub mod files;
 pub mod inotify;
 pub mod memory;
 pub mod meta;
+pub mod mqueue;
 pub mod objects;
 pub mod process;
 pub mod seccomp;

@@ -40,6 +40,10 @@ pub enum Kind {
     PidFd = 20,
     /// A named pipe.
     Fifo = 21,
+    /// A POSIX message queue.
+    Mqueue = 22,
+    /// A file of /proc or /sys: [`Named`].
+    Proc = 23,
 }
 
 /// A file with a name.
