@@ -136,6 +136,9 @@ impl Checker<'_> {
     }
 }
 
+/// What was made, and what was made along with another file.
+pub(super) type Begun = (HashMap<u32, Made>, HashMap<u32, (usize, i32)>);
+
 /// The new process while its files are made.
 pub struct Maker<'a> {
     puppet: &'a mut Puppet,
@@ -159,7 +162,7 @@ impl<'a> Maker<'a> {
         image: &'a Image<'a>,
         o: &'a RestoreOptions<'a>,
         notes: &'a mut Vec<String>,
-        (made, left): &'a mut (HashMap<u32, Made>, HashMap<u32, (usize, i32)>),
+        (made, left): &'a mut Begun,
     ) -> Maker<'a> {
         Maker { puppet, image, o, notes, made, left, at: 0 }
     }
