@@ -123,6 +123,7 @@ impl Check<'_> {
         self.places();
         self.executable();
         self.mapped_files();
+        self.segments();
         self.open_files();
         self.locks();
         self.limits();
@@ -165,6 +166,9 @@ impl Check<'_> {
     fn places(&mut self) {
         let p = &self.image.process;
         for (what, path) in [("working directory", &p.cwd), ("root directory", &p.root)] {
+            if what == "working directory" && p.cwd_deleted {
+                continue;
+            }
             let path = self.here(path);
             let shown = path.display();
             let create = format!("create it or pass --map-path {shown}=DIR");
@@ -208,6 +212,12 @@ impl Check<'_> {
                 self.refuse(format!("mapped file {}", path.display()), why, remedy);
             }
         }
+    }
+
+    /// System V shared memory that is the kernel's: still there, and the same.
+    fn segments(&mut self) {
+        let reasons = crate::restore::segments_missing(&self.image.memory);
+        self.reasons.extend(reasons);
     }
 
     fn open_files(&mut self) {

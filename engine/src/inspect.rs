@@ -113,6 +113,10 @@ pub(crate) fn kind_name(k: u32) -> &'static str {
         (Kind::Memfd, "memfd"),
         (Kind::Socket, "socket"),
         (Kind::Inotify, "inotify"),
+        (Kind::PidFd, "pidfd"),
+        (Kind::Fifo, "FIFO"),
+        (Kind::Mqueue, "message queue"),
+        (Kind::Proc, "file of /proc or /sys"),
     ];
     NAMES.iter().find(|n| n.0 as u32 == k).map_or("unknown", |n| n.1)
 }

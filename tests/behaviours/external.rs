@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("external/given-up", given_up);
     all.extend(Case::by_both_doors("external/inetd", inetd));
-    for what in ["pipe", "eventfd", "pair", "datagrams", "packets"] {
+    for what in ["pipe", "eventfd", "memfd", "pair", "datagrams", "packets"] {
         all.extend(Case::by_both_doors(&format!("fd_shared/{what}-refused"), move |bed, agent| {
             shared(bed, agent, what)
         }));
@@ -86,7 +86,7 @@ fn shared_given_up(bed: &mut Bed, agent: bool, what: &str, sabotage: bool) -> Re
     let mut target = two_processes(bed, agent, &args[..if sabotage { 4 } else { 3 }])?;
     let args = target.checkpoint_args(&["--external", "close", "--kill", "--json"]);
     let said = bed.ctl(&args)?.expect(0)?.json()?["reported"].to_string();
-    let becomes = if what == "eventfd" { "is closed" } else { "has ended" };
+    let becomes = if ["eventfd", "memfd"].contains(&what) { "is closed" } else { "has ended" };
     ensure!(said.contains(&format!("(fd_shared) holds it too; after a restore it {becomes}")), "{said}");
     target.by_the_door(bed)?;
     target.gone(bed)?;

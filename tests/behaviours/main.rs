@@ -7,6 +7,7 @@ mod doors;
 mod external;
 mod fresh;
 mod invisible;
+mod kinds;
 mod matrix;
 mod musl;
 mod newcomer;
@@ -38,6 +39,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(external::cases());
     all.extend(fresh::cases());
     all.extend(invisible::cases());
+    all.extend(kinds::cases());
     all.extend(musl::cases());
     all.extend(newcomer::cases());
     all.extend(own_trigger::cases(stage)?);

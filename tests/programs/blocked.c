@@ -272,7 +272,7 @@ static const struct call {
     {"io_getevents", SYS_io_getevents, mk_aio, c_getevents, w_aio, 1, 0, "-"},
     {"io_getevents_timed", SYS_io_getevents, mk_aio, c_getevents_timed, NULL, 0, 0, "-"},
     {"read_timerfd", SYS_read, mk_timerfd, c_read, NULL, 8, 0, "-"},
-    {"read_inotify", SYS_read, mk_inotify, c_read, w_inotify, 32, 0, "inotify"},
+    {"read_inotify", SYS_read, mk_inotify, c_read, w_inotify, 32, 0, "-"},
     {"read_eventfd", SYS_read, mk_eventfd, c_read, w_eventfd, 8, 0, "-"},
     {"read_signalfd", SYS_read, mk_signalfd, c_read, w_usr2, sizeof(struct signalfd_siginfo), 0, "-"},
 };

@@ -4,9 +4,9 @@
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 
-static const char *about = "epoll sets: level, edge, one-shot (fired and not), data values, on pipe, eventfd, timerfd, socket and epoll; targets closed but alive by a dup; a thread waiting";
+static const char *about = "epoll sets: level, edge, one-shot (fired and not), exclusive, data values, on pipe, eventfd, timerfd, socket and epoll; targets closed but alive by a dup; a thread waiting";
 
-static int ep, outer, quiet, quiet_event, edge_pipe[2], level_pipe[2], shot, fired, timer, pair[2], shadow[2], shadow_alive, reused[2], later_pipe[2];
+static int ep, alone, outer, quiet, quiet_event, edge_pipe[2], level_pipe[2], shot, fired, timer, pair[2], shadow[2], shadow_alive, reused[2], later_pipe[2];
 static char before[4096];
 static volatile int waiting_started;
 static pthread_t waiter;
@@ -58,6 +58,8 @@ static void setup(void) {
     MUST(pipe(reused)); // takes the free number
     if (reused[0] != shadow[0]) must_failed("the closed number is taken again", __FILE__, __LINE__, EBADF);
     add(ep, reused[0], EPOLLIN, 0x8888);
+    alone = MUST(eventfd(0, EFD_NONBLOCK)); // of those that wait one is woken; fdinfo shows the bit
+    add(ep, alone, EPOLLIN | EPOLLEXCLUSIVE, 0xcccc);
     outer = MUST(epoll_create1(0));
     add(outer, later_pipe[0], EPOLLIN, 0x9999);
     add(ep, outer, EPOLLIN, 0xaaaa);
@@ -135,6 +137,8 @@ static void prove(void) {
     CHECK_HEX(EPOLLIN, events_of(0x5555, &times), "the timer");
     close(pair[1]);
     CHECK_HEX(EPOLLIN | EPOLLRDHUP | EPOLLHUP, events_of(UINT64_MAX, &times), "the socket, its peer closed");
+    CHECK_EQ(8, write(alone, &(uint64_t){1}, 8), "the exclusive one");
+    CHECK_HEX(EPOLLIN, events_of(0xcccc, &times), "events of the exclusive one");
     close(shadow_alive);
     events_of(0x7777, &times);
     CHECK_EQ(0, times, "reports of the pipe whose last descriptor is closed");

@@ -4,7 +4,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-static const char *about = "external ends at 40 (TCP connection), 41 (FIFO), 42 (unix socket), given up at a restore: 40 and 42 have ended, 41 is a file";
+static const char *about = "external ends at 40 and 41 (TCP connections), 42 (unix socket), given up at a restore: 40 and 42 have ended, 41 is a file";
 static const char *usage = "  --unix PATH      a listening socket of somebody else\n"
                            "  --inetd          a TCP connection at 0 instead, which is the restoring command's standard input then\n";
 
@@ -19,17 +19,19 @@ static int (*option)(const char *, const char *) = own_option;
 
 static void at(int fd, int want) { MUST(dup2(fd, want)), close(fd); }
 static void watch(int fd) { MUST(epoll_ctl(set, EPOLL_CTL_ADD, fd, &(struct epoll_event){.events = EPOLLIN, .data.fd = fd})); }
-static void setup(void) {
+static int connection(void) { // with itself
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t n = sizeof a;
-    int tcp = MUST(socket(AF_INET, SOCK_STREAM, 0)); // connected to itself
+    int tcp = MUST(socket(AF_INET, SOCK_STREAM, 0));
     MUST(bind(tcp, (struct sockaddr *)&a, n)), MUST(getsockname(tcp, (struct sockaddr *)&a, &n)), MUST(connect(tcp, (struct sockaddr *)&a, n));
+    return tcp;
+}
+static void setup(void) {
     if (inetd) {
-        at(tcp, 0);
+        at(connection(), 0);
         return;
     }
-    at(tcp, 40);
-    MUST(mkfifo(work("fifo"), 0600)), at(MUST(open(work("fifo"), O_RDWR)), 41);
+    at(connection(), 40), at(connection(), 41);
     struct sockaddr_un u = {.sun_family = AF_UNIX};
     if (listener) {
         snprintf(u.sun_path, sizeof u.sun_path, "%s", listener);
@@ -61,8 +63,8 @@ static void prove(void) {
     socklen_t n = sizeof a;
     CHECK_OK(getsockname(40, (struct sockaddr *)&a, &n), "the TCP connection's address");
     CHECK_EQ(AF_INET, a.ss_family, "the TCP connection's family");
-    CHECK_EQ(7, read(41, text, sizeof text - 1), "reading from what took the FIFO's place");
-    CHECK_STR("instead", text, "what took the FIFO's place");
+    CHECK_EQ(7, read(41, text, sizeof text - 1), "reading from what took the second connection's place");
+    CHECK_STR("instead", text, "what took the second connection's place");
     CHECK_EQ(1, epoll_wait(set, e, 3, 1000), "an event of what has ended");
     CHECK_EQ(40, e[0].data.fd, "whose event it is");
     CHECK_EQ(EPOLLIN | EPOLLHUP, e[0].events, "what it says");

@@ -4,8 +4,8 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-static const char *about = "a pipe, an eventfd or a pair of sockets at 40 (and 41) that a second process holds too, and speaks through";
-static const char *usage = "  --what pipe|eventfd|pair|datagrams|packets\n"
+static const char *about = "a pipe, an eventfd, a memfd or a pair of sockets at 40 (and 41) that a second process holds too, and speaks through";
+static const char *usage = "  --what pipe|eventfd|memfd|pair|datagrams|packets\n"
                            "  --given-up       ended, or closed, by a restore: that is the proof\n";
 static const char *what = "pipe";
 static bool given_up;
@@ -32,7 +32,7 @@ static void setup(void) {
     else if (!strcmp(what, "pair")) MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
     else if (!strcmp(what, "datagrams")) MUST(socketpair(AF_UNIX, SOCK_DGRAM, 0, fds));
     else if (!strcmp(what, "packets")) MUST(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds));
-    else fds[0] = MUST(eventfd(0, 0)), fds[1] = MUST(dup(fds[0]));
+    else fds[0] = MUST(!strcmp(what, "memfd") ? memfd_create("shared", 0) : eventfd(0, 0)), fds[1] = MUST(dup(fds[0]));
     for (int i = 0; i < 2; i++) MUST(dup2(fds[i], ends[i])), close(fds[i]);
     pid_t me = getpid(), between = MUST(fork());
     if (!between) {
@@ -47,8 +47,8 @@ static void prove(void) {
         signal(SIGPIPE, SIG_IGN);
         char c;
         for (int i = 0; i < 2; i++) {
-            bool closed = !strcmp(what, "eventfd"), pipe = !strcmp(what, "pipe");
-            if (closed) CHECK_ERRNO(EBADF, fcntl(ends[i], F_GETFD), "the eventfd");
+            bool closed = !strcmp(what, "eventfd") || !strcmp(what, "memfd"), pipe = !strcmp(what, "pipe");
+            if (closed) CHECK_ERRNO(EBADF, fcntl(ends[i], F_GETFD), "what was closed");
             else if (pipe && i) CHECK_ERRNO(EPIPE, write(ends[i], "x", 1), "writing to what was given up");
             else CHECK_EQ(0, read(ends[i], &c, 1), "reading what was given up");
             if (!closed && !pipe) CHECK_ERRNO(EPIPE, write(ends[i], "x", 1), "writing to what was given up");
@@ -56,6 +56,10 @@ static void prove(void) {
         return;
     }
     uint64_t got = 0;
+    if (!strcmp(what, "memfd")) { // the position is one, too
+        for (int i = 0; i < 1000 && lseek(40, 0, SEEK_CUR) != sizeof got; i++) sleep_ms(2);
+        MUST(lseek(40, 0, SEEK_SET));
+    }
     CHECK_EQ((long)sizeof got, read(40, &got, sizeof got), "reading what the other process says");
     CHECK_EQ(5, got, "what the other process says");
 }

@@ -2,15 +2,15 @@
 #include <arpa/inet.h>
 #include <linux/io_uring.h>
 #include <linux/netlink.h>
-#include <sys/inotify.h>
-#include <sys/ipc.h>
-#include <sys/shm.h>
+#include <linux/userfaultfd.h>
+#include <sys/fanotify.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
-static const char *about = "six things that are refused at once: an established TCP connection (with itself), io_uring, inotify, netlink, pidfd, SysV shared memory; all unharmed by the refusal";
+static const char *about = "six things that are refused at once: an established TCP connection (with itself), io_uring, fanotify, netlink, userfaultfd, droppable memory (a crypto socket if the kernel has none); all unharmed by the refusal";
 
-static int tcp, ring, watch, netlink, pidfd, shm_id;
-static char *shm;
+static int tcp, ring, watch, netlink, faults, crypto;
+static char *dropped;
 
 static void setup(void) {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -21,18 +21,20 @@ static void setup(void) {
     struct io_uring_params p = {0};
     ring = (int)syscall(SYS_io_uring_setup, 4, &p);
     if (ring < 0) ring = MUST(socket(AF_ALG, SOCK_SEQPACKET, 0)); // no io_uring here: a crypto socket is the sixth
-    watch = MUST(inotify_init1(IN_NONBLOCK));
-    MUST(inotify_add_watch(watch, dir, IN_DELETE_SELF));
+    watch = MUST(fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | FAN_NONBLOCK, O_RDONLY));
+    MUST(fanotify_mark(watch, FAN_MARK_ADD, FAN_DELETE_SELF, AT_FDCWD, dir));
     netlink = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE));
     MUST(bind(netlink, (struct sockaddr *)&(struct sockaddr_nl){.nl_family = AF_NETLINK}, sizeof(struct sockaddr_nl)));
-    pidfd = (int)MUST(syscall(SYS_pidfd_open, getpid(), 0));
-    shm_id = MUST(shmget(IPC_PRIVATE, 8192, 0600));
-    shm = MUST(shmat(shm_id, NULL, 0));
-    MUST(shmctl(shm_id, IPC_RMID, NULL)); // goes with us
-    strcpy(shm, "in shared memory");
+    faults = (int)MUST(syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY | O_NONBLOCK));
+    MUST(ioctl(faults, UFFDIO_API, &(struct uffdio_api){.api = UFFD_API}));
+    dropped = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | 0x08, -1, 0); // MAP_DROPPABLE, kernel 6.11
+    if (dropped == MAP_FAILED) crypto = MUST(socket(AF_ALG, SOCK_SEQPACKET, 0));
     // For the test's eyes: which descriptor is which.
     char text[256];
-    snprintf(text, sizeof text, "tcp %d\nio_uring %d\ninotify %d\nnetlink %d\npidfd %d\nshm %p\n", tcp, ring, watch, netlink, pidfd, (void *)shm);
+    snprintf(text, sizeof text, "tcp %d\nio_uring %d\nfanotify %d\nnetlink %d\nuserfaultfd %d\n", tcp, ring, watch, netlink, faults);
+    size_t n_text = strlen(text);
+    if (crypto) snprintf(text + n_text, sizeof text - n_text, "socket %d\n", crypto);
+    else snprintf(text + n_text, sizeof text - n_text, "droppable %p\n", (void *)dropped);
     MUST(write_file("objects", text) ? 0 : -1);
 }
 static void spoil(void) { shutdown(tcp, SHUT_RDWR); }
@@ -43,11 +45,12 @@ static void prove(void) {
     CHECK_EQ(4, recv(tcp, t, 4, MSG_WAITALL), "receiving by the connection");
     CHECK_MEM("ping", t, 4, "what was received");
     CHECK_OK(fstat(ring, &s), "the ring");
-    CHECK_ERRNO(EAGAIN, read(watch, events, sizeof events), "an event of inotify");
+    CHECK_ERRNO(EAGAIN, read(watch, events, sizeof events), "an event of fanotify");
     struct sockaddr_nl a = {0};
     socklen_t n = sizeof a;
     CHECK_OK(getsockname(netlink, (struct sockaddr *)&a, &n), "netlink");
     CHECK(a.nl_pid != 0, "netlink port");
-    CHECK_OK(syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0), "pidfd");
-    CHECK_STR("in shared memory", shm, "SysV shared memory");
+    CHECK_ERRNO(EAGAIN, read(faults, events, sizeof events), "an event of userfaultfd");
+    if (crypto) CHECK_OK(fstat(crypto, &s), "the socket");
+    else *dropped = 1;
 }

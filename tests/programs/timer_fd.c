@@ -5,9 +5,9 @@
 #define TFD_IOC_SET_TICKS _IOW('T', 0, uint64_t)
 #endif
 
-static const char *about = "timerfds: clocks, time left, interval, flags, ticks pending, absolute ones, disarmed ones, a blocked read";
+static const char *about = "timerfds: clocks, time left, interval, flags, ticks pending, absolute ones, one that a set clock cancels, disarmed ones, a blocked read";
 
-enum { ONE_SHOT, TICKED, ABSOLUTE, BOOT, DISARMED, EXPIRED, SEVEN, BLOCKING, KINDS };
+enum { ONE_SHOT, TICKED, ABSOLUTE, BOOT, DISARMED, EXPIRED, SEVEN, BLOCKING, CANCELLED, KINDS };
 static int fds[KINDS], status_flags[KINDS];
 static char info[KINDS][512];
 static int64_t armed, absolute, read_due;
@@ -43,13 +43,14 @@ static void *read_it(void *arg) {
     return arg;
 }
 static void setup(void) {
-    static const clockid_t clocks[KINDS] = {CLOCK_MONOTONIC, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC, CLOCK_MONOTONIC, CLOCK_MONOTONIC};
+    static const clockid_t clocks[KINDS] = {CLOCK_MONOTONIC, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC, CLOCK_MONOTONIC, CLOCK_MONOTONIC, CLOCK_REALTIME};
     for (int i = 0; i < KINDS; i++) fds[i] = MUST(timerfd_create(clocks[i], i == BLOCKING ? TFD_CLOEXEC : TFD_NONBLOCK));
     armed = mono_ns();
     absolute = now_ns(CLOCK_REALTIME) + 4000 * SEC;
     set(fds[ONE_SHOT], 0, 1000 * SEC + 5, 0);
     set(fds[TICKED], 0, 1 * MS, 500 * SEC); // one tick pending, the next far off
     set(fds[ABSOLUTE], TFD_TIMER_ABSTIME, absolute, 60 * SEC);
+    set(fds[CANCELLED], TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, absolute, 0); // when the clock is set
     set(fds[BOOT], 0, 2000 * SEC, 7 * SEC + 7);
     set(fds[EXPIRED], 0, 1 * MS, 0);
     set(fds[SEVEN], 0, 3000 * SEC, 0);
@@ -89,6 +90,7 @@ static void prove(void) {
     ticks(TICKED, 1, "ticked");
     CHECK_RANGE(-200 * MS, 200 * MS, left(fds[ABSOLUTE], &interval) - (absolute - now_ns(CLOCK_REALTIME)), "deviation of the absolute timer");
     CHECK_EQ(60 * SEC, interval, "its interval");
+    CHECK_RANGE(-200 * MS, 200 * MS, left(fds[CANCELLED], &interval) - (absolute - now_ns(CLOCK_REALTIME)), "deviation of the one that is cancelled when the clock is set");
     CHECK_LEFT(2000 * SEC, armed, 100 * MS, left(fds[BOOT], &interval), "time left of the boottime timer");
     CHECK_EQ(7 * SEC + 7, interval, "its interval");
     CHECK_EQ(0, left(fds[DISARMED], &interval), "time left of the disarmed timer");

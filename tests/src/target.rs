@@ -220,7 +220,7 @@ impl Target {
         })?;
         self.known = true;
         self.by_the_door(bed)?;
-        if self.program == "tree" {
+        if self.program.starts_with("tree") {
             return crate::unharmed::family(self.pid);
         }
         crate::unharmed::entirely(self.pid)

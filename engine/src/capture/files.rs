@@ -93,7 +93,17 @@ impl FileView {
 
     /// Whether it is a pipe or FIFO.
     pub fn is_pipe(&self) -> bool {
-        self.link.starts_with(b"pipe:")
+        self.link.starts_with(b"pipe:") || self.is_fifo()
+    }
+
+    /// Whether it is a memfd.
+    pub fn is_memfd(&self) -> bool {
+        self.deleted && self.link.starts_with(b"/memfd:")
+    }
+
+    /// Whether it is a FIFO: a pipe with a name.
+    pub fn is_fifo(&self) -> bool {
+        self.link.starts_with(b"/") && self.stat.as_ref().is_some_and(|s| s.mode & libc::S_IFMT == libc::S_IFIFO)
     }
 
     /// Whether it is a terminal: a pty's slave, a console, /dev/tty.
@@ -352,7 +362,8 @@ pub(super) fn mark_ends<'v>(
     for v in views {
         if v.is_pipe() {
             let has = |read: bool| ends.pipes.iter().any(|p| p.0 == v.link && if read { p.1 } else { p.2 });
-            v.both_ends = (has(true) && has(false)) || copy(v).and_then(|fd| is_alone(&fd)).unwrap_or(false);
+            v.both_ends =
+                (has(true) && has(false)) || copy(v).and_then(|fd| is_alone(&fd, v.is_fifo())).unwrap_or(false);
         } else if let Some(s) = v.socket.as_mut() {
             s.own_peer = s.unix.as_ref().and_then(|u| u.peer).is_some_and(|p| ends.inodes.contains(&p.into()));
         }
@@ -360,8 +371,9 @@ pub(super) fn mark_ends<'v>(
 }
 
 /// An end that nobody holds any more is no outside end either: the kernel says so to who polls.
-fn is_alone(fd: &OwnedFd) -> Option<bool> {
+fn is_alone(fd: &OwnedFd, fifo: bool) -> Option<bool> {
     let mut p = [PollFd::new(fd.as_fd(), PollFlags::empty())];
     poll(&mut p, PollTimeout::ZERO).ok()?;
-    p[0].revents().map(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+    let over = p[0].revents()?.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
+    Some(over || fifo && crate::objects::is_without_writer(fd))
 }

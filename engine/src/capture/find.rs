@@ -187,10 +187,6 @@ pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
         files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), s.files.iter_mut(), &ends);
     }
     others.mark(&members, &mut all.iter_mut().flat_map(|s| &mut s.files).collect::<Vec<_>>());
-    let views: Vec<FileView> = all.iter().flat_map(|s| s.files.clone()).collect();
-    for s in all.iter_mut() {
-        s.unsure.extend(super::memory::gone_but_open(s.smaps.iter().map(|m| &m.vma), &views));
-    }
     for (s, look) in all.iter_mut().zip(&mut looks) {
         let block = s.block();
         files::decide(&mut s.files, &s.external, block.as_ref());
@@ -345,6 +341,7 @@ impl Survey {
             .filter_map(|m| unsupported(m).map(|(w, r)| Reason::new(describe(&m.vma), w, r)))
             .collect();
         self.reasons.extend(reasons);
+        self.reasons.extend(super::sysv::shared_with_others(self.smaps.iter().map(|m| &m.vma)));
         let rings = self.smaps.iter().map(|m| &m.vma).filter(|v| v.kind() == VmaKind::AioRing);
         let mem = sys::mem::RemoteMem::open(self.pid).ok();
         let unread = rings.filter_map(|v| super::memory::unread_completions(mem.as_ref()?, v));
@@ -397,13 +394,9 @@ fn random(pid: i32) -> Option<[u8; 16]> {
     Some(bytes)
 }
 
-/// Working directory and root, if they cannot be entered again.
+/// The root directory, if it cannot be entered again.
 fn places(pid: i32) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    if let Some(l) = procfs::cwd(pid).ok().filter(|l| l.deleted) {
-        let o = format!("working directory {}", l.path.display());
-        reasons.push(Reason::new(o, "it was deleted", "make the program change its directory first"));
-    }
     if let Some(l) = procfs::root(pid).ok().filter(|l| l.path != std::path::Path::new("/")) {
         let o = format!("root directory {}", l.path.display());
         reasons.push(Reason::new(o, "a changed root (chroot) is not kept yet", "run it without chroot"));
@@ -474,10 +467,6 @@ pub(super) fn describe(v: &Vma) -> String {
 pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     let close = "unmap it before the checkpoint";
     match m.vma.kind() {
-        VmaKind::SysvShm { .. } => {
-            return Some(("System V shared memory is not kept yet", "detach it (shmdt), or use mmap"))
-        }
-        VmaKind::Memfd(_) => return Some(("memory of a memfd is not kept yet", close)),
         VmaKind::AnonHugepage => return Some(("hugetlb pages are not kept yet", "run it without MAP_HUGETLB")),
         VmaKind::AnonInode(_) => {
             return Some((
@@ -488,9 +477,12 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
         VmaKind::Socket => return Some(("packet rings are not kept", "close the packet socket")),
         _ => {}
     }
+    if m.vma.path == b"/secretmem" {
+        return Some(("secret memory (memfd_secret) lets nobody read it", close));
+    }
     let f = |x| m.flags.has(x);
-    let gone = |v| super::memory::is_gone(v) && !super::memory::shares_a_gone_file(v);
-    if m.vma.kind() == VmaKind::File && m.vma.perms.shared && gone(&m.vma) {
+    let unnamed = super::memory::is_unnamed(&m.vma);
+    if m.vma.kind() == VmaKind::File && m.vma.perms.shared && !unnamed && super::memory::is_gone(&m.vma) {
         return Some((
             "it shares a file whose name leads to another one now, which is not kept",
             "unmap it, or map it MAP_PRIVATE",

@@ -1,12 +1,11 @@
 //! Mappings in the image's words, and the pages that must be stored.
 use super::dropped::{self, without};
 use super::swapped::{self, Stored};
-use super::{Fault, FileView, Observer, Step};
+use super::{Fault, Observer, Step};
 use crate::{Error, Kind, Reason};
 use image::v1::memory::*;
 use image::PageSink;
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use sys::mem::RemoteMem;
@@ -24,9 +23,49 @@ const PAGE: u64 = image::PAGE_SIZE as u64;
 pub(super) struct Mapped {
     pub files: Vec<MappedFile>,
     by_path: HashMap<Vec<u8>, Option<u32>>,
+    /// Those without a name whose content is stored.
+    unnamed: Vec<Unnamed>,
+    /// Of System V shared memory.
+    pub segments: Vec<Segment>,
+}
+
+/// A file without a name whose content is stored.
+#[derive(Clone, Debug)]
+pub(super) struct Unnamed {
+    pub ino: u64,
+    pub path: Vec<u8>,
+    /// Index in the image's `Files::contents`.
+    pub content: u32,
+}
+
+/// Memory shared with a file without a name: a memfd, or a deleted file.
+pub(super) fn is_unnamed(v: &Vma) -> bool {
+    if !(v.perms.shared && v.deleted) {
+        return false;
+    }
+    // a living file may have a name that ends like that
+    let lives = |path: &[u8]| std::fs::metadata(std::ffi::OsStr::from_bytes(path)).is_ok_and(|m| m.ino() == v.inode);
+    let kind = v.kind();
+    matches!(kind, VmaKind::Memfd(_)) || kind == VmaKind::File && !lives(&v.full_path())
 }
 
 impl Mapped {
+    /// None met yet; these have no name, and these segments are known from the freeze.
+    pub fn with(unnamed: Vec<Unnamed>, segments: Vec<Segment>) -> Mapped {
+        Mapped { unnamed, segments, ..Mapped::default() }
+    }
+
+    /// Index of the segment behind a mapping.
+    fn segment(&self, v: &Vma) -> Option<u32> {
+        self.segments.iter().position(|s| s.id as u64 == v.inode).map(|i| i as u32)
+    }
+
+    /// Where the content of the file without a name behind a mapping is.
+    pub fn content(&self, v: &Vma) -> Option<u32> {
+        let of = |u: &&Unnamed| u.ino == v.inode && u.path == v.path;
+        self.unnamed.iter().find(of).map(|u| u.content).filter(|_| is_unnamed(v))
+    }
+
     /// Index of the file behind a mapping; None if its name leads elsewhere now, or to the agent: that need not be there at a restore.
     fn index(&mut self, v: &Vma) -> Option<u32> {
         if let Some(i) = self.by_path.get(&v.path) {
@@ -98,6 +137,10 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         VmaKind::Vdso => out.backing = BACKING_VDSO,
         VmaKind::Vvar | VmaKind::VvarVclock => out.backing = BACKING_VVAR,
         VmaKind::AioRing => out.backing = BACKING_AIO,
+        VmaKind::SysvShm { .. } => {
+            out.backing = BACKING_SYSV;
+            out.file = mapped.segment(v)?;
+        }
         VmaKind::SharedAnon => {
             out.backing = BACKING_SHARED_ANON;
             out.share = v.inode;
@@ -109,6 +152,10 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         }
         VmaKind::AnonNamed(n) => out.name = n.to_vec().into(),
         VmaKind::Anonymous | VmaKind::Heap | VmaKind::Stack | VmaKind::Special(_) => {}
+        _ if mapped.content(v).is_some() => {
+            out.backing = BACKING_UNNAMED;
+            out.file = mapped.content(v).unwrap_or_default();
+        }
         _ => match mapped.index(v) {
             Some(i) => {
                 out.file = i;
@@ -116,11 +163,6 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
                 if v.perms.shared && flags.has(VmFlag::MAY_WRITE) {
                     mapped.files[i as usize].writable = true;
                 }
-            }
-            // whoever maps it shares it, and nobody else can any more: the kernel's own way to say anonymous memory
-            None if shares_a_gone_file(v) => {
-                out.backing = BACKING_SHARED_ANON;
-                out.share = number_of_gone(v);
             }
             None => {
                 out.backing = BACKING_FILE_GONE;
@@ -191,35 +233,10 @@ pub(super) fn copy(
     }
 }
 
-/// A number for a file that has no name any more, by which those who share it know each other; none that the kernel's own shared memory can have.
-fn number_of_gone(v: &Vma) -> u64 {
-    let mut hash = std::hash::DefaultHasher::new();
-    (v.dev, v.inode).hash(&mut hash);
-    1 << 63 | hash.finish()
-}
-
-/// It shares a file that has been deleted.
-pub(super) fn shares_a_gone_file(v: &Vma) -> bool {
-    v.kind() == VmaKind::File && v.perms.shared && v.deleted && is_gone(v)
-}
-
-/// Reasons against shared memory of deleted files: it is restored as memory of no file, which an open file cannot be the same as.
-pub(super) fn gone_but_open<'v>(maps: impl Iterator<Item = &'v Vma>, views: &[FileView]) -> Vec<Reason> {
-    let open = |v: &Vma| views.iter().find(|f| f.stat.as_ref().is_some_and(|s| s.dev == v.dev && s.ino == v.inode));
-    let reason = |v: &Vma| {
-        let why = format!(
-            "it shares a file that was deleted and that is open as {}, which is not kept yet",
-            open(v)?.describe()
-        );
-        Some(Reason::new(super::find::describe(v), why, "close the descriptor, or unmap it"))
-    };
-    maps.filter(|v| shares_a_gone_file(v)).filter_map(reason).collect()
-}
-
 /// Whether a snapshot child lacks this mapping's content.
 pub(super) fn is_unforkable(v: &Vma, flags: &VmFlags) -> bool {
-    let shared_anon = matches!(v.kind(), VmaKind::SharedAnon | VmaKind::AnonShmemNamed(_));
-    shared_anon || shares_a_gone_file(v) || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
+    let shared_anon = matches!(v.kind(), VmaKind::SharedAnon | VmaKind::AnonShmemNamed(_) | VmaKind::SysvShm { .. });
+    shared_anon || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
 }
 
 /// Why the context of asynchronous I/O that a ring belongs to cannot be kept: head and tail of the ring differ (fs/aio.c,
@@ -255,7 +272,7 @@ impl Observer<'_> {
     /// Stores, in the freeze, the pages that a snapshot child would not have.
     pub(super) fn unforkable(&mut self, maps: &[Vma]) -> Step<()> {
         let pagemap = Pagemap::open(self.survey.pid)?;
-        let (mut mapped, none) = (Mapped::default(), VmFlags::default());
+        let (mut mapped, none) = (Mapped::with(self.common.unnamed(), super::sysv::segments(maps)), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
         let mut buf = Vec::new();
         let dropped = self.dropped();
@@ -266,15 +283,13 @@ impl Observer<'_> {
                 continue;
             }
             let Some(t) = translate(v, flags, &mut mapped) else { continue };
+            let ends = t.backing == BACKING_SYSV && mapped.segments.get(t.file as usize).is_some_and(|s| s.ends);
             // several mappings of the same shared memory: its pages once, of each part
-            if t.backing == BACKING_SHARED_ANON && !shared.insert((t.share, t.offset, t.end - t.start)) {
+            if (t.backing == BACKING_SHARED_ANON || ends) && !shared.insert((v.inode, t.offset, t.end - t.start)) {
                 continue;
             }
-            if shares_a_gone_file(v) {
-                let what = "its file was deleted: after a restore it is shared memory of no file";
-                self.reported.push(format!("{}: {what}", super::find::describe(v)));
-            }
             let regions = match t.backing {
+                _ if ends => self.shared_pages(v)?,
                 BACKING_SHARED_ANON => self.shared_pages(v)?,
                 _ => without(stored_regions(&t, &pagemap)?, &dropped::of(&dropped, v)),
             };
@@ -284,13 +299,14 @@ impl Observer<'_> {
         }
         let runs = self.common.sink(|sink| Ok(sink.take_runs()))?;
         self.early.extend(runs);
+        self.segments = mapped.segments;
         Ok(())
     }
 }
 
 impl Observer<'_> {
     /// Pages of shared memory to be stored. What another process that shares it swaps in between the two looks is not seen.
-    fn shared_pages(&mut self, v: &Vma) -> Step<Vec<Region>> {
+    pub(super) fn shared_pages(&mut self, v: &Vma) -> Step<Vec<Region>> {
         let resident = self.resident(v.start, v.end)?;
         if !swapped::any() {
             return Ok(resident);

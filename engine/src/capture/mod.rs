@@ -15,9 +15,11 @@ mod run;
 mod seccomp;
 mod shared;
 mod swapped;
+mod sysv;
 mod threads;
 mod told;
 mod tree;
+mod unnamed;
 mod unseen;
 
 pub use files::{FileView, SocketView};

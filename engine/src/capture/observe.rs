@@ -3,6 +3,7 @@ use super::door::{FromInside, Inside};
 use super::files::{self, FileView};
 use super::find::Survey;
 use super::locked::Locked;
+use super::memory::Unnamed;
 use super::opened::AllHands;
 use super::pending::Pending;
 use super::told::Told;
@@ -62,6 +63,8 @@ pub(super) struct Seen {
 pub(super) struct Begun {
     process: Process,
     told: Vec<Told>,
+    /// Its mappings.
+    pub maps: Vec<Vma>,
     monotonic_ns: u64,
 }
 
@@ -91,6 +94,8 @@ pub(super) struct Common {
     /// Contents of files without a name.
     pub contents: RefCell<Vec<Content>>,
     kept: RefCell<Vec<((sys::procfs::Dev, u64), u32)>>,
+    /// Files without a name whose content is stored.
+    pub unnamed: RefCell<Vec<Unnamed>>,
     /// There is more than one process.
     pub several: bool,
 }
@@ -102,8 +107,14 @@ impl Common {
             hands: RefCell::default(),
             contents: RefCell::default(),
             kept: RefCell::default(),
+            unnamed: RefCell::default(),
             several,
         })
+    }
+
+    /// Files without a name whose content is stored.
+    pub fn unnamed(&self) -> Vec<Unnamed> {
+        self.unnamed.borrow().clone()
     }
 
     /// Uses the sink.
@@ -133,6 +144,8 @@ pub struct Observer<'a> {
     views: Rc<Vec<FileView>>,
     /// Page runs of memory taken in the freeze.
     pub(super) early: Vec<image::PageRun>,
+    /// Of System V shared memory.
+    pub(super) segments: Vec<image::v1::memory::Segment>,
     /// Mappings with their flags, but for what came after the survey.
     pub(super) smaps: Cow<'a, [Smap]>,
     /// That of its libdormouse.
@@ -158,6 +171,7 @@ impl<'a> Observer<'a> {
             common,
             views: Rc::default(),
             early: Vec::new(),
+            segments: Vec::new(),
             smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),
         })
@@ -216,6 +230,8 @@ impl<'a> Observer<'a> {
         contents.push(Content { size, pages });
         let i = contents.len() as u32 - 1;
         self.common.kept.borrow_mut().extend(key.map(|k| (k, i)));
+        let unnamed = key.map(|k| Unnamed { ino: k.1, path: f.link.clone(), content: i });
+        self.common.unnamed.borrow_mut().extend(unnamed);
         Ok(i)
     }
 
@@ -239,14 +255,14 @@ impl<'a> Observer<'a> {
         };
         let process = self.process()?;
         let told = self.server_told(visited)?;
-        Ok(Begun { process, told, monotonic_ns })
+        let maps = procfs::maps::read(self.survey.pid)?;
+        Ok(Begun { process, told, maps, monotonic_ns })
     }
 
     /// What is left, when all open files are known. `fds`, `locks`: its own.
     pub(super) fn end(&mut self, b: Begun, fds: Vec<Fd>, locks: Vec<(u32, Lock)>) -> Step<Seen> {
-        let Begun { process, told, monotonic_ns } = b;
-        let maps = procfs::maps::read(self.survey.pid)?;
-        self.survey.refuse_for(super::memory::gone_but_open(maps.iter(), &self.views))?;
+        let Begun { process, told, maps, monotonic_ns } = b;
+        self.survey.refuse_for(super::sysv::shared_with_others(&maps))?;
         let pending = match self.door() {
             // of several, one may have sent a signal to another that stood still already
             Door::Attach => self.common.several.then(|| self.pending(&told)).transpose()?,
@@ -350,6 +366,7 @@ impl<'a> Observer<'a> {
             dumpable: if self.opened { 0 } else { r.raw(dumpable) as i32 },
             umask: status.umask.unwrap_or(0o22),
             cwd: path_bytes(procfs::cwd(pid)?.path),
+            cwd_deleted: procfs::cwd(pid)?.deleted,
             root: path_bytes(procfs::root(pid)?.path),
             exe: path_bytes(procfs::exe(pid)?.path),
             personality: r.raw(personality) as u32,

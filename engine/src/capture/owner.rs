@@ -2,14 +2,16 @@
 use super::files::FileView;
 use super::observe::Observer;
 use super::Step;
-use sys::procfs;
+use sys::procfs::{self, fdinfo::LockKind};
 
 const F_OWNER_PGRP: i32 = 2;
 
 impl Observer<'_> {
     /// F_GETOWN_EX and F_GETSIG. The kernel tells a PID as we see it.
     pub(super) fn owner(&self, v: &FileView) -> Step<((i32, i32), i32)> {
-        if v.has_name() || v.info.flags & libc::O_PATH as u32 != 0 {
+        // a file on a disk sends none, but for a lease
+        let silent = v.has_name() && !v.is_pipe() && v.info.locks.iter().all(|l| l.kind != LockKind::Lease);
+        if silent || v.info.flags & libc::O_PATH as u32 != 0 {
             return Ok(((0, 0), 0));
         }
         let fd = self.descriptor(v.first_fd())?;

@@ -113,7 +113,7 @@ impl Recorder {
             dropped,
             reported,
             pause,
-            memory: Memory::default(),
+            memory: Memory { segments: obs.segments, ..Memory::default() },
             attempted: obs.survey.attempted.clone(),
             pid: obs.survey.pid,
             talk: Some(obs.channel),
@@ -141,7 +141,7 @@ impl Recorder {
         });
         let (smaps, policies) = (smaps.map_err(panicked)??, policies?);
         let (mem, pagemap) = (RemoteMem::open(from)?, Pagemap::open(from)?);
-        let mut mapped = Mapped::default();
+        let mut mapped = Mapped::with(self.common.unnamed(), std::mem::take(&mut self.memory.segments));
         // what takes long leaves one CPU to the program, if that runs
         let known: u64 = smaps.iter().map(|m| (m.anonymous_kb + m.swap_kb) << 10).sum();
         let long = from != self.pid && known > LONG;
@@ -203,6 +203,7 @@ impl Recorder {
             return Err(crate::Error { kind, attempted, reasons: refused }.into());
         }
         self.memory.files = mapped.files;
+        self.memory.segments = mapped.segments;
         let mut pages = std::mem::take(&mut self.early);
         pages.extend(self.common.sink(|sink| Ok(sink.take_runs()))?);
         pages.sort_by_key(|r| r.addr);

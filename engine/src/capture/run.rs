@@ -399,6 +399,7 @@ impl<'a> Run<'a> {
             }
         }
         all[0].survey.refuse_for(reasons)?;
+        super::unnamed::keep(&mut all, &begun, &mut files)?;
         files.contents = common.contents.take();
         let mut recorded = Vec::with_capacity(all.len());
         let own = opened.fds.into_iter().zip(opened.locks);

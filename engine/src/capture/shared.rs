@@ -58,6 +58,9 @@ impl Others {
     fn look(&mut self, other: i32, wanted: &BTreeSet<Vec<u8>>) {
         for (fd, link) in procfs::fd::links(other).unwrap_or_default() {
             let id = match is_eventfd(&link) {
+                false if link.starts_with(b"/memfd:") => {
+                    procfs::fd::read(other, fd).ok().and_then(|f| memfd(f.stat.ok().as_ref()))
+                }
                 false => Some(link),
                 true => procfs::fdinfo::read(other, fd).ok().and_then(|i| eventfd(&i)),
             };
@@ -72,17 +75,23 @@ impl Others {
 
 /// It would be made again as the program's own.
 fn is_own(v: &FileView) -> bool {
-    v.is_pipe() && v.both_ends || v.socket.as_ref().is_some_and(|s| s.own_peer) || is_eventfd(&v.link)
+    v.is_pipe() && v.both_ends || v.socket.as_ref().is_some_and(|s| s.own_peer) || is_eventfd(&v.link) || v.is_memfd()
 }
 
 fn is_eventfd(link: &[u8]) -> bool {
     link == b"anon_inode:[eventfd]"
 }
 
+fn memfd(stat: Option<&procfs::fd::FdStat>) -> Option<Vec<u8>> {
+    stat.map(|s| format!("memfd {}", s.ino).into_bytes())
+}
+
 /// What is the same for all who hold it: the link, with its inode; of eventfds, which share one inode, the kernel's number.
 fn identity(v: &FileView) -> Option<Vec<u8>> {
     if is_eventfd(&v.link) {
         eventfd(&v.info)
+    } else if v.is_memfd() {
+        memfd(v.stat.as_ref())
     } else {
         Some(v.link.clone())
     }

@@ -2,8 +2,8 @@
 use super::{encode, Object};
 use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Made, Maker, Remake};
-use crate::restore::{cannot, Step};
-use crate::{Reason, Result};
+use crate::restore::{cannot, Image, Step};
+use crate::Result;
 use image::v1::files::OpenFile;
 use image::v1::objects::{Kind, Unnamed};
 use std::os::unix::fs::FileExt;
@@ -22,17 +22,6 @@ impl Object for Deleted {
         regular && f.deleted && f.link.starts_with(b"/") && !f.link.starts_with(b"/memfd:")
     }
 
-    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
-        if f.stat.as_ref().is_some_and(|s| s.nlink > 0) {
-            return vec![Reason::new(
-                f.describe(),
-                "it was deleted under this name but lives on under another, which cannot be known",
-                "open it by the name that it has",
-            )];
-        }
-        Vec::new()
-    }
-
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
         let Some(s) = f.stat else { return Ok(Vec::new()) };
         let fd = o.descriptor(f.first_fd())?;
@@ -46,23 +35,36 @@ impl Remake for Deleted {
     /// A file without a name in the same directory, or in the first other that has room for one.
     fn make(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<Made> {
         let u: Unnamed = files::decode(f)?;
-        let linkable = is_linkable(f);
         if let Some(fd) = made_already(m, id, &u)? {
             return again(m, fd, f);
         }
-        let fd = unnamed(m, id, f, &u)?;
-        let content = m.image.files.contents.get(u.content as usize).cloned().unwrap_or_default();
-        let file = std::fs::File::from(m.borrow_fd(fd)?);
-        file.set_len(content.size).map_err(|e| super::io("setting its size", e))?;
-        for run in &content.pages {
-            fill(m, &file, run, content.size)?;
-        }
-        if linkable {
+        let fd = match m.content(u.content) {
+            Some(fd) => fd,
+            None => whole(m, id, f)?,
+        };
+        if is_linkable(f) {
+            m.give(u.content);
             // kept as it is: its flags say again that it can be linked
             return Ok(Made::At(fd));
         }
         again(m, fd, f)
     }
+}
+
+/// Makes the file with its content; a descriptor above the image's.
+pub(crate) fn whole(m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<i32> {
+    let u: Unnamed = files::decode(f)?;
+    let fd = unnamed(m, id, f, &u)?;
+    fill_whole(m, fd, u.content)?;
+    Ok(fd)
+}
+
+/// Gives a file its size and its content.
+pub(super) fn fill_whole(m: &Maker<'_>, fd: i32, content: u32) -> Step<()> {
+    let content = m.image.files.contents.get(content as usize).cloned().unwrap_or_default();
+    let file = std::fs::File::from(m.borrow_fd(fd)?);
+    file.set_len(content.size).map_err(|e| super::io("setting its size", e))?;
+    content.pages.iter().try_for_each(|run| fill(m.image, &file, run, content.size))
 }
 
 /// A descriptor, already numbered, of another open file of the same inode.
@@ -79,7 +81,7 @@ fn made_already(m: &Maker<'_>, id: u32, u: &Unnamed) -> Step<Option<i32>> {
 }
 
 /// Opens it again with the flags that this open file had; the first descriptor stays below the temporary ones until the end.
-fn again(m: &mut Maker<'_>, fd: i32, f: &OpenFile) -> Step<Made> {
+pub(super) fn again(m: &mut Maker<'_>, fd: i32, f: &OpenFile) -> Step<Made> {
     let mut p = Program::new();
     let path = p.cstr(format!("/proc/self/fd/{fd}").as_bytes());
     let how = (libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC) as u32;
@@ -119,12 +121,12 @@ fn unnamed(m: &mut Maker<'_>, id: u32, f: &OpenFile, u: &Unnamed) -> Step<i32> {
 }
 
 /// Writes the pages of a run, as far as the file's size goes.
-fn fill(m: &Maker<'_>, file: &std::fs::File, run: &image::PageRun, size: u64) -> Step<()> {
+fn fill(image: &Image<'_>, file: &std::fs::File, run: &::image::PageRun, size: u64) -> Step<()> {
     const PAGES: u64 = 256;
-    let image::PageSource::Pack { pack, place } = run.source else { return Ok(()) };
-    let packs = m.image.handle.packs();
+    let ::image::PageSource::Pack { pack, place } = run.source else { return Ok(()) };
+    let packs = image.handle.packs();
     let pack = packs.get(pack as usize).ok_or_else(|| cannot("image", "it lacks a pack", "run `ctl verify`"))?;
-    let page = image::PAGE_SIZE as u64;
+    let page = ::image::PAGE_SIZE as u64;
     let mut buf = vec![0; (PAGES * page) as usize];
     let mut done = 0;
     while done < run.pages {

@@ -1,33 +1,35 @@
-//! Locks held through open files, whatever their kind: flock(2), POSIX and OFD record locks (fcntl_locking(2)). A thread that
+//! Locks held through open files, whatever their kind: flock(2), POSIX and OFD record locks (fcntl_locking(2)), leases (F_SETLEASE). A thread that
 //! waits for one holds nothing: its call is taken up again like any other.
 use crate::capture::FileView;
 use crate::restore::files::{describe, Checker, Maker};
 use crate::restore::{cannot, Image, Step};
 use crate::Reason;
-use image::v1::files::{Lock, OpenFile, LOCK_FLOCK, LOCK_OFD, LOCK_POSIX};
+use image::v1::files::{Lock, OpenFile, LOCK_FLOCK, LOCK_LEASE, LOCK_OFD, LOCK_POSIX};
 use image::v1::objects::Kind;
 use std::os::unix::fs::MetadataExt;
 use sys::procfs::fdinfo::{Lock as Held, LockKind, LockMode};
 use sys::program::Program;
 
-/// A lock's number in the image; None: a lease, or what is not known.
+/// A lock's number in the image; None: it is not known.
 fn number(kind: LockKind) -> Option<u32> {
     match kind {
         LockKind::Flock => Some(LOCK_FLOCK),
         LockKind::Posix => Some(LOCK_POSIX),
         LockKind::Ofd => Some(LOCK_OFD),
+        LockKind::Lease => Some(LOCK_LEASE),
         _ => None,
     }
 }
 
 /// What cannot be taken again.
 pub fn refusal(f: &FileView) -> Option<Reason> {
-    let lock = f.info.locks.iter().find(|l| number(l.kind).is_none())?;
-    let why = format!(
-        "a {} is held on it, which is not kept",
-        if lock.kind == LockKind::Lease { "lease" } else { "lock of an unknown kind" }
-    );
-    Some(Reason::new(f.describe(), why, "give it up first (fcntl F_SETLEASE F_UNLCK)"))
+    let breaking = |l: &&Held| l.kind == LockKind::Lease && l.class != b"ACTIVE";
+    if f.info.locks.iter().any(|l| breaking(&l)) {
+        let why = "somebody waits for the lease on it, which the program has yet to give up";
+        return Some(Reason::new(f.describe(), why, "let it do so (fcntl F_SETLEASE F_UNLCK)"));
+    }
+    f.info.locks.iter().find(|l| number(l.kind).is_none())?;
+    Some(Reason::new(f.describe(), "a lock of an unknown kind is held on it, which is not kept", "give it up first"))
 }
 
 /// The locks held through an open file.
@@ -44,6 +46,7 @@ fn words(l: &Lock) -> String {
     let kind = match l.kind {
         LOCK_FLOCK => "flock",
         LOCK_POSIX => "POSIX",
+        LOCK_LEASE => return format!("{} lease", if l.write { "write" } else { "read" }),
         _ => "OFD",
     };
     let mode = if l.write { "write" } else { "read" };
@@ -64,8 +67,9 @@ pub fn check(c: &Checker<'_>, f: &OpenFile, locks: &[Lock]) -> Vec<Reason> {
     let all = sys::procfs::fdinfo::all_locks().unwrap_or_default();
     let reason = |l: &Lock| {
         let clash = |h: &&Held| {
-            // flock and record locks do not see each other
-            let same_world = (h.kind == LockKind::Flock) == (l.kind == LOCK_FLOCK) && number(h.kind).is_some();
+            // flocks, leases and record locks do not see each other
+            let world = |kind| if kind == LOCK_POSIX { LOCK_OFD } else { kind };
+            let same_world = number(h.kind).is_some_and(|k| world(k) == world(l.kind));
             let overlap = l.kind == LOCK_FLOCK || h.start <= l.end && l.start <= h.end.unwrap_or(u64::MAX);
             h.ino == meta.ino() && h.dev == here && same_world && overlap && (l.write || h.mode == LockMode::Write)
         };
@@ -97,6 +101,10 @@ pub fn take(m: &mut Maker<'_>, image: &Image<'_>) -> Step<()> {
                     let how = libc::LOCK_NB | if l.write { libc::LOCK_EX } else { libc::LOCK_SH };
                     p.may(libc::SYS_flock, &[fd.into(), how.into()])
                 }
+                LOCK_LEASE => {
+                    let how = if l.write { libc::F_WRLCK } else { libc::F_RDLCK };
+                    p.may(libc::SYS_fcntl, &[fd.into(), libc::F_SETLEASE.into(), how.into()])
+                }
                 kind => {
                     let set = if kind == LOCK_OFD { libc::F_OFD_SETLK } else { libc::F_SETLK };
                     let a = p.bytes(&flock(l));
@@ -105,7 +113,11 @@ pub fn take(m: &mut Maker<'_>, image: &Image<'_>) -> Step<()> {
             };
             if let Err(e) = m.run(&p)?.get(c) {
                 let why = format!("its {} cannot be taken again: {e}", words(l));
-                return Err(cannot(describe(image, id, f), why, "`ctl check` tells who has it; no process is left"));
+                let remedy = match l.kind {
+                    LOCK_LEASE => "end whoever has the file open (lsof tells); no process is left",
+                    _ => "`ctl check` tells who has it; no process is left",
+                };
+                return Err(cannot(describe(image, id, f), why, remedy));
             }
         }
     }

@@ -6,9 +6,17 @@
 mod anon;
 pub(crate) mod content;
 mod deleted;
+mod fifo;
+mod inode;
+mod inotify;
+mod linked;
 pub(crate) mod locks;
+mod memfd;
+mod mqueue;
 mod named;
+mod pidfd;
 mod pipe;
+mod proc;
 mod sock;
 mod stdio;
 mod tcp;
@@ -20,9 +28,18 @@ use crate::{Reason, Result};
 use image::v1::objects::Kind;
 
 pub use anon::{Epoll, EventFd, SignalFd, TimerFd};
+pub(crate) use deleted::whole as deleted_whole;
 pub use deleted::Deleted;
+pub use fifo::{is_without_writer, Fifo};
+pub use inotify::Inotify;
+pub use linked::Linked;
+pub use memfd::Memfd;
+pub(crate) use memfd::{seal as memfd_seal, whole as memfd_whole};
+pub use mqueue::Mqueue;
 pub use named::{Device, Directory, OPath, Regular};
+pub use pidfd::PidFd;
 pub use pipe::Pipe;
+pub use proc::ProcFile;
 pub use stdio::Stdio;
 pub use tcp::Tcp;
 pub use udp::Udp;
@@ -51,6 +68,7 @@ pub static ALL: &[&dyn Object] = &[
     &OPath,
     &UnixPair,
     &Pipe,
+    &Fifo,
     &Udp,
     &Stdio,
     &Tcp,
@@ -59,8 +77,14 @@ pub static ALL: &[&dyn Object] = &[
     &TimerFd,
     &SignalFd,
     &Epoll,
+    &Inotify,
+    &PidFd,
     &Device,
+    &Mqueue,
+    &ProcFile,
     &Regular,
+    &Memfd,
+    &Linked,
     &Deleted,
     &Directory,
 ];

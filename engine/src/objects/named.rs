@@ -38,7 +38,7 @@ fn named(f: &FileView) -> Named {
 }
 
 /// The name still leads to the file that is open.
-fn check_name(f: &FileView) -> Vec<Reason> {
+pub(super) fn check_name(f: &FileView) -> Vec<Reason> {
     // what /proc/PID/fd says of an open file has no symbolic link in it but the one that was opened with O_PATH itself
     let meta = std::fs::symlink_metadata(f.path());
     if let Some(e) = meta.as_ref().err().filter(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
@@ -72,11 +72,7 @@ impl Object for Regular {
     }
 
     fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
-        let mut r = check_name(f);
-        if f.link.starts_with(b"/proc/") || f.link.starts_with(b"/sys/") {
-            r = vec![Reason::new(f.describe(), "files of /proc and /sys are not kept yet", "close it")];
-        }
-        r
+        check_name(f)
     }
 
     fn capture(&self, f: &FileView, _o: &mut Observer<'_>) -> Result<Vec<u8>> {

@@ -21,7 +21,7 @@ impl Object for Pipe {
     }
 
     fn claims(&self, f: &FileView) -> bool {
-        f.is_pipe() && f.both_ends
+        f.is_pipe() && !f.is_fifo() && f.both_ends
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
@@ -53,7 +53,7 @@ fn copy(fd: &OwnedFd, capacity: u32) -> nix::Result<Option<OwnedFd>> {
 
 /// What is in a pipe. A read ends behind a packet, so more than one read, or an end in packet mode, means that there are
 /// packets; which bytes they are is then found out on a second copy.
-fn content(fd: &OwnedFd, capacity: u32, packets: bool) -> nix::Result<Vec<anon::PipePart>> {
+pub(super) fn content(fd: &OwnedFd, capacity: u32, packets: bool) -> nix::Result<Vec<anon::PipePart>> {
     let Some(r) = copy(fd, capacity)? else { return Ok(Vec::new()) };
     let mut buf = vec![0; capacity.max(4096) as usize];
     let mut all = Vec::new();
@@ -150,8 +150,14 @@ fn make_pipe(m: &mut Maker<'_>, pipe: &anon::Pipe) -> Step<(i32, i32)> {
     p.named("setting the pipe's size");
     let r = m.run(&p)?;
     let (up_r, up_w) = (r.get(up_r)? as i32, r.get(up_w)? as i32);
+    fill(m, up_w, &pipe.content)?;
+    Ok((up_r, up_w))
+}
+
+/// Puts content into a pipe by its descriptor `up_w`, of which the flags are changed.
+pub(super) fn fill(m: &mut Maker<'_>, up_w: i32, content: &[anon::PipePart]) -> Step<()> {
     const CHUNK: usize = 256 << 10;
-    for part in &pipe.content {
+    for part in content {
         for chunk in part.data.chunks(CHUNK) {
             let mut p = Program::new();
             let flags = libc::O_NONBLOCK | if part.packet { libc::O_DIRECT } else { 0 };
@@ -169,11 +175,11 @@ fn make_pipe(m: &mut Maker<'_>, pipe: &anon::Pipe) -> Step<(i32, i32)> {
             }
         }
     }
-    Ok((up_r, up_w))
+    Ok(())
 }
 
-/// Another open file of the same end.
-fn reopen(m: &mut Maker<'_>, fd: i32, mode: u32) -> Step<i32> {
+/// Another open file of the same pipe.
+pub(super) fn reopen(m: &mut Maker<'_>, fd: i32, mode: u32) -> Step<i32> {
     let mut p = Program::new();
     let path = p.cstr(format!("/proc/self/fd/{fd}").as_bytes());
     let flags = mode | (libc::O_NONBLOCK | libc::O_CLOEXEC) as u32;

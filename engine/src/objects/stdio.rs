@@ -17,13 +17,11 @@ pub fn remedy(f: &FileView, first: &str) -> String {
 
 /// Whether its other end is outside the process.
 pub fn is_external(f: &FileView) -> bool {
-    let fifo = f.stat.as_ref().is_some_and(|s| s.mode & libc::S_IFMT == libc::S_IFIFO) && !f.is_pipe();
     let unix = |s: &crate::capture::SocketView| {
         let peer = s.remote.is_some() || s.unix.as_ref().is_some_and(|u| u.peer.is_some_and(|p| p != 0));
         s.domain == libc::AF_UNIX && !s.listening && !s.own_peer && peer
     };
     f.ours
-        || fifo
         || f.held.is_some()
         || f.is_pipe() && !f.both_ends
         || super::tcp::is_connected(f)

@@ -70,7 +70,8 @@ pub fn build(
     // one for each process, one for the cradle, and for helpers: one for each that stays, and one for all others; our own ends stay below
     let sockets = (tree.all.len() + 1 + super::family::staying(tree) + 1) as i32;
     let base = own.into_iter().max().unwrap_or(2).max(highest).max(63) + 1 + 2 * sockets;
-    let _raised = raised(base as u64 + sockets as u64 + SPARE_FDS)?;
+    let contents = tree.all.first().map_or(0, |i| i.files.contents.len() as u64);
+    let _raised = raised(base as u64 + sockets as u64 + SPARE_FDS + contents)?;
     let mut socks = Vec::new();
     for _ in 0..sockets {
         let (ours, theirs) = UnixStream::pair().map_err(|e| Fault::Io("socketpair".into(), e))?;
@@ -349,6 +350,8 @@ impl Nursery<'_, '_> {
             tracer: None,
             tids: Vec::new(),
             ids: Ids::default(),
+            // it has all descriptors of who bore it
+            mapped: heir_of.and_then(|h| self.born[h].as_ref()).map(|h| h.mapped.clone()).unwrap_or_default(),
             woken: false,
         };
         let mut p = Program::new();
@@ -369,6 +372,7 @@ impl Nursery<'_, '_> {
         let from = self.heirs[i].map(|h| &self.tree.all[h]);
         let kept = from.map_or_else(Vec::new, |from| super::place::inherited(image, from));
         let mut notes = Vec::new();
+        super::unnamed::lend(&mut self.born, i, image)?;
         let puppet = self.of(i)?;
         super::place::place(puppet, image, &kept, o, &mut notes)?;
         super::fill::fill(puppet, image, from.map(|f| (f, &kept[..])), o)?;

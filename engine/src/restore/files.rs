@@ -15,7 +15,7 @@
 //! Descriptors below [`Maker::temp_base`] belong to the image, those from it on are free for temporary use; what `make` leaves
 //! open there is closed at the end of the phase.
 use super::puppet::Puppet;
-use super::{cannot, named, stdio, Image, Step, Tree};
+use super::{cannot, named, stdio, unnamed, Image, Step, Tree};
 use crate::{objects, Reason, RestoreOptions};
 use ::image::v1::files::OpenFile;
 use ::image::v1::objects::Kind;
@@ -74,6 +74,12 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const UDP: u32 = Kind::Udp as u32;
     const UNIX: u32 = Kind::UnixListen as u32;
     const UNIX_PAIR: u32 = Kind::UnixPair as u32;
+    const INOTIFY: u32 = Kind::Inotify as u32;
+    const PIDFD: u32 = Kind::PidFd as u32;
+    const MEMFD: u32 = Kind::Memfd as u32;
+    const MQUEUE: u32 = Kind::Mqueue as u32;
+    const PROC: u32 = Kind::Proc as u32;
+    const FIFO: u32 = Kind::Fifo as u32;
     Some(match kind {
         REGULAR => &named::Regular,
         DIRECTORY | PATH => &named::Name,
@@ -89,6 +95,12 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         UDP => &objects::Udp,
         UNIX => &objects::UnixListen,
         UNIX_PAIR => &objects::UnixPair,
+        INOTIFY => &objects::Inotify,
+        PIDFD => &objects::PidFd,
+        MEMFD => &objects::Memfd,
+        MQUEUE => &objects::Mqueue,
+        PROC => &objects::ProcFile,
+        FIFO => &objects::Fifo,
         _ => return None,
     })
 }
@@ -124,6 +136,9 @@ impl Checker<'_> {
     }
 }
 
+/// What was made, and what was made along with another file.
+pub(super) type Begun = (HashMap<u32, Made>, HashMap<u32, (usize, i32)>);
+
 /// The new process while its files are made.
 pub struct Maker<'a> {
     puppet: &'a mut Puppet,
@@ -141,6 +156,27 @@ pub struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
+    /// For files that are made before the others.
+    pub(super) fn early(
+        puppet: &'a mut Puppet,
+        image: &'a Image<'a>,
+        o: &'a RestoreOptions<'a>,
+        notes: &'a mut Vec<String>,
+        (made, left): &'a mut Begun,
+    ) -> Maker<'a> {
+        Maker { puppet, image, o, notes, made, left, at: 0 }
+    }
+
+    /// A descriptor of the file without a name with this content, if it was made already: for a mapping, or in another process.
+    pub fn content(&self, content: u32) -> Option<i32> {
+        self.puppet.mapped.get(&content).copied()
+    }
+
+    /// That descriptor is to be the program's.
+    pub fn give(&mut self, content: u32) {
+        self.puppet.mapped.remove(&content);
+    }
+
     /// Runs a program in the new process; each must-call has to succeed.
     pub fn run(&mut self, p: &Program) -> Step<Reply> {
         self.puppet.run(p)
@@ -201,6 +237,16 @@ impl<'a> Maker<'a> {
         Ok(sys::pidfd::PidFd::open(self.puppet.pid)?.get(fd)?)
     }
 
+    /// Makes a child of the new process that serves on its descriptor `sock`, and sends no signal when it ends; its PID there.
+    pub fn spawn(&mut self, sock: i32) -> Step<i32> {
+        let request: Vec<u8> = [0, sock, 0, 0].into_iter().flat_map(i32::to_le_bytes).collect();
+        let answer = self.puppet.channel.ask(wire::OP_SPAWN, &request)?;
+        match answer.try_into().map_or(-i64::from(libc::EPROTO), i64::from_le_bytes) {
+            e @ ..0 => Err(super::Fault::Io("making a process".into(), std::io::Error::from_raw_os_error(-e as i32))),
+            pid => Ok(pid as i32),
+        }
+    }
+
     /// "descriptor 5 (/srv/data)".
     pub fn describe(&self, id: u32, f: &OpenFile) -> String {
         describe(self.image, id, f)
@@ -244,8 +290,10 @@ pub fn all(
     o: &RestoreOptions<'_>,
     notes: &mut Vec<String>,
 ) -> Step<Vec<Vec<u32>>> {
+    unnamed::seal(puppets, tree, o, notes)?;
     let (mut made, mut left) = (HashMap::new(), HashMap::new());
     for (at, image) in tree.all.iter().enumerate() {
+        unnamed::lend_open(puppets, at, tree)?;
         let passed = pass(puppets, at, image, &made, &left)?;
         let (made, left) = (&mut made, &mut left);
         let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at };
@@ -381,6 +429,18 @@ fn number(m: &mut Maker<'_>, id: u32, f: &OpenFile, fd: i32, common: bool, numbe
     }
     p.call(libc::SYS_close, &[up.arg()]);
     m.run(&p).map(drop).map_err(|e| about(e, m.image, id, f))
+}
+
+/// Positions in files of /proc, when all is as the program knew it: what lies behind a position is read as that is set.
+pub fn positions(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
+    let mut prog = Program::new();
+    for (id, f) in image.own_files().filter(|(_, f)| f.kind == Kind::Proc as u32 && f.pos != 0) {
+        for fd in image.fds_of(id).take(1) {
+            prog.call(libc::SYS_lseek, &[fd.into(), Imm(f.pos as u64), Imm(libc::SEEK_SET as u64)]);
+            prog.named(format!("setting the position of {}", describe(image, id, f)));
+        }
+    }
+    p.run(&prog).map(drop)
 }
 
 /// F_SETOWN, F_SETSIG and O_ASYNC, when there are a group and threads that can be owners.

@@ -234,6 +234,12 @@ fn sense(process: &Process, threads: &[Thread], memory: &Memory, files: &Opened)
         if has_file && v.file as usize >= memory.files.len() {
             return Err(format!("its mapping {:x}-{:x} names a file that it does not list", v.start, v.end));
         }
+        if v.backing == v1::memory::BACKING_UNNAMED && v.file as usize >= files.contents.len() {
+            return Err(format!("its mapping {:x}-{:x} is of a content that it does not list", v.start, v.end));
+        }
+        if v.backing == v1::memory::BACKING_SYSV && v.file as usize >= memory.segments.len() {
+            return Err(format!("its mapping {:x}-{:x} is of a segment that it does not list", v.start, v.end));
+        }
         if v.offset.checked_add(v.end - v.start).is_none() {
             return Err(format!("its mapping {:x}-{:x} ends beyond any file", v.start, v.end));
         }

@@ -22,12 +22,15 @@ mod process;
 mod puppet;
 pub(crate) mod seccomp;
 mod stdio;
+mod sysv;
 mod threads;
+mod unnamed;
 pub(crate) mod vdso;
 mod wake;
 
 pub(crate) use build::SPARE_FDS;
 pub(crate) use image::{Image, Tree};
+pub(crate) use sysv::missing as segments_missing;
 
 use crate::{Error, Kind, Progress, RestoreOptions, Restored, Result};
 use ::image::CheckpointHandle;
@@ -196,6 +199,7 @@ impl Run<'_> {
             process::attributes(p, image, notes)?;
             agent::tell(p, image, self.o)?;
             threads::attributes(p, image, notes)?;
+            files::positions(p, image)?;
             process::last(p, image, self.o, notes)
         })?;
         self.enter(Phase::Wake)?;

@@ -121,7 +121,7 @@ pub fn place(
             BACKING_VDSO if p.fit == vdso::Fit::Forward => {
                 map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None);
             }
-            BACKING_VDSO | BACKING_VVAR | BACKING_AIO => {}
+            BACKING_VDSO | BACKING_VVAR | BACKING_AIO | BACKING_UNNAMED | BACKING_SYSV => {}
             other => {
                 return Err(cannot(
                     format!("mapping {:x}-{:x}", v.start, v.end),
@@ -142,6 +142,8 @@ pub fn place(
     for (number, vmas) in &by_share {
         share(p, p.shares.get(number).copied(), vmas)?;
     }
+    super::unnamed::place(p, image, o, notes)?;
+    super::sysv::place(p, image)?;
     policies(p, image, notes)?;
     super::aio::make(p, image, notes)
 }
@@ -199,7 +201,7 @@ fn clear(p: &mut Puppet, kept: &[Kept]) -> Step<()> {
 }
 
 /// One mapping and its advice.
-fn map(prog: &mut Program, v: &Vma, flags: i32, prot: u32, fd: Option<Arg>) {
+pub(super) fn map(prog: &mut Program, v: &Vma, flags: i32, prot: u32, fd: Option<Arg>) {
     let mut flags = flags | libc::MAP_FIXED;
     if has_flag(&v.flags, "gd") {
         flags |= libc::MAP_GROWSDOWN;
@@ -238,7 +240,8 @@ fn whole<'a>(vmas: impl Iterator<Item = &'a Vma>) -> u64 {
 
 /// Bytes of address space that shared memory needs for a while, behind the place of the parked vDSO.
 pub fn staging(image: &Image<'_>) -> u64 {
-    whole(image.memory.vmas.iter().filter(|v| v.backing == BACKING_SHARED_ANON))
+    let anon = whole(image.memory.vmas.iter().filter(|v| v.backing == BACKING_SHARED_ANON));
+    image.memory.segments.iter().map(|s| s.size.next_multiple_of(::image::PAGE_SIZE as u64)).fold(anon, u64::max)
 }
 
 /// Mappings of the same shared anonymous memory: made once as a whole, then shown at each place (an mremap of length 0
@@ -289,7 +292,7 @@ pub fn finish(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: 
     let mut locks = Vec::new();
     for v in &image.memory.vmas {
         let range = [Imm(v.start), Imm(v.end - v.start)];
-        if v.backing == BACKING_SHARED_ANON {
+        if v.backing == BACKING_SHARED_ANON || v.backing == BACKING_SYSV {
             prog.call(libc::SYS_mprotect, &[range[0], range[1], Imm(v.prot as u64)]);
             prog.named(format!("protecting {:x}-{:x}", v.start, v.end));
             for (_, advice) in ADVICE.iter().filter(|(f, _)| has_flag(&v.flags, f)) {

@@ -44,12 +44,39 @@ impl Soft {
 
 /// The working directory, before anything relative to it is opened.
 pub fn places(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
+    if image.process.cwd_deleted {
+        return deleted_place(p, image, o);
+    }
     let mut prog = Program::new();
     let path = files::map_path(&image.process.cwd, o);
     let cwd = prog.cstr(&path);
     prog.call(libc::SYS_chdir, &[cwd]);
     prog.named(format!("entering its working directory {}", path.escape_ascii()));
     p.run(&prog).map(drop)
+}
+
+/// A working directory that was deleted: one is made where that was, or where one can be made, and deleted.
+fn deleted_place(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
+    let path = files::map_path(&image.process.cwd, o);
+    let parent = path.rsplitn(2, |b| *b == b'/').nth(1).unwrap_or_default();
+    for dir in [parent, b"/tmp", b"/var/tmp"] {
+        let mut prog = Program::new();
+        let name = [dir, format!("/.dormouse-deleted-{}", p.pid).as_bytes()].concat();
+        let name = prog.cstr(&name);
+        let made = prog.may(libc::SYS_mkdir, &[name, Imm(0o700)]);
+        let entered = prog.may(libc::SYS_chdir, &[name]);
+        prog.may(libc::SYS_rmdir, &[name]);
+        let r = p.run(&prog)?;
+        if r.get(made).and(r.get(entered)).is_ok() {
+            return Ok(());
+        }
+    }
+    let object = format!("working directory {} (deleted)", path.escape_ascii());
+    Err(super::cannot(
+        object,
+        "nowhere can a directory be made that takes its place",
+        "make /tmp writable; no process is left",
+    ))
 }
 
 /// Controlling terminal and foreground; session and process group are there. That the program leads a session which it did not, or the other way

@@ -58,6 +58,8 @@ pub struct Puppet {
     pub tids: Vec<i32>,
     /// What the image's PIDs and TIDs are in it.
     pub ids: Ids,
+    /// Its descriptors of files without a name that are mapped, by their content.
+    pub mapped: std::collections::HashMap<u32, i32>,
     /// It runs: not ours to kill any more.
     pub woken: bool,
 }

@@ -24,6 +24,24 @@ pub struct PipePart {
     pub packet: bool,
 }
 
+/// An open file of a FIFO; those of one FIFO share `dev` and `ino`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Fifo {
+    /// Path.
+    pub path: ByteBuf,
+    /// Device of the inode.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// Capacity in bytes, F_GETPIPE_SZ.
+    pub capacity: u32,
+    /// What is in it, with the first that can be read only, in order.
+    pub content: Vec<PipePart>,
+    /// Of one to read from: its writers have gone, and poll(2) says so.
+    pub hung_up: bool,
+}
+
 /// eventfd(2).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -80,4 +98,16 @@ pub struct TimerFd {
 pub struct SignalFd {
     /// Signals, bit n-1 for signal n.
     pub mask: u64,
+}
+
+/// pidfd_open(2), of the process itself or of one that has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PidFd {
+    /// It is of the process itself; else of one that has ended.
+    pub own: bool,
+    /// Identity within the image of one that has ended: several may be of the same.
+    pub ino: u64,
+    /// How that one ended (wait status), where the kernel tells.
+    pub status: Option<i32>,
 }

@@ -56,6 +56,9 @@ pub const LOCK_POSIX: u32 = 2;
 /// F_OFD_SETLK: belongs to the open file.
 pub const LOCK_OFD: u32 = 3;
 
+/// F_SETLEASE: belongs to the open file.
+pub const LOCK_LEASE: u32 = 4;
+
 /// A lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -19,6 +19,11 @@ pub const BACKING_VVAR: u32 = 5;
 pub const BACKING_FILE_GONE: u32 = 6;
 /// Ring of an asynchronous I/O context, io_setup(2), with no completion in it.
 pub const BACKING_AIO: u32 = 7;
+/// Shared mapping of a file without a name (memfd, deleted file): `file` is the index of its content in `Files::contents`.
+pub const BACKING_UNNAMED: u32 = 8;
+
+/// Mapping of a segment of System V shared memory: `file` is its index in [`Memory::segments`].
+pub const BACKING_SYSV: u32 = 9;
 
 /// An address space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +37,8 @@ pub struct Memory {
     pub guards: Vec<(u64, u64)>,
     /// Stored pages, by address.
     pub pages: Vec<PageRun>,
+    /// Segments of System V shared memory that mappings are of.
+    pub segments: Vec<Segment>,
     /// Symbols of the vDSO: name and offset, to recognise its layout.
     pub vdso_symbols: Vec<(String, u64)>,
 }
@@ -48,7 +55,7 @@ pub struct Vma {
     pub prot: u32,
     /// One of the `BACKING_` constants.
     pub backing: u32,
-    /// Index of the file, where there is one.
+    /// Index of the file, where there is one; of [`BACKING_UNNAMED`] of its content.
     pub file: u32,
     /// Offset in the file (or in the shared memory), bytes.
     pub offset: u64,
@@ -76,4 +83,20 @@ pub struct MappedFile {
     pub build_id: String,
     /// Opened for writing (a shared writable mapping).
     pub writable: bool,
+}
+
+/// A segment of System V shared memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Segment {
+    /// Its number, shmid.
+    pub id: i32,
+    /// Key of shmget; 0: none.
+    pub key: i32,
+    /// Bytes.
+    pub size: u64,
+    /// Permissions.
+    pub mode: u32,
+    /// It was to go with the last who is attached: it is made anew, and its pages are stored. Else it is the kernel's, and stays where it is.
+    pub ends: bool,
 }

@@ -6,8 +6,10 @@
 
 pub mod anon;
 pub mod files;
+pub mod inotify;
 pub mod memory;
 pub mod meta;
+pub mod mqueue;
 pub mod objects;
 pub mod process;
 pub mod seccomp;

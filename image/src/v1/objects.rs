@@ -30,11 +30,20 @@ pub enum Kind {
     UnixPair = 15,
     /// Opened with O_PATH: [`Named`].
     Path = 16,
-    /// memfd_create(2).
+    /// memfd_create(2): [`Memfd`].
     Memfd = 17,
     /// An unconnected or unbound socket.
     Socket = 18,
+    /// inotify(7).
     Inotify = 19,
+    /// pidfd_open(2).
+    PidFd = 20,
+    /// A named pipe.
+    Fifo = 21,
+    /// A POSIX message queue.
+    Mqueue = 22,
+    /// A file of /proc or /sys: [`Named`].
+    Proc = 23,
 }
 
 /// A file with a name.
@@ -67,6 +76,20 @@ pub struct Unnamed {
     pub ino: u64,
     /// Device of the inode.
     pub dev: u64,
+}
+
+/// memfd_create(2). One that is only mapped has an open file, too, without a descriptor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memfd {
+    /// Name.
+    pub name: ByteBuf,
+    /// Index in `Files::contents`: those of the same one share it.
+    pub content: u32,
+    /// F_GET_SEALS.
+    pub seals: u32,
+    /// Type and mode.
+    pub mode: u32,
 }
 
 /// The other end is outside.

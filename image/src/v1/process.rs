@@ -34,6 +34,8 @@ pub struct Process {
     pub umask: u32,
     /// Working directory.
     pub cwd: ByteBuf,
+    /// That was deleted.
+    pub cwd_deleted: bool,
     /// Root directory.
     pub root: ByteBuf,
     /// Executable.

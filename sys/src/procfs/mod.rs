@@ -26,6 +26,7 @@ pub mod pagemap;
 pub mod smaps;
 pub mod stat;
 pub mod status;
+pub mod sysvipc;
 pub mod timers;
 pub mod vma_at;
 

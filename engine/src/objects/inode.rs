@@ -1,0 +1,190 @@
+//! Names of inodes of which the kernel tells the number only: what inotify watches, and files that were deleted under the name by which they
+//! were opened.
+//!
+//! With CAP_DAC_READ_SEARCH the kernel is asked (open_by_handle_at(2)). An ordinary user can only look: at the working directory, what is open,
+//! what the command line names, and what is above all those; then below them, and then through the file system, as far as [`MOST`] entries go.
+use std::collections::{HashSet, VecDeque};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use sys::handle::Handle;
+use sys::procfs::{self, mountinfo::Mount, Dev};
+
+/// Most entries of directories that are looked through for one inode.
+const MOST: usize = 20_000;
+
+/// What is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inode {
+    /// File system.
+    pub dev: Dev,
+    /// Its number there.
+    pub ino: u64,
+    /// Its file handle, if the file system has such.
+    pub handle: Option<Handle>,
+}
+
+/// What was found before, by this process, or not: the search before the freeze serves the one in it. A name is believed only as long as it leads there.
+static FOUND: Mutex<Vec<(Inode, Option<PathBuf>)>> = Mutex::new(Vec::new());
+
+/// A name that leads to the inode; `pid`: whose it is.
+pub fn name(inode: &Inode, pid: i32) -> Option<PathBuf> {
+    let mounts = procfs::mountinfo::read(std::process::id() as i32).ok()?;
+    let s = Search { inode, mounts: &mounts };
+    // one that the frozen program may have to answer for is never asked
+    s.mounts.iter().find(|m| m.dev == inode.dev).filter(|m| !m.fs_type.starts_with(b"fuse"))?;
+    let known = FOUND.lock().ok()?.iter().find(|(i, _)| i == inode).map(|(_, p)| p.clone());
+    match known {
+        Some(Some(path)) if s.is_at(&path) => return Some(path),
+        Some(None) => return None,
+        _ => {}
+    }
+    let path = s.by_handle().or_else(|| s.by_looking(pid));
+    let mut found = FOUND.lock().ok()?;
+    found.retain(|(i, _)| i != inode);
+    found.push((inode.clone(), path.clone()));
+    path
+}
+
+struct Search<'a> {
+    inode: &'a Inode,
+    mounts: &'a [Mount],
+}
+
+impl Search<'_> {
+    /// Whether a path leads to it.
+    fn is_at(&self, path: &Path) -> bool {
+        let here = |mount| self.mounts.iter().any(|m| m.id == mount && m.dev == self.inode.dev);
+        match &self.inode.handle {
+            Some(h) => Handle::of_path(path).is_ok_and(|(found, mount)| found == *h && here(mount)),
+            None => std::fs::symlink_metadata(path)
+                .is_ok_and(|m| m.ino() == self.inode.ino && Dev::from_stat(m.dev()) == self.inode.dev),
+        }
+    }
+
+    fn by_handle(&self) -> Option<PathBuf> {
+        let handle = self.inode.handle.as_ref()?;
+        for m in self.mounts.iter().filter(|m| m.dev == self.inode.dev) {
+            let mut how = std::fs::OpenOptions::new();
+            let root = how.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path(&m.mount_point));
+            let Ok(file) = root.and_then(|root| handle.open(&root)) else { continue };
+            let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+            if let Some(path) = std::fs::read_link(link).ok().filter(|p| self.is_at(p)) {
+                return Some(path);
+            }
+        }
+        None
+    }
+
+    fn by_looking(&self, pid: i32) -> Option<PathBuf> {
+        let near = self.near(pid);
+        if let Some(path) = near.iter().find(|p| self.is_at(p)) {
+            return Some(path.clone());
+        }
+        let remote: [&[u8]; 6] = [b"nfs", b"nfs4", b"cifs", b"smb3", b"9p", b"ceph"];
+        let mine = || self.mounts.iter().filter(|m| m.dev == self.inode.dev && !remote.contains(&m.fs_type.as_slice()));
+        mine().next()?;
+        self.below(near.into_iter().chain(mine().map(|m| path(&m.mount_point).to_path_buf())))
+    }
+
+    /// What the program has to do with, and all that is above, as far as it lies in the inode's file system.
+    fn near(&self, pid: i32) -> Vec<PathBuf> {
+        let cwd = procfs::cwd(pid).map(|l| l.path).unwrap_or_default();
+        let named = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let named = named.split(|b| *b == 0).filter(|w| !w.is_empty()).map(|w| cwd.join(path(w)));
+        let open = procfs::fd::links(pid).unwrap_or_default().into_iter().map(|(_, l)| path(&l).to_path_buf());
+        let mapped = procfs::maps::read(pid).unwrap_or_default().into_iter().map(|v| path(&v.path).to_path_buf());
+        let mut seen = HashSet::new();
+        let mut all = Vec::new();
+        let named: Vec<PathBuf> = named.filter(|p| self.is_plain(p)).collect();
+        for path in std::iter::once(cwd.clone()).chain(open).chain(named).chain(mapped).filter(|p| p.is_absolute()) {
+            for p in path.ancestors().take_while(|p| seen.insert(p.to_path_buf())) {
+                if self.mount_of(p).is_some_and(|m| m.dev == self.inode.dev) {
+                    all.push(p.to_path_buf());
+                }
+            }
+        }
+        all
+    }
+
+    /// No component of it is a symbolic link, which could lead to a file system that does not answer.
+    fn is_plain(&self, path: &Path) -> bool {
+        let parts: Vec<&Path> = path.ancestors().collect();
+        let usual = |p: &&Path| self.mount_of(p).is_some_and(|m| !m.fs_type.starts_with(b"fuse"));
+        parts.iter().rev().all(|p| usual(p) && std::fs::symlink_metadata(p).is_ok_and(|m| !m.is_symlink()))
+    }
+
+    /// The mount that a path without symbolic links lies in.
+    fn mount_of(&self, path_: &Path) -> Option<&Mount> {
+        let around = self.mounts.iter().filter(|m| path_.starts_with(path(&m.mount_point)));
+        // of those at the same point the last lies on top
+        around.max_by_key(|m| m.mount_point.len())
+    }
+
+    /// Looks through directories, those that are given first.
+    fn below(&self, from: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+        let mut left: VecDeque<PathBuf> = from.collect();
+        let (mut seen, mut entries) = (HashSet::new(), 0);
+        // where the number that a directory gives is not the inode's, each has to be asked
+        let ask_all = self.mounts.iter().any(|m| m.dev == self.inode.dev && m.fs_type == b"overlay");
+        while let Some(dir) = left.pop_front() {
+            let here = self.mount_of(&dir).is_some_and(|m| m.dev == self.inode.dev);
+            if !here || !seen.insert(dir.clone()) {
+                continue;
+            }
+            for e in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+                if (ask_all || e.ino() == self.inode.ino) && self.is_at(&e.path()) {
+                    return Some(e.path());
+                }
+                entries += 1;
+                if entries > MOST {
+                    return None;
+                }
+                if e.file_type().is_ok_and(|t| t.is_dir()) {
+                    left.push_back(e.path());
+                }
+            }
+        }
+        None
+    }
+}
+
+fn path(b: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the rights of who runs this: the ways of looking are called by themselves.
+    #[test]
+    fn a_name_is_found_by_looking() {
+        let dir = std::env::temp_dir().canonicalize().unwrap().join(format!("dormouse-inode-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("a/b")).unwrap();
+        let file = dir.join("a/b/file");
+        std::fs::write(&file, "").unwrap();
+        let meta = std::fs::metadata(&file).unwrap();
+        let (handle, mount) = Handle::of_path(&file).unwrap();
+        let mounts = procfs::mountinfo::read(std::process::id() as i32).unwrap();
+        let dev = mounts.iter().find(|m| m.id == mount).unwrap().dev;
+        let mut inode = Inode { dev, ino: meta.ino(), handle: Some(handle) };
+        let s = Search { inode: &inode, mounts: &mounts };
+        assert!(s.is_at(&file) && !s.is_at(&dir));
+        assert_eq!(s.below([dir.clone()].into_iter()), Some(file.clone()));
+        assert_eq!(s.below([dir.join("none")].into_iter()), None);
+        // open, it is near
+        let open = std::fs::File::open(&file).unwrap();
+        let near = s.near(std::process::id() as i32);
+        assert!(near.contains(&file) && near.contains(&dir), "{near:?}");
+        drop(open);
+        assert_eq!(name(&inode, std::process::id() as i32).as_ref().map(|p| s.is_at(p)), Some(true));
+        // what was found is believed only as long as it is there
+        std::fs::rename(&file, dir.join("a/moved")).unwrap();
+        assert_eq!(s.below([dir.clone()].into_iter()), Some(dir.join("a/moved")));
+        std::fs::remove_dir_all(&dir).unwrap();
+        inode.ino = u64::MAX;
+        assert_eq!(Search { inode: &inode, mounts: &mounts }.below([dir].into_iter()), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! System V shared memory: segments that are the kernel's are attached again; those that were to go with the program are made anew, under another
+//! number, and are to go again.
+use super::puppet::Puppet;
+use super::{place::has_flag, vdso, Image, Step};
+use crate::Reason;
+use ::image::v1::memory::{Memory, Segment, Vma, BACKING_SYSV};
+use sys::procfs::sysvipc;
+use sys::program::{Arg, Arg::Imm, Program};
+
+/// Attach for execution, too; sys/shm.h.
+const SHM_EXEC: i32 = 0o100000;
+
+/// Segments of the kernel's that are not there any more, or are others.
+pub(crate) fn missing(memory: &Memory) -> Vec<Reason> {
+    let here = if memory.segments.is_empty() { Vec::new() } else { sysvipc::shm().unwrap_or_default() };
+    let one = |s: &&Segment| {
+        let same = |h: &sysvipc::Shm| h.id == s.id && h.key == s.key && h.size == s.size && !h.ends;
+        let object = format!("System V shared memory {} (key {:#010x}, {} bytes)", s.id, s.key, s.size);
+        let why = "it is not there any more: it was removed (ipcrm), or this is another machine or another boot";
+        let remedy = "restore a checkpoint of a program that makes its segment itself";
+        (!here.iter().any(same)).then(|| Reason::new(object, why, remedy))
+    };
+    memory.segments.iter().filter(|s| !s.ends).filter_map(|s| one(&s)).collect()
+}
+
+/// Attaches each as a whole, and shows it at each place (an mremap of length 0 duplicates a shared mapping).
+pub fn place(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
+    for (i, s) in image.memory.segments.iter().enumerate() {
+        let of = |v: &&Vma| v.backing == BACKING_SYSV && v.file as usize == i;
+        let vmas: Vec<&Vma> = image.memory.vmas.iter().filter(of).collect();
+        let mut prog = Program::new();
+        let id = match s.ends {
+            true => {
+                let how = libc::IPC_CREAT | s.mode as i32;
+                let made = prog.call(libc::SYS_shmget, &[libc::IPC_PRIVATE.into(), Imm(s.size), how.into()]);
+                prog.named("making System V shared memory");
+                made.arg()
+            }
+            false => s.id.into(),
+        };
+        // one that can never become writable is attached for reading
+        for writes in [true, false] {
+            let some: Vec<&Vma> = vmas.iter().copied().filter(|v| has_flag(&v.flags, "mw") == writes).collect();
+            if !some.is_empty() {
+                attach(&mut prog, p.park + vdso::PARK_LEN, id, writes || s.ends, &some);
+            }
+        }
+        if s.ends {
+            prog.call(libc::SYS_shmctl, &[id, libc::IPC_RMID.into(), Imm(0)]);
+        }
+        p.run(&prog)?;
+    }
+    Ok(())
+}
+
+fn attach(prog: &mut Program, at: u64, id: Arg, writes: bool, vmas: &[&Vma]) {
+    let exec = vmas.iter().any(|v| v.prot & libc::PROT_EXEC as u32 != 0);
+    let how = if writes { 0 } else { libc::SHM_RDONLY } | if exec { SHM_EXEC } else { 0 };
+    prog.call(libc::SYS_shmat, &[id, Imm(at), how.into()]);
+    prog.named("attaching System V shared memory");
+    for v in vmas {
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        prog.call(libc::SYS_mremap, &[Imm(at + v.offset), Imm(0), Imm(v.end - v.start), Imm(flags), Imm(v.start)]);
+        prog.named(format!("mapping {:x}-{:x} (System V shared memory)", v.start, v.end));
+    }
+    prog.call(libc::SYS_shmdt, &[Imm(at)]);
+}

@@ -1,0 +1,152 @@
+//! What is said of kinds of open files that cannot be kept, or only in part: by name, by both doors, and the program is none the worse for it.
+use anyhow::{ensure, Context, Result};
+use dormouse_tests::target::{Start, Target};
+use dormouse_tests::{store, unharmed, Bed, Case, Who};
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Case::by_both_doors("inotify/hidden", hidden);
+    all.extend(Case::by_both_doors("inotify/unread", unread));
+    all.extend(Case::by_both_doors("fifo/outside", fifo_outside));
+    for (what, why) in [("huge", "memory of huge pages (MFD_HUGETLB)"), ("secret", "secret memory (memfd_secret)")] {
+        all.extend(Case::by_both_doors(&format!("memfd/{what}"), move |bed, agent| {
+            let mut target = Start::program("mem_memfd").args(["--what", what]).by_agent(agent).ready(bed)?;
+            refused(bed, &mut target, &[why])
+        }));
+    }
+    for (program, what, why) in [
+        ("sysv_shm", "shared", "is marked to go, and other processes are attached to it"),
+        ("fd_proc", "other", "which may be another one at a restore; let the program close it"),
+        ("fd_proc", "thread", "it is about a thread, descriptor or mapping"),
+        ("fd_mqueue", "unlinked", "it is a message queue that was unlinked"),
+        ("fd_mqueue", "notified", "the program is to be notified of a message (mq_notify)"),
+    ] {
+        all.extend(Case::by_both_doors(&format!("{program}/{what}"), move |bed, agent| {
+            let start = Start::program(program).args(["--what", what]);
+            let start = if what == "shared" && agent {
+                start.preloaded(bed)?
+            } else {
+                start.by_agent(agent && what != "shared")
+            };
+            let mut target = start.ready(bed)?;
+            refused(bed, &mut target, &[why])
+        }));
+    }
+    all.extend(Case::each("sysv_shm/removed", segment_removed));
+    all.extend(Case::each("fd_mqueue/gone", queue_gone));
+    all.extend(Case::by_both_doors("pidfd/stranger", stranger));
+    all.extend(Case::by_both_doors("pidfd/given-up", given_up));
+    all.extend(Case::by_both_doors("pidfd/thread", |bed, agent| {
+        let mut target = Start::program("fd_pidfd").args(["--what", "thread"]).by_agent(agent).ready(bed)?;
+        refused(bed, &mut target, &["descriptor ", "it is a handle of thread ", "let the program close it"])
+    }));
+    all
+}
+
+/// A segment that was removed meanwhile is missed, by its number and size.
+fn segment_removed(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("sysv_shm").ready(bed)?;
+    target.kill(bed)?;
+    let listed = std::fs::read_to_string("/proc/sysvipc/shm")?;
+    let pid = target.pid.to_string();
+    let mut ours = listed.lines().map(|l| l.split_ascii_whitespace().collect::<Vec<_>>());
+    let ours = ours.find(|w| w.get(4) == Some(&pid.as_str())).context("its segment")?;
+    let mut ipcrm = bed.command("ipcrm");
+    ensure!(ipcrm.args(["-m", ours[1]]).status()?.success(), "ipcrm");
+    let words =
+        [format!("System V shared memory {} (key 0x00000000, 16394 bytes)", ours[1]), "not there any more".into()];
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    bed.ctl(&["check", &target.session])?.refused(3, &words)?;
+    bed.ctl(&["restore", &target.session, "--detach"])?.refused(3, &words).map(drop)
+}
+
+/// A queue that is gone with messages in it is missed; one that was empty is made again.
+fn queue_gone(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("fd_mqueue").ready(bed)?;
+    target.kill(bed)?;
+    let script =
+        "import ctypes,sys\nlibc=ctypes.CDLL(None)\nfor n in sys.argv[1:]: assert libc.mq_unlink(n.encode())==0";
+    let names = [0, 1].map(|i| format!("/dormouse-test-{}-{i}", target.pid));
+    let mut unlink = bed.command("python3");
+    ensure!(unlink.args(["-c", script]).args(&names).status()?.success(), "mq_unlink");
+    let words = ["descriptor ", "the queue is not there any more, and 3 messages were in it"];
+    let said = bed.ctl(&["check", &target.session])?.refused(3, &words)?;
+    ensure!(!said.err.contains(&names[1]), "the empty queue is no obstacle: {}", said.err);
+    bed.ctl(&["restore", &target.session, "--detach"])?.refused(3, &words).map(drop)
+}
+
+/// A FIFO that somebody else writes to is an external end.
+fn fifo_outside(bed: &mut Bed, agent: bool) -> Result<()> {
+    let path = bed.folder()?.join("outside");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
+    bed.give(&path)?;
+    let mut writer = std::fs::OpenOptions::new().read(true).write(true).open(&path)?;
+    let start = Start::program("fd_fifo").args(["--outside".into(), path.display().to_string()]);
+    let mut target = start.by_agent(agent).ready(bed)?;
+    std::io::Write::write_all(&mut writer, b"here")?;
+    refused(bed, &mut target, &["descriptor ", "the other end of this pipe is outside the process", "--external"])
+}
+
+/// A handle of its parent, which is no part of it.
+fn stranger(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut target = Start::program("fd_pidfd").args(["--what", "stranger"]).by_agent(agent).ready(bed)?;
+    refused(
+        bed,
+        &mut target,
+        &["descriptor ", "it is a handle of PID ", "which is not the program's own", "--external"],
+    )
+}
+
+/// The same, given up: the restored one has a handle of a process that has ended.
+fn given_up(bed: &mut Bed, agent: bool) -> Result<()> {
+    let start = Start::program("fd_pidfd").args(["--what", "stranger", "--given-up"]);
+    let mut target = start.by_agent(agent).ready(bed)?;
+    let said = reported(bed, &target, &["--external", "close", "--kill"])?;
+    ensure!(said.contains("after a restore of a process that has ended"), "reported: {said}");
+    target.by_the_door(bed)?;
+    target.gone(bed)?;
+    target.restore(bed)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A watch of what has no name that this user could find. Root asks the kernel.
+fn hidden(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut target = Start::program("inotify").args(["--hidden"]).by_agent(agent).ready(bed)?;
+    if bed.who == Who::Root {
+        target.checkpoint(bed)?;
+        return target.prove(bed).map(|_| ());
+    }
+    refused(bed, &mut target, &["descriptor ", "what its watch 1 is about (inode ", "run ctl as root"])
+}
+
+/// Events that were not read are the running program's; a restored one has none of them, which is said.
+fn unread(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut target = Start::program("inotify").args(["--unread"]).by_agent(agent).ready(bed)?;
+    let said = reported(bed, &target, &[])?;
+    ensure!(said.contains("inotify): 32 bytes of events that the program has not read yet"), "reported: {said}");
+    unharmed::entirely(target.pid)?;
+    target.kill(bed)?;
+    target.restore(bed)?;
+    std::fs::write(target.dir.join("restored"), "")?;
+    target.prove(bed)?;
+    // and the one that runs on has it
+    let mut target = Start::program("inotify").args(["--unread"]).by_agent(agent).ready(bed)?;
+    target.checkpoint(bed)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// What a checkpoint reports.
+fn reported(bed: &mut Bed, target: &Target, options: &[&str]) -> Result<String> {
+    let args = target.checkpoint_args(&[&["--json"], options].concat());
+    Ok(bed.ctl(&args)?.expect(0)?.json()?["reported"].to_string())
+}
+
+/// Refused by `check` and by `checkpoint`, whatever is to become of it, in these words; nothing is stored, and it goes on.
+fn refused(bed: &mut Bed, target: &mut Target, words: &[&str]) -> Result<()> {
+    bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, words)?;
+    for options in [&[][..], &["--kill"]] {
+        bed.ctl(&target.checkpoint_args(options))?.refused(3, words)?;
+        unharmed::entirely(target.pid)?;
+    }
+    store::holds(bed, &target.session.clone(), &[])?;
+    target.prove(bed).map(|_| ())
+}
