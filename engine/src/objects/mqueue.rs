@@ -19,12 +19,14 @@ impl Object for Mqueue {
         Kind::Mqueue
     }
 
-    /// Its name is of one part, in a mount that is the kernel's own.
+    /// Its name is of one part, in a file system that is nowhere mounted, but for queues.
     fn claims(&self, f: &FileView) -> bool {
         let regular = f.stat.as_ref().is_some_and(|s| s.mode & libc::S_IFMT == libc::S_IFREG);
         let one = f.link.strip_prefix(b"/").is_some_and(|n| !n.is_empty() && !n.contains(&b'/'));
         let mounts = || sys::procfs::mountinfo::read(std::process::id() as i32);
-        regular && one && !f.is_memfd() && mounts().is_ok_and(|all| all.iter().all(|m| m.id != f.info.mnt_id))
+        let dev = f.stat.as_ref().map(|s| s.dev);
+        let hidden = || mounts().is_ok_and(|all| all.iter().all(|m| Some(m.dev) != dev || m.fs_type == b"mqueue"));
+        regular && one && !f.is_memfd() && hidden()
     }
 
     fn inspect(&self, f: &FileView, all: &[FileView], pid: i32) -> Vec<Reason> {
