@@ -13,6 +13,8 @@ use sys::procfs::{self, mountinfo::Mount, Dev};
 
 /// Most entries of directories that are looked through for one inode.
 const MOST: usize = 20_000;
+/// Of those, below one directory: the next may be the right one.
+const EACH: usize = 2_000;
 
 /// What is looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +87,11 @@ impl Search<'_> {
         let remote: [&[u8]; 6] = [b"nfs", b"nfs4", b"cifs", b"smb3", b"9p", b"ceph"];
         let mine = || self.mounts.iter().filter(|m| m.dev == self.inode.dev && !remote.contains(&m.fs_type.as_slice()));
         mine().next()?;
-        self.below(near.into_iter().chain(mine().map(|m| path(&m.mount_point).to_path_buf())))
+        let cwd = procfs::cwd(pid).map(|l| l.path).unwrap_or_default();
+        let named = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let named = named.split(|b| *b == 0).skip(1).filter(|w| !w.is_empty()).map(|w| cwd.join(path(w)));
+        let first: Vec<PathBuf> = named.chain([cwd.clone()]).filter(|p| near.contains(p)).collect();
+        self.below(first.into_iter().chain(near).chain(mine().map(|m| path(&m.mount_point).to_path_buf())))
     }
 
     /// What the program has to do with, and all that is above, as far as it lies in the inode's file system.
@@ -124,10 +130,29 @@ impl Search<'_> {
 
     /// Looks through directories, those that are given first.
     fn below(&self, from: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
-        let mut left: VecDeque<PathBuf> = from.collect();
         let (mut seen, mut entries) = (HashSet::new(), 0);
         // where the number that a directory gives is not the inode's, each has to be asked
         let ask_all = self.mounts.iter().any(|m| m.dev == self.inode.dev && m.fs_type == b"overlay");
+        let mut rest = VecDeque::new();
+        for root in from {
+            let (mut left, end) = (VecDeque::from([root]), (entries + EACH).min(MOST));
+            let found = self.among(&mut left, ask_all, &mut seen, (&mut entries, end));
+            if found.is_some() {
+                return found;
+            }
+            rest.append(&mut left);
+        }
+        self.among(&mut rest, ask_all, &mut seen, (&mut entries, MOST))
+    }
+
+    /// The same below those that are left, until `entries` have become too many.
+    fn among(
+        &self,
+        left: &mut VecDeque<PathBuf>,
+        ask_all: bool,
+        seen: &mut HashSet<PathBuf>,
+        (entries, end): (&mut usize, usize),
+    ) -> Option<PathBuf> {
         while let Some(dir) = left.pop_front() {
             let here = self.mount_of(&dir).is_some_and(|m| m.dev == self.inode.dev);
             if !here || !seen.insert(dir.clone()) {
@@ -137,8 +162,8 @@ impl Search<'_> {
                 if (ask_all || e.ino() == self.inode.ino) && self.is_at(&e.path()) {
                     return Some(e.path());
                 }
-                entries += 1;
-                if entries > MOST {
+                *entries += 1;
+                if *entries > end {
                     return None;
                 }
                 if e.file_type().is_ok_and(|t| t.is_dir()) {
