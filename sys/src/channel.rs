@@ -1,4 +1,5 @@
 //! The recorder's end of the conversation with a blob: frames of [`wire`] over a unix stream socket.
+use crate::pidfd::PidFd;
 use crate::program::{Program, Reply};
 use crate::seccomp::Judge;
 use crate::{fault, Error, Result};
@@ -16,15 +17,31 @@ use wire::{FRAME_MAGIC, MAX_PAYLOAD, WIRE_VERSION};
 /// Longest wait for a blob or a snapshot child to connect: both do so without waiting for anything.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Tells when a tracer is gone: a blob may then stand still with its program (a stopped one stops again as its tracer ends), and would
-/// be waited for until somebody continues it.
+/// Tells when there is nobody any more to wait for. When a tracer is gone a blob may stand still with its program (a stopped one stops again as its tracer
+/// ends), and would be waited for until somebody continues it. When a process has ended while others hold its end of the conversation, that does not end.
 #[derive(Debug)]
-pub struct Watch(UnixStream);
+pub struct Watch {
+    fd: OwnedFd,
+    /// A handle of the process itself.
+    process: bool,
+}
 
 impl Watch {
     /// Over a stream whose other end is the tracer's.
     pub(crate) fn new(sock: UnixStream) -> Watch {
-        Watch(sock)
+        Watch { fd: sock.into(), process: false }
+    }
+
+    /// Over the process itself.
+    pub fn process(pid: i32) -> Result<Watch> {
+        Ok(Watch { fd: PidFd::open(pid)?.into(), process: true })
+    }
+
+    fn gone(&self) -> io::Error {
+        match self.process {
+            true => io::ErrorKind::UnexpectedEof.into(),
+            false => io::Error::new(io::ErrorKind::NotConnected, "the tracer ended"),
+        }
     }
 
     /// Waits until `fd` is ready for `events`, at most `limit` (None: for ever). False if it is not by then; an error if the tracer ends first.
@@ -36,7 +53,9 @@ impl Watch {
     ) -> io::Result<bool> {
         let end = limit.map(|l| Instant::now() + l);
         let mut all = vec![PollFd::new(fd, events)];
-        all.extend(watch.map(|w| PollFd::new(w.0.as_fd(), PollFlags::empty())));
+        // a stream tells its end in any case, a handle as something to read
+        let end_of = |w: &Watch| if w.process { PollFlags::POLLIN } else { PollFlags::empty() };
+        all.extend(watch.map(|w| PollFd::new(w.fd.as_fd(), end_of(w))));
         loop {
             // rounded up: less than a millisecond is not no time
             let left = end.map(|e| e.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000));
@@ -47,7 +66,7 @@ impl Watch {
                 Ok(0) => return Ok(false),
                 // what has come counts first
                 Ok(_) if all[0].any().unwrap_or(true) => return Ok(true),
-                Ok(_) => return Err(io::Error::new(io::ErrorKind::NotConnected, "the tracer ended")),
+                Ok(_) => return Err(watch.map_or(io::ErrorKind::NotConnected.into(), Watch::gone)),
             }
         }
     }
@@ -174,7 +193,7 @@ impl Channel {
         Channel::beside(sock, pid)
     }
 
-    /// The same with a blob that a tracer has brought in: it is not waited for longer than that tracer lives.
+    /// The same with a blob that is not waited for longer than its tracer, or its process, lives.
     pub fn watched(sock: UnixStream, pid: i32, watch: Watch) -> Result<Channel> {
         let mut c = Channel::new(sock, pid);
         c.sock.set_nonblocking(true).map_err(|e| c.io("setting up its socket", e))?;

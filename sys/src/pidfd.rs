@@ -55,6 +55,12 @@ impl PidFd {
     }
 }
 
+impl From<PidFd> for OwnedFd {
+    fn from(p: PidFd) -> OwnedFd {
+        p.fd
+    }
+}
+
 /// `struct pidfd_info` as of kernel 6.15, uapi/linux/pidfd.h.
 #[repr(C)]
 #[derive(Default)]

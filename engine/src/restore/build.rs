@@ -8,7 +8,7 @@ use crate::{Pids, RestoreOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use sys::channel::Channel;
+use sys::channel::{Channel, Watch};
 use sys::inject::Layout;
 use sys::mem::RemoteMem;
 use sys::nest;
@@ -237,7 +237,8 @@ impl Nursery<'_, '_> {
             (!is_taken(&r)).then_some(r)
         });
         let here = cradle.ok_or_else(no_spare)?.map_err(|e| pid_taken(e, 0))?;
-        self.base = Some(Base { channel: Channel::new(self.ours(sock)?, here), here, init: None });
+        let channel = Channel::watched(self.ours(sock)?, here, Watch::process(here)?)?;
+        self.base = Some(Base { channel, here, init: None });
         Ok(())
     }
 
@@ -267,7 +268,7 @@ impl Nursery<'_, '_> {
         if users {
             map_users(here, &rights)?;
         }
-        let mut channel = Channel::new(init_ours, here);
+        let mut channel = Channel::watched(init_ours, here, Watch::process(here)?)?;
         set_up_init(&mut channel)?;
         let init = Some(Init { numbers, status: status.into(), own_users: users });
         self.base = Some(Base { channel, here, init });
@@ -329,7 +330,8 @@ impl Nursery<'_, '_> {
         let image = &self.tree.all[i];
         let init = self.base.as_ref().and_then(|b| b.init.as_ref());
         let mut puppet = Puppet {
-            channel: Channel::new(self.ours(i)?, here),
+            // relatives hold its end of the conversation too
+            channel: Channel::watched(self.ours(i)?, here, Watch::process(here)?)?,
             pid: here,
             inner,
             child: here,
@@ -413,7 +415,7 @@ impl Nursery<'_, '_> {
 
     /// The conversation with a helper.
     pub fn talk(&self, helper: &Helper) -> Step<Channel> {
-        Ok(Channel::new(self.ours(helper.sock)?, helper.here))
+        Ok(Channel::watched(self.ours(helper.sock)?, helper.here, Watch::process(helper.here)?)?)
     }
 
     /// Bears a process as a child of a helper, which has the memory of the one that has borne it.
