@@ -43,8 +43,7 @@ const ACTS: [(&str, &str, &[&str]); 6] = [
 ];
 
 /// Acts that only root may do.
-const ROOTS_ACTS: [(&str, &str, &[&str]); 3] = [
-    ("changes-its-root", "os.chroot('.')", &["root directory ", "a changed root (chroot) is not kept yet"]),
+const ROOTS_ACTS: [(&str, &str, &[&str]); 2] = [
     (
         "changes-a-threads-user",
         "in_thread(lambda: libc.syscall(117, -1, 65534, -1))",
