@@ -37,10 +37,10 @@ fn soon_all(pid: i32, emergency: bool) -> Result<()> {
     let settled = run::until("", SOON, || {
         let ended = |pid: &i32| proc::status(*pid).is_none_or(|s| s.state == 'Z');
         let all = std::iter::once(pid).chain(proc::descendants(pid).into_iter().filter(|p| !ended(p)));
-        let one = |pid: i32| match look_at(pid, emergency) {
-            // gone meanwhile, or stopped by the program itself
-            w if pid == 0 || w.is_empty() || ended(&pid) => String::new(),
-            w => format!("{pid}: {w}"),
+        let one = |of: i32| match look_at(of, emergency) {
+            // a child may have ended meanwhile
+            w if w.is_empty() || of != pid && ended(&of) => String::new(),
+            w => format!("{of}: {w}"),
         };
         wrong = all.map(one).collect();
         Ok(wrong.is_empty())

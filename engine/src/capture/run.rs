@@ -127,6 +127,7 @@ impl<'a> Run<'a> {
         self.enter(Phase::Freeze)?;
         let inside = self.freeze(&mut surveys, &mut entries)?;
         self.at = self.root;
+        let inside = parents_first(&mut surveys, &mut entries, inside)?;
         let mut kinship = tree::kinship(&surveys)?;
 
         self.enter(Phase::Observe)?;
@@ -524,6 +525,24 @@ impl<'a> Run<'a> {
         }
         explain(f, &self.attempted, phase, self.phase != Phase::Find)
     }
+}
+
+/// Brings processes that stand still into the order in which they come into the image.
+fn parents_first(surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, inside: Vec<Inside>) -> Step<Vec<Inside>> {
+    let mut pids = Vec::with_capacity(surveys.len());
+    for s in surveys.iter() {
+        pids.push((s.pid, sys::procfs::stat::read(s.pid)?.ppid));
+    }
+    let order = tree::parents_first(&pids);
+    let all = surveys.drain(..).zip(entries.drain(..)).zip(inside);
+    let mut all: Vec<Option<((Survey, Entry), Inside)>> = all.map(Some).collect();
+    let mut sorted = Vec::with_capacity(all.len());
+    for ((s, e), i) in order.into_iter().filter_map(|i| all[i].take()) {
+        surveys.push(s);
+        entries.push(e);
+        sorted.push(i);
+    }
+    Ok(sorted)
 }
 
 /// It failed because the process was not there any more, or not yet what it is about to be.

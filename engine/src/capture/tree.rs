@@ -37,6 +37,19 @@ fn lives(pid: i32) -> bool {
     procfs::stat::read(pid).is_ok_and(|s| !s.state.is_ended() || s.num_threads > 1)
 }
 
+/// In which order processes (PID, and their parents') come into an image: the first one first, and each after its parent. They need not have been stopped
+/// in that order: one that could not be stopped at once came after its children.
+pub(super) fn parents_first(all: &[(i32, i32)]) -> Vec<usize> {
+    let members: HashSet<i32> = all.iter().map(|p| p.0).collect();
+    let mut todo: VecDeque<usize> = (0..all.len()).filter(|i| *i == 0 || !members.contains(&all[*i].1)).collect();
+    let mut order = Vec::with_capacity(all.len());
+    while let Some(i) = todo.pop_front() {
+        order.push(i);
+        todo.extend((1..all.len()).filter(|c| all[*c].1 == all[i].0));
+    }
+    order
+}
+
 /// Looks at processes that all stand still.
 pub(super) fn kinship(all: &[Survey]) -> Step<Kinship> {
     let inner: HashMap<i32, i32> = all.iter().map(|s| (s.pid, s.inner_pid())).collect();
@@ -142,5 +155,20 @@ impl Observer<'_> {
             };
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parents_first;
+
+    #[test]
+    fn each_comes_after_its_parent_and_the_program_first() {
+        let pids = |all: &[(i32, i32)]| parents_first(all).into_iter().map(|i| all[i].0).collect::<Vec<_>>();
+        // 30 was stopped before its parent 20, 50 is a daemon's child that came before it
+        assert_eq!(pids(&[(10, 1), (30, 20), (50, 40), (20, 10), (40, 1), (60, 30)]), [10, 40, 20, 50, 30, 60]);
+        assert_eq!(pids(&[(10, 1)]), [10]);
+        // the program's own parent may be a daemon of its session
+        assert_eq!(pids(&[(10, 40), (40, 1)]), [10, 40]);
     }
 }
