@@ -3,7 +3,7 @@
 //! A child is in its parent's session as that is when it is born. So one whose session is older than its parent's is born before the parent's setsid(2), all
 //! others after. What has lost its parent is born by a helper that ends, and so becomes the reaper's; a session or group whose leader is gone is founded by a
 //! helper of the leader's number. A process has its memory before it bears any other, which then has it too (heirloom.rs).
-use super::build::{Helper, Nursery};
+use super::nursery::{Helper, Nursery};
 use super::{cannot, Image, Step, Tree};
 use crate::{Reason, RestoreOptions};
 use ::image::v1::tree::Zombie;

@@ -22,7 +22,7 @@ use ::image::v1::objects::Kind;
 use std::collections::HashMap;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use sys::program::{Arg::Imm, Program, Reply};
+use sys::program::{Arg::Imm, CallId, Program, Reply};
 
 const F_SETSIG: u64 = 10;
 const F_SETOWN_EX: u64 = 15;
@@ -239,12 +239,8 @@ impl<'a> Maker<'a> {
 
     /// Makes a child of the new process that serves on its descriptor `sock`, and sends no signal when it ends; its PID there.
     pub fn spawn(&mut self, sock: i32) -> Step<i32> {
-        let request: Vec<u8> = [0, sock, 0, 0].into_iter().flat_map(i32::to_le_bytes).collect();
-        let answer = self.puppet.channel.ask(wire::OP_SPAWN, &request)?;
-        match answer.try_into().map_or(-i64::from(libc::EPROTO), i64::from_le_bytes) {
-            e @ ..0 => Err(super::Fault::Io("making a process".into(), std::io::Error::from_raw_os_error(-e as i32))),
-            pid => Ok(pid as i32),
-        }
+        let made = super::nursery::spawn(&mut self.puppet.channel, 0, sock, 0)?;
+        made.map_err(|e| super::Fault::Io("making a process".into(), e))
     }
 
     /// "descriptor 5 (/srv/data)".
@@ -356,17 +352,22 @@ fn pass(
     for id in ids.into_iter().filter(|id| made.get(id) != Some(&Made::Closed)) {
         let Some((from, fd)) = image.files.earlier.get(&id).or_else(|| left.get(&id)) else { continue };
         let from = puppets[*from].inner;
-        let pidfd = prog.call(libc::SYS_pidfd_open, &[from.into(), Imm(0)]);
-        let got = prog.call(libc::SYS_pidfd_getfd, &[pidfd.arg(), (*fd).into(), Imm(0)]);
-        prog.named(format!("copying {} from process {from}", describe(image, id, &image.files.open[id as usize])));
-        let dup = Imm(libc::F_DUPFD_CLOEXEC as u64);
-        let up = prog.call(libc::SYS_fcntl, &[got.arg(), dup, puppets[at].temp_base.into()]);
-        prog.call(libc::SYS_close, &[got.arg()]);
-        prog.call(libc::SYS_close, &[pidfd.arg()]);
-        passed.push((id, up));
+        let what = describe(image, id, &image.files.open[id as usize]);
+        passed.push((id, copied(&mut prog, &what, (from, *fd), puppets[at].temp_base)));
     }
     let r = puppets[at].run(&prog)?;
     passed.into_iter().map(|(id, up)| Ok((id, r.get(up)? as i32))).collect()
+}
+
+/// Copies a descriptor of another process (pidfd_getfd(2)) to a number from `above` on.
+pub fn copied(prog: &mut Program, what: &str, (from, fd): (i32, i32), above: i32) -> CallId {
+    let pidfd = prog.call(libc::SYS_pidfd_open, &[from.into(), Imm(0)]);
+    let got = prog.call(libc::SYS_pidfd_getfd, &[pidfd.arg(), fd.into(), Imm(0)]);
+    prog.named(format!("copying {what} from process {from}"));
+    let up = prog.call(libc::SYS_fcntl, &[got.arg(), Imm(libc::F_DUPFD_CLOEXEC as u64), above.into()]);
+    prog.call(libc::SYS_close, &[got.arg()]);
+    prog.call(libc::SYS_close, &[pidfd.arg()]);
+    up
 }
 
 fn way(f: &OpenFile, image: &Image<'_>, id: u32) -> Step<&'static dyn Remake> {

@@ -16,6 +16,7 @@ pub(crate) mod fresh;
 mod heirloom;
 mod image;
 mod named;
+mod nursery;
 pub(crate) mod pids;
 mod place;
 mod process;
@@ -178,17 +179,18 @@ impl Run<'_> {
 
         self.enter(Phase::Build)?;
         let o = self.o;
-        let mut all = build::build(&tree, o, checked.pids, &mut notes, &mut |p| self.enter(p))?;
+        let mut puppets = puppet::Puppets(build::build(&tree, o, checked.pids, &mut notes, &mut |p| self.enter(p))?);
+        let all = &mut puppets.0;
         self.enter(Phase::Fill)?;
-        each(&mut all, &tree, &mut notes, |p, image, notes| {
+        each(all, &tree, &mut notes, |p, image, notes| {
             place::finish(p, image, self.o, notes)?;
             fill::tell(p, image, self.o)
         })?;
         self.enter(Phase::Files)?;
-        each(&mut all, &tree, &mut notes, |p, image, _| process::places(p, image, self.o))?;
-        let mut made = files::all(&mut all, &tree, self.o, &mut notes)?.into_iter();
+        each(all, &tree, &mut notes, |p, image, _| process::places(p, image, self.o))?;
+        let mut made = files::all(all, &tree, self.o, &mut notes)?.into_iter();
         self.enter(Phase::Threads)?;
-        each(&mut all, &tree, &mut notes, |p, image, notes| {
+        each(all, &tree, &mut notes, |p, image, notes| {
             process::group(p, image, tree.all[0].process.pgid, self.o, notes)?;
             threads::start(p, image)?;
             if p.pids == crate::Pids::Fresh {

@@ -119,6 +119,17 @@ impl Drop for Puppet {
     }
 }
 
+/// All processes of a restore. Dropped before they are woken, all are killed, and all their tracers gone, before any is waited for: an init waits for what
+/// another tracer still holds.
+pub struct Puppets(pub Vec<Puppet>);
+
+impl Drop for Puppets {
+    fn drop(&mut self) {
+        self.0.iter().filter(|p| !p.woken).for_each(|p| end(p.child));
+        self.0.iter_mut().for_each(|p| p.tracer = None);
+    }
+}
+
 /// Kills a child of ours.
 pub fn end(child: i32) {
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::SIGKILL);

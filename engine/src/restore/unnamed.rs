@@ -122,12 +122,7 @@ fn borrow(p: &mut Puppet, of: u32, (from, fd): (i32, i32)) -> Step<()> {
         return Ok(());
     }
     let mut prog = Program::new();
-    let pidfd = prog.call(libc::SYS_pidfd_open, &[from.into(), Imm(0)]);
-    let got = prog.call(libc::SYS_pidfd_getfd, &[pidfd.arg(), fd.into(), Imm(0)]);
-    prog.named(format!("copying a file without a name from process {from}"));
-    let up = prog.call(libc::SYS_fcntl, &[got.arg(), Imm(libc::F_DUPFD_CLOEXEC as u64), p.temp_base.into()]);
-    prog.call(libc::SYS_close, &[got.arg()]);
-    prog.call(libc::SYS_close, &[pidfd.arg()]);
+    let up = files::copied(&mut prog, "a file without a name", (from, fd), p.temp_base);
     let fd = p.run(&prog)?.get(up)? as i32;
     p.mapped.insert(of, fd);
     Ok(())

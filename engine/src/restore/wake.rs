@@ -8,7 +8,7 @@ use sys::sigframe::Regs;
 use sys::tracer::{LastCalls, Rseq, ThreadState, Tracer};
 
 /// Wakes all. If one cannot be, none is left.
-pub fn wake(mut all: Vec<Puppet>, tree: &Tree<'_>, mut notes: Vec<String>) -> Step<Restored> {
+pub fn wake(all: &mut [Puppet], tree: &Tree<'_>, mut notes: Vec<String>) -> Step<Restored> {
     let mut last = Vec::with_capacity(all.len());
     for (p, image) in all.iter().zip(&tree.all) {
         let filters = seccomp::prepare(p, image)?;

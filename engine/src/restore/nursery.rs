@@ -1,0 +1,467 @@
+//! Where the processes of a restore are born: each by the one that is to bear it, or by a helper. In which order, family.rs says.
+use super::build::{namespaces_refused, pid_taken, range, retire_init, set, set_up_init, Shares, PR_SET_PTRACER};
+use super::fresh::Ids;
+use super::pids::Rights;
+use super::puppet::{end, reap, Puppet};
+use super::{build, cannot, vdso, Fault, Step, Tree};
+use crate::{Pids, RestoreOptions};
+use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use sys::channel::{Channel, Watch};
+use sys::inject::Layout;
+use sys::mem::RemoteMem;
+use sys::nest;
+use sys::program::{Arg::Imm, Program};
+use sys::tracer::Tracer;
+
+/// Kills and reaps a child unless it was handed on.
+struct Child(i32);
+
+impl Child {
+    fn keep(self) -> i32 {
+        let pid = self.0;
+        std::mem::forget(self);
+        pid
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        end(self.0);
+        reap(self.0);
+    }
+}
+
+/// Our end of a conversation, and the number of the other.
+pub struct Sock {
+    /// Our end.
+    pub ours: UnixStream,
+    /// The other's number.
+    pub number: i32,
+    /// Our copy of it, until the children have theirs: while we hold it, a child's death would not end the conversation.
+    pub theirs: Option<OwnedFd>,
+}
+
+/// Who bears those whose parents are outside: the init of a private namespace, or a cradle of ours that ends when all are born, so that we adopt them.
+struct Base {
+    channel: Channel,
+    here: i32,
+    init: Option<Init>,
+}
+
+/// What only the init of a namespace has.
+struct Init {
+    /// Number of its socket, and of the pipe for the program's wait status.
+    numbers: [i32; 2],
+    status: OwnedFd,
+    own_users: bool,
+}
+
+/// Where processes are born.
+pub struct Nursery<'a, 't> {
+    /// What is to be.
+    pub tree: &'a Tree<'t>,
+    o: &'a RestoreOptions<'a>,
+    pids: Pids,
+    layout: Layout,
+    /// One for each process, one for the cradle, one for helpers.
+    socks: Vec<Sock>,
+    stdio: [Option<OwnedFd>; 3],
+    own_vdso: Vec<vdso::Part>,
+    born: Vec<Option<Puppet>>,
+    /// Of each the one whose memory it has by its birth.
+    heirs: Vec<Option<usize>>,
+    /// The socket of the next helper that stays.
+    next: usize,
+    base: Option<Base>,
+    /// Our child, the process or its init: ends with us.
+    root: Option<Child>,
+    shares: Shares,
+    notes: &'a mut Vec<String>,
+}
+
+impl Drop for Nursery<'_, '_> {
+    fn drop(&mut self) {
+        if let Some(cradle) = self.base.take().filter(|b| b.init.is_none()) {
+            end(cradle.here);
+            reap(cradle.here);
+        }
+    }
+}
+
+impl<'a, 't> Nursery<'a, 't> {
+    /// Without anybody in it.
+    pub fn new(
+        tree: &'a Tree<'t>,
+        (o, pids): (&'a RestoreOptions<'a>, Pids),
+        (layout, shares): (Layout, Shares),
+        (socks, stdio): (Vec<Sock>, [Option<OwnedFd>; 3]),
+        notes: &'a mut Vec<String>,
+    ) -> Step<Nursery<'a, 't>> {
+        let n = tree.all.len();
+        Ok(Nursery {
+            tree,
+            o,
+            pids,
+            layout,
+            socks,
+            stdio,
+            own_vdso: vdso::own()?,
+            born: std::iter::repeat_with(|| None).take(n).collect(),
+            heirs: vec![None; n],
+            next: n + 1,
+            base: None,
+            root: None,
+            shares,
+            notes,
+        })
+    }
+
+    fn kept(&self) -> Vec<i32> {
+        let mut kept: Vec<i32> = self.socks.iter().map(|s| s.number).collect();
+        kept.extend(self.stdio.iter().flatten().map(AsRawFd::as_raw_fd));
+        kept
+    }
+
+    fn ours(&self, sock: usize) -> Step<UnixStream> {
+        self.socks[sock].ours.try_clone().map_err(|e| Fault::Io("socket".into(), e))
+    }
+
+    fn of(&mut self, i: usize) -> Step<&mut Puppet> {
+        let unborn = || cannot("process tree", "a process was needed before it was there", "report this");
+        self.born[i].as_mut().ok_or_else(unborn)
+    }
+
+    /// The PID to ask for.
+    fn want(&self, pid: i32) -> i32 {
+        if self.pids == Pids::Fresh {
+            0
+        } else {
+            pid
+        }
+    }
+
+    /// The program as our child, under its old PID or a new one.
+    pub fn direct(&mut self) -> Step<()> {
+        let want = self.want(self.tree.all[0].process.pid);
+        let first = |sock: &Sock, n: &Self| nest::first_child(&n.layout, sock.number, range(&n.kept()), want, 0);
+        let child = Child(first(&self.socks[0], self).map_err(|e| pid_taken(e, want))?);
+        let here = child.0;
+        self.root = Some(child);
+        self.deliver(0, here, here, None)?;
+        if self.tree.children(None).is_empty() {
+            return Ok(());
+        }
+        let (sock, spare) = (self.tree.all.len(), self.spare());
+        let cradle = spare.into_iter().find_map(|pid| {
+            let r = nest::first_child(&self.layout, self.socks[sock].number, range(&self.kept()), pid, 0);
+            (!is_taken(&r)).then_some(r)
+        });
+        let here = cradle.ok_or_else(no_spare)?.map_err(|e| pid_taken(e, 0))?;
+        let channel = Channel::watched(self.ours(sock)?, here, Watch::process(here)?)?;
+        self.base = Some(Base { channel, here, init: None });
+        Ok(())
+    }
+
+    /// The program as child of an init in a PID namespace of its own.
+    pub fn private(&mut self) -> Step<()> {
+        let rights = Rights::own();
+        let users = !rights.may_make_namespaces();
+        let spaces = nest::NEW_PID | nest::NEW_MOUNTS | if users { nest::NEW_USER } else { 0 };
+        let io = |what: &str| {
+            let w = what.to_string();
+            move |e: std::io::Error| Fault::Io(w, e)
+        };
+        let (init_ours, init_theirs) = UnixStream::pair().map_err(io("socketpair"))?;
+        let (status, status_theirs) = std::io::pipe().map_err(io("pipe"))?;
+        let base = self.socks[0].number;
+        let init_sock = nest::dup_above(init_theirs.as_raw_fd(), base)?;
+        let status_fd = nest::dup_above(status_theirs.as_raw_fd(), base)?;
+        drop((init_theirs, status_theirs));
+        let numbers = [init_sock.as_raw_fd(), status_fd.as_raw_fd()];
+        let mut kept = self.kept();
+        kept.extend(numbers);
+        let init = nest::first_child(&self.layout, numbers[0], range(&kept), 0, spaces);
+        let init = Child(init.map_err(namespaces_refused)?);
+        let here = init.0;
+        self.root = Some(init);
+        drop((init_sock, status_fd));
+        if users {
+            build::map_users(here, &rights)?;
+        }
+        let mut channel = Channel::watched(init_ours, here, Watch::process(here)?)?;
+        set_up_init(&mut channel)?;
+        let init = Some(Init { numbers, status: status.into(), own_users: users });
+        self.base = Some(Base { channel, here, init });
+        self.bear_at(None, 0)
+    }
+
+    /// All are there: the init lets go of everything, and waits for the program.
+    fn retire(&mut self) -> Step<()> {
+        let (kept, layout, program, signals) = (self.kept(), self.layout, self.of(0)?.inner, set(&self.o.triggers));
+        match self.base.as_mut() {
+            Some(Base { channel, init: Some(init), .. }) => {
+                let reap = wire::Reap { child: program, status_fd: init.numbers[1], signals };
+                retire_init(channel, &kept, &layout, reap)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A child of `parent` (None: of what bears those without parents) that serves on a socket, by its index; its PID as it knows it, and here.
+    fn spawn(&mut self, parent: Option<usize>, pid: i32, sock: usize, exit_signal: i32) -> Step<(i32, i32)> {
+        self.spawned(parent, pid, sock, exit_signal)?.map_err(|e| unborn(pid, &e))
+    }
+
+    /// The same; or the kernel's answer.
+    fn spawned(
+        &mut self,
+        parent: Option<usize>,
+        pid: i32,
+        sock: usize,
+        exit_signal: i32,
+    ) -> Step<std::io::Result<(i32, i32)>> {
+        let (number, private) = (self.socks[sock].number, self.pids == Pids::Private);
+        let (channel, above) = match (parent, self.base.as_mut()) {
+            (Some(p), _) => {
+                let puppet = self.of(p)?;
+                (&mut puppet.channel, puppet.pid)
+            }
+            (None, Some(base)) => (&mut base.channel, base.here),
+            (None, None) => return Err(cannot("process tree", "there is nobody to bear it", "report this")),
+        };
+        match spawn(channel, pid, number, exit_signal)? {
+            Ok(inner) if private => Ok(Ok((inner, number_here(above, inner)?))),
+            r => Ok(r.map(|inner| (inner, inner))),
+        }
+    }
+
+    /// Bears a process, as a child of another, whose memory it has then; None: of what bears those without parents.
+    pub fn bear_at(&mut self, parent: Option<usize>, i: usize) -> Step<()> {
+        let want = self.want(self.tree.all[i].process.pid);
+        let (inner, here) = self.spawn(parent, want, i, libc::SIGCHLD)?;
+        self.deliver(i, inner, here, parent)
+    }
+
+    /// A process is there: as what the rest of a restore works on. `heir_of`: the process whose memory it has.
+    fn deliver(&mut self, i: usize, inner: i32, here: i32, heir_of: Option<usize>) -> Step<()> {
+        if i == 0 {
+            sys::fault::target(here);
+        }
+        let image = &self.tree.all[i];
+        let init = self.base.as_ref().and_then(|b| b.init.as_ref());
+        let mut puppet = Puppet {
+            // relatives hold its end of the conversation too
+            channel: Channel::watched(self.ours(i)?, here, Watch::process(here)?)?,
+            pid: here,
+            inner,
+            child: here,
+            ours: false,
+            heir: heir_of.is_some(),
+            pids: self.pids,
+            own_users: init.is_some_and(|i| i.own_users),
+            layout: self.layout,
+            park: self.layout.base + self.layout.len,
+            shares: self.shares.places(),
+            fit: vdso::fits(&self.own_vdso, image).map_err(Fault::Cannot)?,
+            vdso_at: 0,
+            sock: self.socks[i].number,
+            stdio: [0, 1, 2].map(|n| self.stdio[n].as_ref().map(AsRawFd::as_raw_fd)),
+            temp_base: self.kept().into_iter().max().unwrap_or(0) + 3,
+            status: None,
+            mem: RemoteMem::open(here)?,
+            tracer: None,
+            tids: Vec::new(),
+            ids: Ids::default(),
+            // it has all descriptors of who bore it
+            mapped: heir_of.and_then(|h| self.born[h].as_ref()).map(|h| h.mapped.clone()).unwrap_or_default(),
+            woken: false,
+        };
+        let mut p = Program::new();
+        if let Some((area, size, sig)) = nest::own_rseq().filter(|_| heir_of.is_none()) {
+            p.may(libc::SYS_rseq, &[Imm(area), Imm(size as u64), Imm(1), Imm(sig as u64)]);
+        }
+        // where Yama only lets ancestors trace: our tracer is none
+        p.may(libc::SYS_prctl, &[Imm(PR_SET_PTRACER), Imm(u64::MAX)]);
+        puppet.run(&p)?;
+        self.born[i] = Some(puppet);
+        self.heirs[i] = heir_of;
+        Ok(())
+    }
+
+    /// Gives a process its memory, before it bears any other: those have it then.
+    pub fn memory(&mut self, i: usize) -> Step<()> {
+        let (o, image) = (self.o, &self.tree.all[i]);
+        let from = self.heirs[i].map(|h| &self.tree.all[h]);
+        let kept = from.map_or_else(Vec::new, |from| super::place::inherited(image, from));
+        let mut notes = Vec::new();
+        super::unnamed::lend(&mut self.born, i, image)?;
+        let puppet = self.of(i)?;
+        super::place::place(puppet, image, &kept, o, &mut notes)?;
+        super::fill::fill(puppet, image, from.map(|f| (f, &kept[..])), o)?;
+        self.notes.extend(super::named(i, image, notes));
+        Ok(())
+    }
+
+    /// A child of `parent` for a while. It has the last socket: there is one at a time.
+    pub fn helper(&mut self, parent: Option<usize>) -> Step<Helper> {
+        let sock = self.socks.len() - 1;
+        for pid in self.spare() {
+            match self.spawned(parent, pid, sock, 0)? {
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                r => return Ok(Helper { here: r.map_err(|e| unborn(pid, &e))?.1, sock, parent }),
+            }
+        }
+        Err(no_spare())
+    }
+
+    /// A child of `parent` of this number, that stays until it is ended; one that its parent is to wait for, or not.
+    pub fn founder(&mut self, parent: Option<usize>, pid: i32, waited_for: bool) -> Step<Helper> {
+        let sock = self.next;
+        self.next += 1;
+        let exit_signal = if waited_for { libc::SIGCHLD } else { 0 };
+        Ok(Helper { here: self.spawn(parent, pid, sock, exit_signal)?.1, sock, parent })
+    }
+
+    /// Numbers that nothing in the image has, of which some may be taken here.
+    fn spare(&self) -> Vec<i32> {
+        const FROM: i32 = 300;
+        const MANY: usize = 1000;
+        let mut used: BTreeSet<i32> = self.tree.zombies.iter().flat_map(|z| [z.pid, z.pgid, z.sid]).collect();
+        for i in &self.tree.all {
+            used.extend(i.threads.iter().map(|t| t.tid).chain([i.process.pgid, i.process.sid]));
+        }
+        (FROM..).filter(|n| !used.contains(n)).take(MANY).collect()
+    }
+
+    /// The conversation with a helper.
+    pub fn talk(&self, helper: &Helper) -> Step<Channel> {
+        Ok(Channel::watched(self.ours(helper.sock)?, helper.here, Watch::process(helper.here)?)?)
+    }
+
+    /// Bears a process as a child of a helper, which has the memory of the one that has borne it.
+    pub fn bear_by(&mut self, helper: &Helper, i: usize) -> Step<()> {
+        let mut channel = self.talk(helper)?;
+        let want = self.want(self.tree.all[i].process.pid);
+        let made = spawn(&mut channel, want, self.socks[i].number, libc::SIGCHLD)?;
+        let inner = made.map_err(|e| unborn(want, &e))?;
+        let here = if self.pids == Pids::Private { number_here(helper.here, inner)? } else { inner };
+        self.deliver(i, inner, here, helper.parent)
+    }
+
+    /// Ends a helper: its children become the reaper's.
+    pub fn end_helper(&mut self, helper: Helper) -> Step<()> {
+        let status = sys::procfs::status::read(helper.here)?;
+        let inner = status.ns_tgid.last().copied().unwrap_or(helper.here);
+        end(helper.here);
+        let mut p = Program::new();
+        let any = libc::__WALL as u64;
+        p.call(libc::SYS_wait4, &[inner.into(), Imm(0), Imm(any), Imm(0)]);
+        match (helper.parent, self.base.as_mut()) {
+            (Some(i), _) => drop(self.of(i)?.channel.run_all(&p)?),
+            (None, Some(base)) => drop(base.channel.run_all(&p)?),
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Runs a program in a process.
+    pub fn run(&mut self, i: usize, p: &Program) -> Step<()> {
+        self.of(i)?.run(p).map(drop)
+    }
+
+    /// Each has the parent and the session that it is to have, or there is no restore.
+    fn as_wanted(&mut self) -> Step<()> {
+        let here: Vec<i32> = self.born.iter().map(|p| p.as_ref().map_or(0, |p| p.pid)).collect();
+        for (i, image) in self.tree.all.iter().enumerate().skip(1) {
+            let stat = sys::procfs::stat::read(here[i])?;
+            let parent = self.tree.index(image.parent).map(|p| here[p]);
+            let leads = image.process.sid == image.process.pid;
+            let right = match parent {
+                Some(p) => stat.ppid == p,
+                None => !here.contains(&stat.ppid),
+            };
+            if !right || leads != (stat.session == here[i]) {
+                let why = format!("it was born as a child of PID {} in session {}", stat.ppid, stat.session);
+                return Err(cannot(super::family::name(image), why, "report this, with what `ctl inspect` says of it"));
+            }
+        }
+        Ok(())
+    }
+
+    /// All are born: each lets go of what it has by its birth from us and the others. Gives them away.
+    pub fn puppets(mut self, tracers: Vec<Tracer>) -> Step<Vec<Puppet>> {
+        self.retire()?;
+        let mut others: Vec<i32> = self.socks.iter().map(|s| s.number).collect();
+        self.socks.iter_mut().for_each(|s| s.theirs = None);
+        let mut ids = Ids::default();
+        if self.pids == Pids::Fresh {
+            ids.set(self.tree.all[0].process.pid, self.of(0)?.inner);
+        }
+        let init = self.base.as_mut().and_then(|b| b.init.take());
+        others.extend(init.iter().flat_map(|i| i.numbers));
+        let mut puppets = Vec::with_capacity(tracers.len());
+        self.as_wanted()?;
+        for (mut puppet, tracer) in std::mem::take(&mut self.born).into_iter().flatten().zip(tracers) {
+            let mut p = Program::new();
+            for other in others.iter().filter(|s| **s != puppet.sock) {
+                p.may(libc::SYS_close, &[(*other).into()]);
+            }
+            puppet.run(&p)?;
+            puppet.tracer = Some(tracer);
+            puppet.ids = ids.clone();
+            puppets.push(puppet);
+        }
+        // from here on the first of them is the guard
+        if let (Some(first), Some(root)) = (puppets.first_mut(), self.root.take()) {
+            (first.child, first.ours) = (root.keep(), true);
+            first.status = init.map(|i| i.status);
+        }
+        if puppets.first().is_some_and(|p: &Puppet| p.pids == Pids::Private) {
+            // it is the program's guard now, and no cradle
+            self.base = None;
+        }
+        Ok(puppets)
+    }
+}
+
+/// A process for a while, that bears others or founds their session or group.
+pub struct Helper {
+    /// PID as seen from here.
+    pub here: i32,
+    sock: usize,
+    /// Who has borne it; None: what bears those without parents.
+    parent: Option<usize>,
+}
+
+fn is_taken(r: &sys::Result<i32>) -> bool {
+    r.as_ref().is_err_and(|e| e.errno() == Some(libc::EEXIST))
+}
+
+fn no_spare() -> Fault {
+    cannot("PIDs", "none is free for a helper", "use --pids private")
+}
+
+/// Lets a process make another; its PID as it knows it, or the kernel's answer.
+pub fn spawn(channel: &mut Channel, pid: i32, sock: i32, exit_signal: i32) -> Step<std::io::Result<i32>> {
+    let mut q = Vec::with_capacity(16);
+    for v in [pid, sock, exit_signal, 0] {
+        q.extend_from_slice(&v.to_le_bytes());
+    }
+    let a = channel.ask(wire::OP_SPAWN, &q)?;
+    let r = a.get(..8).and_then(|b| b.try_into().ok()).map_or(-1, i64::from_le_bytes);
+    Ok(if r < 0 { Err(std::io::Error::from_raw_os_error(-r as i32)) } else { Ok(r as i32) })
+}
+
+fn unborn(pid: i32, e: &std::io::Error) -> Fault {
+    let remedy = "see /proc/sys/kernel/pid_max and the limit of processes; use --pids private if the PID is in use";
+    cannot(format!("PID {pid}"), format!("it cannot be made: {e}"), remedy)
+}
+
+/// PID, as seen from here, of the child that its parent knows by another number.
+fn number_here(parent: i32, inner: i32) -> Step<i32> {
+    let is_it = |pid: &i32| sys::procfs::status::read(*pid).is_ok_and(|s| s.ns_tgid.last() == Some(&inner));
+    let found = sys::procfs::children(parent)?.into_iter().find(is_it);
+    found.ok_or_else(|| Fault::Sys(sys::Error::Died { doing: "its making".into(), pid: parent }))
+}
