@@ -478,8 +478,8 @@ impl<'a> Observer<'a> {
             || adopted
             || subreaper && procfs::children(self.survey.pid).map_or(true, |c| !c.is_empty());
         if sees {
-            let why = "the pause was as long as the copying of memory: the program is a reaper (PID 1, or PR_SET_CHILD_SUBREAPER and has children), and would see a snapshot child";
-            self.reported.push(why.into());
+            let who = if adopted { "a process above it" } else { "the program" };
+            self.reported.push(format!("the pause was as long as the copying of memory: {who} is a reaper (PID 1, or PR_SET_CHILD_SUBREAPER and has children), and would see a snapshot child"));
             return Ok(None);
         }
         let judge = self.survey.judge.beside();

@@ -505,7 +505,11 @@ impl<'a> Run<'a> {
         match wrong {
             Some((pid, f)) => {
                 self.at = pid;
-                Err(f)
+                let mut e = self.explain(f);
+                let (why, remedy) =
+                    ("it is complete all the same", "end what is left of the program, or let it run on");
+                e.reasons.push(crate::Reason::new(format!("checkpoint {}", done.n), why, remedy));
+                Err(e.into())
             }
             None => Ok(done),
         }
