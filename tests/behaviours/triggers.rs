@@ -217,14 +217,14 @@ fn grace_runs_out(bed: &mut Bed, mode: Mode) -> Result<()> {
     store::holds(bed, "job", &[1, 2])
 }
 
-/// Refused as long as it has a file of /proc open; ends with 7 by SIGTERM.
-const HAS_PROC: &str = "
+/// Refused as long as it holds a handle of a process that is not its own; ends with 7 by SIGTERM.
+const HOLDS_A_STRANGER: &str = "
 import os, signal, time
 signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
-file = open('/proc/uptime')
+handle = os.pidfd_open(1)
 open('ready', 'w').close()
 while not os.path.exists('close'): time.sleep(0.002)
-file.close()
+os.close(handle)
 open('closed', 'w').close()
 while not os.path.exists('gate'): time.sleep(0.002)
 open('result.tmp', 'w').write('OK')
@@ -233,15 +233,15 @@ os.rename('result.tmp', 'result')
 
 /// A refused checkpoint is reported, and the program runs on; the next one may well be possible.
 fn refused(bed: &mut Bed, mode: Mode) -> Result<()> {
-    let mut job = Line::python(bed, mode, &["--signal", "USR2"], HAS_PROC)?.ready(bed)?;
+    let mut job = Line::python(bed, mode, &["--signal", "USR2"], HOLDS_A_STRANGER)?.ready(bed)?;
     job.signal(USR2)?;
-    job.says("/proc/uptime")?;
+    job.says("it is a handle of PID ")?;
     let said = job.said();
     ensure!(said.contains("checkpoint job (PID") && said.contains("descriptor 3"), "{said}");
     ensure!(store::numbers(bed, "job").is_empty(), "a checkpoint was made");
     unharmed::entirely(job.pid)?;
     fs::write(job.line.dir.join("close"), "")?;
-    run::until("the file closed", LIMIT, || Ok(job.line.dir.join("closed").exists()))?;
+    run::until("the handle closed", LIMIT, || Ok(job.line.dir.join("closed").exists()))?;
     job.signal(USR2)?;
     job.made(bed, 1)?;
     job.prove(bed)?;
@@ -250,32 +250,32 @@ fn refused(bed: &mut Bed, mode: Mode) -> Result<()> {
 
 /// A restored session, whose front is ctl, says it, too; and more than once.
 fn refused_under_ctl(bed: &mut Bed) -> Result<()> {
-    let script = HAS_PROC.replace("file = open('/proc/uptime')\n", "").replace(
+    let script = HOLDS_A_STRANGER.replace("handle = os.pidfd_open(1)\n", "").replace(
         "while not os.path.exists('close')",
-        "while not os.path.exists('open'): time.sleep(0.002)\nfile = open('/proc/uptime')\nopen('opened', 'w').close()\nwhile not os.path.exists('close')",
+        "while not os.path.exists('open'): time.sleep(0.002)\nhandle = os.pidfd_open(1)\nopen('opened', 'w').close()\nwhile not os.path.exists('close')",
     );
     let mut job = Line::python(bed, Mode::Foreground, &["--signal", "USR2"], &script)?.ready(bed)?;
     bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
     ensure!(job.end(bed)? == 85, "{}", job.said());
     let mut again = job.restore_here(bed)?;
     fs::write(job.line.dir.join("open"), "")?;
-    run::until("the file open", LIMIT, || Ok(job.line.dir.join("opened").exists()))?;
+    run::until("the handle open", LIMIT, || Ok(job.line.dir.join("opened").exists()))?;
     for n in 1..=2 {
         again.signal(USR2)?;
         run::until("the report", LIMIT, || Ok(again.said().matches("\"kind\":\"refused\"").count() == n))
             .with_context(|| again.said())?;
     }
-    ensure!(again.said().contains("/proc/uptime"), "it should name the file: {}", again.said());
+    ensure!(again.said().contains("it is a handle of PID "), "it should name the handle: {}", again.said());
     fs::write(job.line.dir.join("close"), "")?;
     again.prove(bed)
 }
 
 /// SIGTERM's checkpoint is refused: then the program has it at once.
 fn on_term_refused(bed: &mut Bed, mode: Mode) -> Result<()> {
-    let mut job = Line::python(bed, mode, &["--on-term", "checkpoint"], HAS_PROC)?.ready(bed)?;
+    let mut job = Line::python(bed, mode, &["--on-term", "checkpoint"], HOLDS_A_STRANGER)?.ready(bed)?;
     job.signal(TERM)?;
     let code = job.end(bed)?;
-    ensure!(job.said().contains("/proc/uptime"), "it should name the file: {}", job.said());
+    ensure!(job.said().contains("it is a handle of PID "), "it should name the handle: {}", job.said());
     ensure!(code == 7, "the program ends with 7 by SIGTERM, it ended with {code}: {}", job.said());
     ensure!(store::numbers(bed, "job").is_empty(), "a checkpoint was made");
     Ok(())
