@@ -75,7 +75,7 @@ pub struct CaptureOptions<'a> {
     /// Its session's record says that it was started with an agent: so it may be called if it cannot be looked at (not dumpable).
     pub agent: bool,
     /// Processes that belong to it without being below it, asked before the freeze and in it.
-    pub others: Option<&'a dyn Fn() -> Vec<i32>>,
+    pub others: Option<&'a dyn Fn() -> sys::procfs::Result<Vec<i32>>>,
     /// What a restore does with external ends, unless it is told otherwise; those of which nothing is said are refused.
     pub external: Externals,
     /// What the session crate wants to find again at restore (opaque to the engine): command line, options.

@@ -2,12 +2,17 @@
 use crate::Live;
 
 /// Their PIDs, ascending: the children of its supervisor, or of the init of its namespace, but for the program. What is below any of them is the engine's to find.
-pub(crate) fn of(live: &Live) -> Vec<i32> {
-    let Some(supervisor) = live.supervisor.as_ref().filter(|s| s.lives()).map(|s| s.pid) else { return Vec::new() };
+pub(crate) fn of(live: &Live) -> sys::procfs::Result<Vec<i32>> {
+    let Some(supervisor) = live.supervisor.as_ref().filter(|s| s.lives()).map(|s| s.pid) else {
+        return Ok(Vec::new());
+    };
     let parent = live.init.as_ref().map_or(supervisor, |init| init.pid);
     // one that ends during a look may hide another from it (proc_tid_children(5)): in the freeze, when this is asked again, hardly any but ours can end
-    let look = || sys::procfs::children(parent).unwrap_or_default();
-    let mut all: Vec<i32> = look().into_iter().chain(look()).collect();
+    let look = || match sys::procfs::children(parent) {
+        Err(e) if e.is_gone() => Ok(Vec::new()),
+        children => children,
+    };
+    let mut all: Vec<i32> = look()?.into_iter().chain(look()?).collect();
     all.sort_unstable();
     all.dedup();
     // this one is a recorder, or ctl
@@ -15,7 +20,7 @@ pub(crate) fn of(live: &Live) -> Vec<i32> {
     all.retain(|pid| *pid != live.program.pid && *pid != me);
     // In this order: one that is ending, as the snapshot child of the checkpoint before may be, has no memory any more to be known by.
     all.retain(|pid| !is_ours(*pid, supervisor) && !sys::procfs::is_ending(*pid));
-    all
+    Ok(all)
 }
 
 /// A recorder or its tracer, which are forks of the supervisor (what it executes has another stack); or the snapshot child of a recorder that was killed,

@@ -188,25 +188,36 @@ static void orphan(int n, int from, bool session) {
 
 static bool is(const char *w) { return !strcmp(what, w); }
 
+static bool answers(int n) { return kids[n].pid && !(is("zombies") && n > 0 && n != 7) && !(is("stopped") && n == 1); }
+
+// Tells a process to end, and waits until it has.
+static void dies(int n, struct order how) {
+    MUST(write(kids[n].out, &how, sizeof how));
+    char path[64], state[64] = "";
+    snprintf(path, sizeof path, "/proc/%d/status", kids[n].pid);
+    while (field(path, "State", state, sizeof state)[0] != 'Z') sched_yield();
+}
+
 static void setup_zombies(void) {
     kid(0, -1);
     kid(1, 0), kid(2, 0), kid(3, 0);
-    struct order ends[] = {{END, 7, 0}, {END, 0, SIGTERM}, {END, 0, 0}};
-    for (int i = 0; i < 3; i++) MUST(write(kids[i + 1].out, &ends[i], sizeof ends[i]));
-    for (int i = 1; i < 4; i++) {
-        char path[64], state[64] = "";
-        snprintf(path, sizeof path, "/proc/%d/status", kids[i].pid);
-        while (field(path, "State", state, sizeof state)[0] != 'Z') sched_yield();
-    }
+    dies(1, (struct order){END, 7, 0}), dies(2, (struct order){END, 0, SIGTERM}), dies(3, (struct order){END, 0, 0});
     // one that leads a group in which another lives
     kid(6, 0), kid(7, 0);
     CHECK_EQ(0, TELL(6, GROUP, 0, 0).result, "a group");
     CHECK_EQ(0, TELL(7, GROUP, 0, kids[6].pid).result, "in it");
-    struct order end = {END, 5, 0};
-    MUST(write(kids[6].out, &end, sizeof end));
-    char path[64], state[64] = "";
-    snprintf(path, sizeof path, "/proc/%d/status", kids[6].pid);
-    while (field(path, "State", state, sizeof state)[0] != 'Z') sched_yield();
+    dies(6, (struct order){END, 5, 0});
+    // groups in which nobody lives: led by a dead one, by one that has been waited for, and by one that leads a session; those led come first
+    for (int i = 8; i < 13; i++) kid(i, 0);
+    const int leaders[] = {8, 10};
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(0, TELL(leaders[i], GROUP, 0, 0).result, "a group");
+        CHECK_EQ(0, TELL(leaders[i] + 1, GROUP, 0, kids[leaders[i]].pid).result, "in it");
+    }
+    CHECK_EQ(kids[12].pid, TELL(12, SETSID, 0, 0).result, "a session");
+    for (int i = 9; i < 13; i++) dies(i, (struct order){END, i, 0});
+    dies(8, (struct order){END, 8, 0});
+    CHECK_EQ(kids[10].pid, TELL(0, WAIT, 0, kids[10].pid).result, "waiting for it");
     // and one of its own
     pid_t pid = MUST(fork());
     if (pid == 0) _exit(99);
@@ -263,7 +274,7 @@ static void setup(void) {
     shared = MUST(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
     *shared = 4711;
     signal(SIGPIPE, SIG_IGN);
-    int need = is("threads") ? 20 : 8;
+    int need = is("threads") ? 20 : is("zombies") ? 13 : 8;
     for (int i = 0; i < need; i++) {
         MUST(pipe2(pipes[i], 0));
         MUST(pipe2(pipes[i] + 2, 0));
@@ -326,7 +337,7 @@ static void setup(void) {
         finish();
     }
     for (int i = 0; i < nkids; i++)
-        if (kids[i].pid && !(is("zombies") && i > 0 && i != 7) && !(is("stopped") && i == 1)) kids[i].then = TELL(i, ASK, 0, 0);
+        if (answers(i)) kids[i].then = TELL(i, ASK, 0, 0);
     if (is("memory")) TELL(3, POKE, 0, 12);
 }
 
@@ -354,6 +365,11 @@ static void same(int n) {
 }
 
 static void prove_zombies(void) {
+    const int led[][2] = {{8, 8}, {9, 8}, {11, 10}, {1, 0}};
+    for (int i = 0; i < 4; i++) {
+        pid_t group = led[i][1] ? kids[led[i][1]].pid : getpgid(kids[0].pid);
+        CHECK_EQ(group, getpgid(kids[led[i][0]].pid), "the group of the dead %d", led[i][0]);
+    }
     const int expected[] = {7 << 8, SIGTERM, 0};
     for (int i = 0; i < 3; i++) {
         struct facts f = TELL(0, WAIT, 0, kids[i + 1].pid);
@@ -363,6 +379,14 @@ static void prove_zombies(void) {
     struct facts f = TELL(0, WAIT, 0, kids[6].pid);
     CHECK_EQ(kids[6].pid, f.result, "the dead leader of a group");
     CHECK_EQ(5 << 8, f.value, "its status");
+    CHECK_EQ(kids[12].pid, getsid(kids[12].pid), "the session of a dead one");
+    CHECK_EQ(getsid(kids[0].pid), getsid(kids[11].pid), "the session of the others");
+    f = TELL(0, WAIT, 0, -kids[10].pid);
+    CHECK_EQ(kids[11].pid, f.result, "whom a group that nobody leads leaves behind");
+    CHECK_EQ(11 << 8, f.value, "its status");
+    long long both = 0;
+    for (int i = 0; i < 2; i++) f = TELL(0, WAIT, 0, -kids[8].pid), both += f.result;
+    CHECK_EQ((long long)kids[8].pid + kids[9].pid, both, "a dead leader and its group");
     int status = 0;
     CHECK_EQ(kids[5].pid, waitpid(kids[5].pid, &status, WNOHANG), "the first process's own dead child");
     CHECK_EQ(99 << 8, status, "its status");
@@ -407,7 +431,7 @@ static void prove(void) {
         MUST0(pthread_join(churner, NULL));
     }
     for (int i = 0; i < nkids; i++)
-        if (kids[i].pid && !(is("zombies") && i > 0 && i != 7) && !(is("stopped") && i == 1)) same(i);
+        if (answers(i)) same(i);
     CHECK_HEX(({ static char p[OWN]; fill(p, OWN, 999); hash(p, OWN); }), hash(own, OWN), "own memory");
     if (is("memory")) {
         CHECK_EQ(12, *shared, "shared memory, as a grandchild has left it");

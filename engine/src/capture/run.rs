@@ -58,7 +58,7 @@ impl<'a> Run<'a> {
         let mut run =
             Run { phase: Phase::Find, attempted, root: pid, at: pid, called: false, o, doors: BTreeMap::new() };
         // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
-        for pid in run.living() {
+        for pid in run.living().unwrap_or_default() {
             run.knock(pid);
         }
         run
@@ -79,16 +79,18 @@ impl<'a> Run<'a> {
     }
 
     /// All that belong to it now.
-    fn living(&self) -> Vec<i32> {
+    fn living(&self) -> Step<Vec<i32>> {
         let mut roots = vec![self.root];
-        roots.extend(self.o.others.iter().flat_map(|f| f()));
-        let mut all = tree::living(&roots);
+        if let Some(others) = self.o.others {
+            roots.extend(others()?);
+        }
+        let mut all = tree::living(&roots)?;
         if all.first() != Some(&self.root) {
             // what is wrong with it will be said
             all.retain(|p| *p != self.root);
             all.insert(0, self.root);
         }
-        all
+        Ok(all)
     }
 
     fn knock(&mut self, pid: i32) -> &mut Doors {
@@ -201,7 +203,7 @@ impl<'a> Run<'a> {
     /// Looks at all that belong to it.
     fn find(&mut self) -> Step<(Vec<Survey>, Vec<Entry>)> {
         let (mut surveys, mut entries) = (Vec::new(), Vec::new());
-        for pid in self.living() {
+        for pid in self.living()? {
             let mut looked = self.look(pid);
             for _ in 0..LOOKS {
                 if looked.is_ok() || pid == self.root {
@@ -320,7 +322,7 @@ impl<'a> Run<'a> {
                 }
             }
             let known = |pid: &i32| surveys.iter().any(|s| s.pid == *pid);
-            let newcomers: Vec<i32> = self.living().into_iter().filter(|p| !known(p)).collect();
+            let newcomers: Vec<i32> = self.living()?.into_iter().filter(|p| !known(p)).collect();
             if newcomers.is_empty() {
                 self.at = self.root;
                 return Ok(inside);
@@ -574,7 +576,7 @@ fn adopted(all: &[Recorded<'_>], kinship: &Kinship) -> Vec<bool> {
 pub(super) fn preflight(pid: i32, external: &crate::Externals) -> Result<Vec<String>> {
     let attempted = format!("checkpoint PID {pid}");
     let mut all = Vec::new();
-    let living = tree::living(&[pid]);
+    let living = tree::living(&[pid]).map_err(|e| explain(e.into(), &attempted, "find", false))?;
     for of in if living.is_empty() { vec![pid] } else { living } {
         let door = if sys::agent::present(of).is_ok() { Door::Agent } else { Door::Attach };
         let look = |door| find::survey(of, attempted.clone(), external, door, Vec::new());

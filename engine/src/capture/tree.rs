@@ -20,16 +20,19 @@ pub(super) struct Kinship {
 }
 
 /// All processes below these, themselves first, each after its parent, without those that have ended.
-pub(super) fn living(roots: &[i32]) -> Vec<i32> {
+pub(super) fn living(roots: &[i32]) -> procfs::Result<Vec<i32>> {
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
     let mut todo: VecDeque<i32> = roots.iter().copied().collect();
     while let Some(pid) = todo.pop_front() {
         if seen.insert(pid) && lives(pid) {
             found.push(pid);
-            todo.extend(procfs::children(pid).unwrap_or_default());
+            match procfs::children(pid) {
+                Err(e) if e.is_gone() => {}
+                children => todo.extend(children?),
+            }
         }
     }
-    found
+    Ok(found)
 }
 
 /// It runs, or another thread of it does than its first.

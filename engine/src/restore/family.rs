@@ -8,6 +8,7 @@ use super::{cannot, Image, Step, Tree};
 use crate::{Reason, RestoreOptions};
 use ::image::v1::tree::Zombie;
 use std::collections::BTreeMap;
+use sys::channel::Channel;
 use sys::pidfd::PidFd;
 use sys::program::{Arg::Imm, Program};
 
@@ -65,6 +66,7 @@ pub fn name(image: &Image<'_>) -> String {
 pub fn gone(tree: &Tree<'_>) -> Vec<i32> {
     let Some(first) = tree.all.first().map(|i| &i.process) else { return Vec::new() };
     let used = tree.all.iter().flat_map(|i| [i.process.sid, i.process.pgid]);
+    let used = used.chain(tree.zombies.iter().map(|z| z.pgid).filter(|g| tree.zombies.iter().all(|z| z.pid != *g)));
     let outside = |n: &i32| *n == 0 || *n == first.sid || *n == first.pgid || tree.index(*n).is_some();
     let set: std::collections::BTreeSet<i32> = used.filter(|n| !outside(n)).collect();
     set.into_iter().collect()
@@ -90,13 +92,15 @@ pub fn grow(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
     adopted(n, None, n.tree.children(None), o, &mut founders)?;
     groups(n, o, &mut founders)?;
     let (dying, others): (Vec<Founder>, Vec<Founder>) = founders.into_iter().partition(|f| f.dies);
-    for f in others {
-        n.end_helper(f.helper)?;
-    }
     let mut dying: BTreeMap<i32, Helper> = dying.into_iter().map(|f| (f.number, f.helper)).collect();
-    for z in &n.tree.zombies {
+    // a group's leader before those whom it leads
+    let (leaders, led): (Vec<&Zombie>, Vec<&Zombie>) = n.tree.zombies.iter().partition(|z| z.pgid == z.pid);
+    for z in leaders.into_iter().chain(led) {
         let there = dying.remove(&z.pid);
         die(n, z, there)?;
+    }
+    for f in others {
+        n.end_helper(f.helper)?;
     }
     Ok(())
 }
@@ -225,7 +229,49 @@ fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>, founders: &mut Vec<Fo
         }
         founders.push(f);
     }
+    let of_the_dead = |g: i32| n.tree.zombies.iter().any(|z| z.pid == g);
+    let lost: BTreeMap<i32, usize> = (n.tree.zombies.iter())
+        .filter(|z| !is_outside(n.tree, z.pgid) && n.tree.index(z.pgid).is_none() && !of_the_dead(z.pgid))
+        .filter_map(|z| Some((z.pgid, n.tree.index(z.parent)?)))
+        .collect();
+    for (group, parent) in lost {
+        if !founders.iter().any(|f| f.number == group) {
+            founders.push(found(n, Some(parent), group, &[(libc::SYS_setpgid, &[Imm(0), Imm(0)])])?);
+        }
+    }
     Ok(())
+}
+
+/// A group that the program was started in: it is the caller's affair.
+fn is_outside(tree: &Tree<'_>, group: i32) -> bool {
+    let first = tree.all.first().map(|i| i.process.pgid);
+    group == 0 || first == Some(group) && tree.index(group).is_none()
+}
+
+/// Gives one that is about to end its name, session and group; or what could not be given.
+fn belongs(z: &Zombie, above: &Image<'_>, tree: &Tree<'_>, channel: &mut Channel) -> Step<Result<(), String>> {
+    let mut p = Program::new();
+    let comm = p.cstr(&z.comm);
+    p.may(libc::SYS_prctl, &[Imm(libc::PR_SET_NAME as u64), comm]);
+    let (leads, parent) = (z.sid == z.pid, &above.process);
+    let (outside, theirs) = (is_outside(tree, z.pgid), is_outside(tree, parent.pgid));
+    let call = match () {
+        // one that has founded its group or session already may not again
+        () if leads => Some(p.may(libc::SYS_setsid, &[])),
+        () if outside => None,
+        () => Some(p.may(libc::SYS_setpgid, &[Imm(0), z.pgid.into()])),
+    };
+    let own = (p.may(libc::SYS_getsid, &[Imm(0)]), p.may(libc::SYS_getpgid, &[Imm(0)]));
+    let r = channel.run(&p)?;
+    let failed = call.and_then(|c| r.get(c).err()).map(|e| format!(" ({e})")).unwrap_or_default();
+    let is = |call, number: i32| r.get(call).is_ok_and(|n| n == i64::from(number));
+    let session = if leads { is(own.0, z.sid) } else { z.sid == parent.sid };
+    let group = if outside { theirs } else { is(own.1, z.pgid) };
+    Ok(match (session, group) {
+        (true, true) => Ok(()),
+        (true, false) => Err(format!("it is not in its process group {}{failed}", z.pgid)),
+        (false, _) => Err(format!("it is not in its session {} and process group {}{failed}", z.sid, z.pgid)),
+    })
 }
 
 /// A child that ends as it had, and is not waited for. `there`: it has led a session or a group already.
@@ -236,15 +282,10 @@ fn die(n: &mut Nursery<'_, '_>, z: &Zombie, there: Option<Helper>) -> Step<()> {
         None => n.founder(Some(parent), z.pid, true)?,
     };
     let (here, mut channel) = (helper.here, n.talk(&helper)?);
-    let mut p = Program::new();
-    let comm = p.cstr(&z.comm);
-    p.may(libc::SYS_prctl, &[Imm(libc::PR_SET_NAME as u64), comm]);
-    if z.sid == z.pid {
-        p.may(libc::SYS_setsid, &[]);
-    } else {
-        p.may(libc::SYS_setpgid, &[Imm(0), z.pgid.into()]);
+    if let Err(lost) = belongs(z, &n.tree.all[parent], n.tree, &mut channel)? {
+        let who = format!("ended process {} ({})", z.pid, z.comm.escape_ascii());
+        n.note(format!("{who}: {lost}: a parent that looks for it there (waitpid(2)) does not find it"));
     }
-    channel.run(&p)?;
     let mut p = Program::new();
     match z.status & 0x7f {
         0 => {

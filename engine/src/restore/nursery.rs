@@ -366,6 +366,11 @@ impl<'a, 't> Nursery<'a, 't> {
         Ok(())
     }
 
+    /// What the restore could not make as it was.
+    pub fn note(&mut self, line: String) {
+        self.notes.push(line);
+    }
+
     /// Runs a program in a process.
     pub fn run(&mut self, i: usize, p: &Program) -> Step<()> {
         self.of(i)?.run(p).map(drop)
