@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("trees/shares-its-memory", shares_its_memory));
     all.extend(Case::each("trees/pipeline", pipeline));
     all.extend(Case::each("trees/multiprocessing", multiprocessing));
+    all.extend(Case::each("trees/dead-in-another-session", dead_in_another_session));
     all.extend(Case::each("trees/fork-bomb", fork_bomb));
     all.extend(Case::each("trees/shared-pages", shared_pages));
     all.extend(Case::each("trees/busy", busy));
@@ -37,6 +38,14 @@ fn python(bed: &mut Bed, dir: &Path, script: &str) -> Result<Child> {
     c.args(["-c", script]).current_dir(dir).stdin(Stdio::null());
     sys::own_session(&mut c);
     Ok(bed.spawn(&mut c)?.0)
+}
+
+/// A Python program in `dir` as session "job".
+fn launched(bed: &mut Bed, dir: &Path, script: &str) -> Result<()> {
+    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "python3", "-c", script]);
+    c.current_dir(dir);
+    bed.run(&mut c)?.expect(0)?;
+    Ok(())
 }
 
 fn there(path: PathBuf) -> Result<()> {
@@ -336,9 +345,7 @@ if __name__ == '__main__':
             if len(done) == 60: open('some', 'w').close()
     open('proof.new', 'w').write('%d %s' % (len(pids), done == [n * n for n in range(len(done))])); os.rename('proof.new', 'proof')
 ";
-    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "python3", "-c", script]);
-    c.current_dir(&dir);
-    bed.run(&mut c)?.expect(0)?;
+    launched(bed, &dir, script)?;
     there(dir.join("some"))?;
     for options in [&[][..], &["--kill"]] {
         let made = bed.ctl_json(&[&["checkpoint", "job"], options].concat())?;
@@ -350,6 +357,39 @@ if __name__ == '__main__':
     there(dir.join("proof"))?;
     let proof = fs::read_to_string(dir.join("proof"))?;
     ensure!(proof == "3 True", "it says {proof}");
+    Ok(())
+}
+
+/// A dead process that is in the session that its parent has left: it cannot be born into that, and the restore says so.
+fn dead_in_another_session(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import os, signal, time
+if os.fork() == 0:
+    dead = os.fork()
+    if dead == 0: os._exit(3)
+    os.waitid(os.P_PID, dead, os.WEXITED | os.WNOWAIT)
+    os.setsid()
+    open('dead.new', 'w').write(str(dead)); os.rename('dead.new', 'dead')
+    while not os.path.exists('gate'): time.sleep(0.002)
+    open('proof.new', 'w').write(str(os.waitpid(dead, 0) == (dead, 3 << 8))); os.rename('proof.new', 'proof')
+    os._exit(0)
+os.wait()
+";
+    launched(bed, &dir, script)?;
+    there(dir.join("dead"))?;
+    let dead = fs::read_to_string(dir.join("dead"))?;
+    bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
+    bed.reap();
+    let said = bed.ctl_json(&["restore", "job", "--detach"])?;
+    let lost = format!("ended process {dead} (python3): it is not in its session");
+    let notes = said["notes"].as_array().context("a restore has notes")?;
+    let told = notes.iter().filter_map(|n| n.as_str()).any(|n| n.starts_with(&lost));
+    ensure!(told, "what is lost of {dead} is not said: {said}");
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("proof"))?;
+    let proof = fs::read_to_string(dir.join("proof"))?;
+    ensure!(proof == "True", "its status is another one");
     Ok(())
 }
 
@@ -383,9 +423,7 @@ while True:
     n += len(b)
 open('proof.new', 'w').write(str(n)); os.rename('proof.new', 'proof')
 ";
-    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "python3", "-c", script]);
-    c.current_dir(&dir);
-    bed.run(&mut c)?.expect(0)?;
+    launched(bed, &dir, script)?;
     there(dir.join("ready"))?;
     bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
     bed.reap();
