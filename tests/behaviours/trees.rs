@@ -22,6 +22,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("trees/pipeline", pipeline));
     all.extend(Case::each("trees/multiprocessing", multiprocessing));
     all.extend(Case::each("trees/dead-in-another-session", dead_in_another_session));
+    all.extend(Case::each("trees/refused-once", refused_once));
     all.extend(Case::each("trees/fork-bomb", fork_bomb));
     all.extend(Case::each("trees/shared-pages", shared_pages));
     all.extend(Case::each("trees/busy", busy));
@@ -358,6 +359,31 @@ if __name__ == '__main__':
     let proof = fs::read_to_string(dir.join("proof"))?;
     ensure!(proof == "3 True", "it says {proof}");
     Ok(())
+}
+
+/// What several processes have in common and cannot be kept is one reason, said once, however often it was looked at.
+fn refused_once(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import os, time
+handle = os.pidfd_open(1)
+for _ in range(3):
+    if os.fork() == 0: break
+else:
+    other = os.pidfd_open(1)
+    open('ready', 'w').close()
+while True: time.sleep(1000)
+";
+    launched(bed, &dir, script)?;
+    there(dir.join("ready"))?;
+    let said = bed.ctl(&["--json", "checkpoint", "job"])?.expect(3)?;
+    let said: serde_json::Value = serde_json::from_str(&said.out)?;
+    let objects: Vec<&str> =
+        said["error"]["reasons"].as_array().into_iter().flatten().filter_map(|r| r["object"].as_str()).collect();
+    let expected = ["descriptor 3 (anon_inode:[pidfd]), and in 3 other processes", "descriptor 4 (anon_inode:[pidfd])"];
+    ensure!(objects == expected, "it should be refused for {expected:?}, it says {said}");
+    bed.reap();
+    end_session(bed, "job")
 }
 
 /// A dead process that is in the session that its parent has left: it cannot be born into that, and the restore says so.

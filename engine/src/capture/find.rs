@@ -42,6 +42,8 @@ pub struct Survey {
     pub private: bool,
     /// Reasons to refuse.
     pub reasons: Vec<Reason>,
+    /// Reasons that its open files are, as they were judged last: certain ones, and ones like [`Survey::unsure`].
+    files_refused: [Vec<Reason>; 2],
     /// Reasons that only stand if they still do in the freeze: a peer of a unix socket that is no open file of the process may
     /// be just about to be closed by it.
     pub unsure: Vec<Reason>,
@@ -129,6 +131,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         external: external.clone(),
         private: false,
         reasons: Vec::new(),
+        files_refused: Default::default(),
         unsure: Vec::new(),
         reported: Vec::new(),
     };
@@ -160,22 +163,38 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
 
 /// Refuses if there is any certain reason to, naming the others too; or, with `unsure_too`, if there is any.
 pub(super) fn refuse(all: &[Survey], unsure_too: bool) -> Result<()> {
-    if !unsure_too && all.iter().all(|s| s.reasons.is_empty()) {
+    if !unsure_too && !all.iter().any(Survey::is_refused) {
         return Ok(());
     }
-    let mut reasons: Vec<Reason> = Vec::new();
+    // what several have in common is one reason
+    let mut said: Vec<(&Reason, Vec<usize>)> = Vec::new();
     for (i, s) in all.iter().enumerate() {
-        let mut own: Vec<Reason> = s.reasons.iter().chain(&s.unsure).cloned().collect();
-        // of the first one, which the caller has named, it goes without saying
-        for r in own.iter_mut().filter(|r| i > 0 && !r.object.contains(&s.pid.to_string())) {
-            r.object = format!("{}: {}", s.describe(), r.object);
+        for r in s.reasons.iter().chain(&s.unsure).chain(s.files_refused.iter().flatten()) {
+            match said.iter_mut().find(|(other, _)| *other == r) {
+                Some((_, whose)) if whose.last() == Some(&i) => {}
+                Some((_, whose)) => whose.push(i),
+                None => said.push((r, vec![i])),
+            }
         }
-        reasons.extend(own);
     }
+    let reasons: Vec<Reason> = said.into_iter().map(|(r, whose)| of(r, all, &whose)).collect();
     match all.first().filter(|_| !reasons.is_empty()) {
         Some(s) => Err(Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons }),
         None => Ok(()),
     }
+}
+
+/// A reason with whose it is: of the first one, which the caller has named, that goes without saying.
+fn of(r: &Reason, all: &[Survey], whose: &[usize]) -> Reason {
+    let first = &all[whose[0]];
+    let more = match whose.len() {
+        1 => String::new(),
+        2 => format!(", and in {}", all[whose[1]].describe()),
+        n => format!(", and in {} other processes", n - 1),
+    };
+    let names_it = whose[0] == 0 || r.object.contains(&first.pid.to_string());
+    let object = if names_it { r.object.clone() } else { format!("{}: {}", first.describe(), r.object) };
+    Reason { object: object + &more, ..r.clone() }
 }
 
 /// Judges the open files of processes that are captured together: what one holds the other end of, another needs not miss.
@@ -196,6 +215,11 @@ pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
 }
 
 impl Survey {
+    /// Whether there is a certain reason to refuse it.
+    pub(super) fn is_refused(&self) -> bool {
+        !self.reasons.is_empty() || !self.files_refused[0].is_empty()
+    }
+
     fn reason(&mut self, o: impl Into<String>, w: impl Into<String>, r: impl Into<String>) {
         self.reasons.push(Reason::new(o, w, r));
     }
@@ -351,6 +375,7 @@ impl Survey {
     /// Refusals of open files. The process runs: what was opened, closed and its number given to another while it was looked at
     /// is seen as a mixture. So a refusal counts only if a second look finds the same open file there; the freeze decides.
     fn open_files(&mut self, look: &mut dyn Look, members: &[i32], ends: &Ends) -> Step<()> {
+        self.files_refused = Default::default();
         if look.is_blind() {
             return Ok(()); // the freeze will tell
         }
@@ -368,7 +393,7 @@ impl Survey {
         let unsure = |f: &&FileView| has_unix_peer(f) || f.held.is_some();
         let pairs: Vec<i32> = self.files.iter().filter(unsure).map(FileView::first_fd).collect();
         for ((fd, ..), reasons) in first {
-            if pairs.contains(&fd) { &mut self.unsure } else { &mut self.reasons }.extend(reasons);
+            self.files_refused[usize::from(pairs.contains(&fd))].extend(reasons);
         }
         Ok(())
     }

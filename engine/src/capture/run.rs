@@ -230,8 +230,7 @@ impl<'a> Run<'a> {
     /// Looks a second time at those against which there is a reason, but for the program: they may have been about to execute another program, which had no
     /// agent yet. Whether there were any.
     fn look_again(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<bool> {
-        let odd: Vec<i32> =
-            surveys.iter().filter(|s| s.pid != self.root && !s.reasons.is_empty()).map(|s| s.pid).collect();
+        let odd: Vec<i32> = surveys.iter().filter(|s| s.pid != self.root && s.is_refused()).map(|s| s.pid).collect();
         for pid in &odd {
             self.doors.remove(pid);
             let looked = self.look(*pid)?;
