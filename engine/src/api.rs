@@ -155,7 +155,7 @@ pub struct RestoreOptions<'a> {
     /// Signals that are meant for the caller, also if they come to the program: what its agent is told, and the init of its namespace.
     pub triggers: Vec<i32>,
     /// Told how far it is.
-    pub progress: Option<&'a dyn Fn(Progress)>,
+    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
 }
 
 /// The signal that the program has passed on, if that is what was read from [`Restored::status`], and not a wait status.

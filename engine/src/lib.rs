@@ -11,6 +11,7 @@ mod error;
 mod inspect;
 pub mod objects;
 mod restore;
+mod spread;
 
 pub use api::*;
 pub use capture::{checkpoint, inherited, preflight};

@@ -111,7 +111,7 @@ impl From<Error> for LaunchError {
 /// What the supervisor has at hand while it starts a session.
 pub(crate) struct Starting {
     pub(crate) inherited: Inherited,
-    conn: std::cell::RefCell<Conn>,
+    conn: std::sync::Mutex<Conn>,
 }
 
 impl Starting {
@@ -119,7 +119,8 @@ impl Starting {
     pub(crate) fn progress(&self, p: Progress) {
         let said = ToFront::Progress { phase: p.phase.into(), done: p.done, total: p.total };
         // A front that is gone wants no progress.
-        let _ = self.conn.borrow_mut().send(&said, crate::control::PATIENCE);
+        let mut conn = self.conn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _ = conn.send(&said, crate::control::PATIENCE);
     }
 }
 
@@ -188,7 +189,7 @@ fn supervise(
         .map_err(|e| LaunchError::from(failed("start a supervisor", "subreaper or signalfd", e)));
     let result = made.and_then(|signals| Ok((start(&starting)?, signals)));
     starting.inherited.let_go();
-    let mut conn = starting.conn.into_inner();
+    let mut conn = starting.conn.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     match result {
         Err(e) => {
             // A front that is gone needs no reason.

@@ -65,7 +65,7 @@ fn options<'a>(
     r: &RestoreRequest,
     spec: &Spec,
     stdio: [RawFd; 3],
-    progress: Option<&'a dyn Fn(Progress)>,
+    progress: Option<&'a (dyn Fn(Progress) + Sync)>,
 ) -> RestoreOptions<'a> {
     RestoreOptions {
         what: spec.to_string(),

@@ -2,8 +2,13 @@
 use crate::probe;
 
 /// How many layers of Landlock its credentials have room for, at most `most`; None: the kernel has no Landlock. Tried in a
-/// child: what is entered cannot be left.
+/// child, as what is entered cannot be left, and once: this process enters none.
 pub fn landlock_layers_free(most: usize) -> Option<usize> {
+    static FREE: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
+    *FREE.get_or_init(|| try_landlock(most))
+}
+
+fn try_landlock(most: usize) -> Option<usize> {
     let attr = 1u64; // handled_access_fs: LANDLOCK_ACCESS_FS_EXECUTE
     let count = || {
         // SAFETY: prctl and the Landlock calls take integers and a pointer to `attr`, which outlives them, with its size; they

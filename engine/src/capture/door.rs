@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
-use sys::agent::{Absent, Copies, Quiesced, Shut, Visit, Visited};
+use sys::agent::{Absent, Called, Copies, Quiesced, Shut, Visit, Visited};
 use sys::channel::{Channel, Listener};
 use sys::inject::Layout;
 use sys::kcmp::{EpollSlot, Resource};
@@ -78,7 +78,7 @@ impl Doors {
     pub fn next(&mut self) -> Step<Way> {
         if self.door == Door::Agent {
             let patience = PATIENCE[usize::from(self.is_another())];
-            return Ok(Way::Agent { pid: self.pid, patience, hidden: self.hidden, inside: None });
+            return Ok(Way::Agent { pid: self.pid, patience, hidden: self.hidden, called: None, inside: None });
         }
         // that of an earlier try is gone
         Ok(Way::Attach { tracer: self.tracer.take().unwrap_or_else(Tracer::start)?, plan: None })
@@ -132,8 +132,14 @@ impl Doors {
 pub(super) enum Way {
     /// By ptrace.
     Attach { tracer: Tracer, plan: Option<EntryPlan> },
-    /// By its agent.
-    Agent { pid: i32, patience: Duration, hidden: bool, inside: Option<Quiesced> },
+    /// By its agent. `called`: one of its threads has been, or why that cannot be done.
+    Agent {
+        pid: i32,
+        patience: Duration,
+        hidden: bool,
+        called: Option<std::result::Result<Called, Shut>>,
+        inside: Option<Quiesced>,
+    },
 }
 
 /// What is inside a target.
@@ -175,7 +181,7 @@ impl Way {
     /// A process that may not be looked at (it is not dumpable) opens itself, to one who calls its agent: before anything is seen of it. Its agent shuts it
     /// again, whoever dies.
     pub fn open(&mut self, l: &Listener) -> Step<()> {
-        if let Way::Agent { pid, patience, hidden: true, inside } = self {
+        if let Way::Agent { pid, patience, hidden: true, inside, .. } = self {
             let uid = procfs::status::read(*pid)?.uid.effective;
             *inside = Some(sys::agent::open(*pid, uid, l, *patience)?);
         }
@@ -190,11 +196,25 @@ impl Way {
         Ok(())
     }
 
+    /// Calls it, where that needs no waiting, so that it comes in while others are dealt with; [`Way::freeze`] has to follow.
+    pub fn call(&mut self, l: &Listener) {
+        if let Way::Agent { pid, patience, called: called @ None, inside: None, .. } = self {
+            *called = Some(sys::agent::call(*pid, l, *patience));
+        }
+    }
+
+    /// Lets it go, where that needs no waiting; [`Way::release`] has to follow.
+    pub fn let_go(&mut self) {
+        if let Way::Agent { inside: Some(q), .. } = self {
+            q.let_go();
+        }
+    }
+
     /// Stops all threads, sees that they are still what they were, and goes in.
     pub fn freeze(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
         match self {
             Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
-            Way::Agent { inside, patience, .. } => {
+            Way::Agent { inside, called, patience, .. } => {
                 // what a filter may forbid is called when that has been looked at
                 let calls = Some(super::told::visit_program()).filter(|_| !s.is_filtered());
                 let mut heard = Heard::default();
@@ -204,7 +224,8 @@ impl Way {
                     Some(q) => q.call_others(l, *patience, &mut visit)?,
                     None => {
                         let uid = s.status.uid.effective;
-                        *inside = Some(sys::agent::freeze(s.pid, uid, l, *patience, &mut visit)?)
+                        let called = called.take().unwrap_or_else(|| sys::agent::call(s.pid, l, *patience))?;
+                        *inside = Some(sys::agent::freeze(called, uid, l, &mut visit)?)
                     }
                 }
                 let Some(q) = inside else { return Err(nothing_frozen().into()) };
@@ -215,6 +236,13 @@ impl Way {
                 };
                 Err(Shut { why, pause: q.release() }.into())
             }
+        }
+    }
+
+    /// It could not be frozen: if its agent is inside, it is let go, and has left when this returns.
+    pub fn part(&mut self) {
+        if let Way::Agent { inside: Some(q), .. } = self {
+            q.release();
         }
     }
 
@@ -272,7 +300,7 @@ fn call_in(q: &Quiesced, s: &mut Survey, heard: Heard) -> Step<Inside> {
     s.still(&tids)?;
     s.seccomp_frozen(None)?;
     let mut channel = q.channel()?.judged(s.judge.clone());
-    let apart = apart(&mut channel, s, &tids)?;
+    let apart = if tids.len() > 1 { apart(&mut channel, s, &tids)? } else { BTreeMap::new() };
     s.still_all(&tids, heard, &|tid, what| match apart.get(&(tid, what as i32)) {
         Some(e) if *e < 0 => Err(io::Error::from_raw_os_error(-*e as i32)),
         r => Ok(r.is_none_or(|r| *r == 0)),

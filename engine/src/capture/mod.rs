@@ -4,12 +4,14 @@ mod door;
 mod dropped;
 mod files;
 mod find;
+mod gather;
 mod locked;
 mod memory;
 mod observe;
 mod opened;
 mod owner;
 mod pending;
+mod preflight;
 mod record;
 mod run;
 mod seccomp;
@@ -75,7 +77,7 @@ impl Phase {
 /// Looks for everything that would make a checkpoint of a process and those below it fail, and changes nothing. Gives what would be
 /// reported as not kept.
 pub fn preflight(pid: i32, external: &Externals) -> Result<Vec<String>> {
-    run::preflight(pid, external)
+    preflight::preflight(pid, external)
 }
 
 /// Makes a checkpoint of a process and all below it. The calling process must be single-threaded.

@@ -6,7 +6,7 @@ use super::locked::Locked;
 use super::memory::Unnamed;
 use super::opened::AllHands;
 use super::pending::Pending;
-use super::told::Told;
+use super::told::{ServerTold, Told};
 use super::{Fault, Step};
 use crate::{objects, Door, Error, Reason, Result};
 use image::v1::files::{Content, Fd, Lock, OpenFile};
@@ -14,15 +14,15 @@ use image::v1::process::{PosixTimer, Process};
 use image::PageSink;
 use serde_bytes::ByteBuf;
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sys::agent::{Copies, Visited};
 use sys::channel::{Channel, Listener};
 use sys::mem::RemoteMem;
 use sys::pidfd::PidFd;
 use sys::procfs::{self, maps::Vma, smaps::Smap, status::Status};
 use sys::program::{Out, Program};
+use sys::seccomp::Judge;
 use sys::tracer::Entered;
 
 const SIGNALS: usize = 64;
@@ -85,41 +85,46 @@ impl Hands {
     }
 }
 
+/// Nothing that these guard is left half done by a panic.
+pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What the recorders of all processes of a tree have in common.
 pub(super) struct Common {
     /// Takes pages: of memory, and of files without a name. None: taken away.
-    pub sink: RefCell<Option<PageSink>>,
+    pub sink: Mutex<Option<PageSink>>,
     /// Copies of descriptors, by PID.
-    pub hands: RefCell<AllHands>,
+    pub hands: Mutex<AllHands>,
     /// Contents of files without a name.
-    pub contents: RefCell<Vec<Content>>,
-    kept: RefCell<Vec<((sys::procfs::Dev, u64), u32)>>,
+    pub contents: Mutex<Vec<Content>>,
+    kept: Mutex<Vec<((sys::procfs::Dev, u64), u32)>>,
     /// Files without a name whose content is stored.
-    pub unnamed: RefCell<Vec<Unnamed>>,
+    pub unnamed: Mutex<Vec<Unnamed>>,
     /// There is more than one process.
     pub several: bool,
 }
 
 impl Common {
-    pub fn new(sink: PageSink, several: bool) -> Rc<Common> {
-        Rc::new(Common {
-            sink: RefCell::new(Some(sink)),
-            hands: RefCell::default(),
-            contents: RefCell::default(),
-            kept: RefCell::default(),
-            unnamed: RefCell::default(),
+    pub fn new(sink: PageSink, several: bool) -> Arc<Common> {
+        Arc::new(Common {
+            sink: Mutex::new(Some(sink)),
+            hands: Mutex::default(),
+            contents: Mutex::default(),
+            kept: Mutex::default(),
+            unnamed: Mutex::default(),
             several,
         })
     }
 
     /// Files without a name whose content is stored.
     pub fn unnamed(&self) -> Vec<Unnamed> {
-        self.unnamed.borrow().clone()
+        lock(&self.unnamed).clone()
     }
 
     /// Uses the sink.
     pub fn sink<T>(&self, f: impl FnOnce(&mut PageSink) -> Step<T>) -> Step<T> {
-        match self.sink.borrow_mut().as_mut() {
+        match lock(&self.sink).as_mut() {
             Some(sink) => f(sink),
             None => Err(sys::Error::Unfit { what: "the page pack is complete already".into() }.into()),
         }
@@ -139,9 +144,9 @@ pub struct Observer<'a> {
     pub(super) opened: bool,
     /// Of the agent: what threads said as they came in.
     pub(super) visited: Visited,
-    pub(super) common: Rc<Common>,
+    pub(super) common: Arc<Common>,
     /// All open files, of all processes.
-    views: Rc<Vec<FileView>>,
+    views: Arc<Vec<FileView>>,
     /// Page runs of memory taken in the freeze.
     pub(super) early: Vec<image::PageRun>,
     /// Of System V shared memory.
@@ -155,7 +160,7 @@ pub struct Observer<'a> {
 }
 
 impl<'a> Observer<'a> {
-    pub(super) fn new(survey: &'a Survey, inside: Inside, common: Rc<Common>) -> Step<Observer<'a>> {
+    pub(super) fn new(survey: &'a Survey, inside: Inside, common: Arc<Common>) -> Step<Observer<'a>> {
         let Inside { channel, entered, sock, visited, opened } = inside;
         let mem = RemoteMem::open(survey.pid)?;
         let block = sys::api::Block::read(&mem, survey.inner_pid());
@@ -169,7 +174,7 @@ impl<'a> Observer<'a> {
             opened,
             visited,
             common,
-            views: Rc::default(),
+            views: Arc::default(),
             early: Vec::new(),
             segments: Vec::new(),
             smaps: Cow::Borrowed(&survey.smaps),
@@ -189,7 +194,7 @@ impl<'a> Observer<'a> {
 
     fn copy(&self, pid: i32, fd: i32) -> Result<OwnedFd> {
         let none = || sys::Error::Unfit { what: format!("nothing is known of PID {pid}") };
-        let copy = self.common.hands.borrow().get(&pid).ok_or_else(none).and_then(|h| h.copy(fd));
+        let copy = lock(&self.common.hands).get(&pid).ok_or_else(none).and_then(|h| h.copy(fd));
         copy.map_err(|e| self.failed(e))
     }
 
@@ -220,18 +225,18 @@ impl<'a> Observer<'a> {
     /// Keeps the content of a file that has no name; its index in [`Files::contents`]. Two open files of one inode share it.
     pub fn keep_content(&mut self, f: &FileView, file: &std::fs::File) -> Result<u32> {
         let key = f.stat.as_ref().map(|s| (s.dev, s.ino));
-        if let Some((_, i)) = self.common.kept.borrow().iter().find(|k| Some(k.0) == key) {
+        if let Some((_, i)) = lock(&self.common.kept).iter().find(|k| Some(k.0) == key) {
             return Ok(*i);
         }
         // no run of memory is in the sink: each process takes its own at once
         let read = |sink: &mut PageSink| Ok((objects::content::read(file, sink)?, sink.take_runs()));
         let (size, pages) = self.common.sink(read).map_err(|e| self.explain(e))?;
-        let mut contents = self.common.contents.borrow_mut();
+        let mut contents = lock(&self.common.contents);
         contents.push(Content { size, pages });
         let i = contents.len() as u32 - 1;
-        self.common.kept.borrow_mut().extend(key.map(|k| (k, i)));
+        lock(&self.common.kept).extend(key.map(|k| (k, i)));
         let unnamed = key.map(|k| Unnamed { ino: k.1, path: f.link.clone(), content: i });
-        self.common.unnamed.borrow_mut().extend(unnamed);
+        lock(&self.common.unnamed).extend(unnamed);
         Ok(i)
     }
 
@@ -253,8 +258,7 @@ impl<'a> Observer<'a> {
             Door::Attach => self.visited()?,
             Door::Agent => self.visit()?,
         };
-        let process = self.process()?;
-        let told = self.server_told(visited)?;
+        let (process, told) = self.process(visited)?;
         let maps = procfs::maps::read(self.survey.pid)?;
         Ok(Begun { process, told, maps, monotonic_ns })
     }
@@ -286,7 +290,8 @@ impl<'a> Observer<'a> {
         Ok(())
     }
 
-    fn process(&mut self) -> Step<Process> {
+    /// What the serving thread says of the process and of itself, and what /proc does. `visited`: the other threads' answers.
+    fn process(&mut self, visited: Vec<Told>) -> Step<(Process, Vec<Told>)> {
         let pid = self.survey.pid;
         let timers = procfs::timers::read(pid).unwrap_or_default();
         let mut p = Program::new();
@@ -320,7 +325,9 @@ impl<'a> Observer<'a> {
         // P_ALL is 0; no child at all is ECHILD, on whichever thread it would be; nobody is waited for
         let waits = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
         let family = p.may(libc::SYS_waitid, &[0.into(), 0.into(), info.arg(), waits.into(), 0.into()]);
+        let server = ServerTold::ask(&mut p);
         let r = self.channel.run(&p)?;
+        let told = self.server_told(visited, server, &r);
         if r.raw(family) != -i64::from(libc::ECHILD) {
             self.refuse_tracing()?;
         }
@@ -329,6 +336,7 @@ impl<'a> Observer<'a> {
         let stat = procfs::stat::read(pid)?;
         let mlockall = locked.flags(&r);
         self.locked_since(&status, if mlockall != 0 { l.len } else { 0 })?;
+        let (cwd, exe) = (procfs::cwd(pid)?, procfs::exe(pid)?);
         let microseconds = |o: Out, at: usize| r.u64(o, at) * 1_000_000 + r.u64(o, at + 8);
         let nanoseconds = |o: Out, at: usize| r.u64(o, at) * 1_000_000_000 + r.u64(o, at + 8);
         let posix = |(i, t): (usize, &procfs::timers::Timer)| PosixTimer {
@@ -345,7 +353,7 @@ impl<'a> Observer<'a> {
             let text = std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
             i64::from_str_radix(text.trim(), radix).unwrap_or(0)
         };
-        Ok(Process {
+        let process = Process {
             pid: self.survey.inner_pid(),
             pgid: status.ns_pgid.last().copied().unwrap_or(0),
             sid: status.ns_sid.last().copied().unwrap_or(0),
@@ -365,10 +373,10 @@ impl<'a> Observer<'a> {
             no_new_privs: status.no_new_privs,
             dumpable: if self.opened { 0 } else { r.raw(dumpable) as i32 },
             umask: status.umask.unwrap_or(0o22),
-            cwd: path_bytes(procfs::cwd(pid)?.path),
-            cwd_deleted: procfs::cwd(pid)?.deleted,
+            cwd: path_bytes(cwd.path),
+            cwd_deleted: cwd.deleted,
             root: path_bytes(procfs::root(pid)?.path),
-            exe: path_bytes(procfs::exe(pid)?.path),
+            exe: path_bytes(exe.path),
             personality: r.raw(personality) as u32,
             rlimits: procfs::limits::read(pid)?.iter().map(|l| (l.soft, l.hard)).collect(),
             oom_score_adj: number("oom_score_adj", 10) as i32,
@@ -398,7 +406,8 @@ impl<'a> Observer<'a> {
             itimers: (0..3).map(|i| (microseconds(it, i * 32), microseconds(it, i * 32 + 16))).collect(),
             timers: timers.iter().enumerate().map(posix).collect(),
             stopped: false, // the tracer tells
-        })
+        };
+        Ok((process, told))
     }
 
     /// Flags of the mappings as they were before the freeze, unless what is locked has changed since: a snapshot child has no locks,
@@ -431,12 +440,12 @@ impl<'a> Observer<'a> {
             files::list(pid, &mut files::Outside::new(pid)?, Some(ours))?
         };
         files::decide(&mut views, &self.survey.external, self.block.as_ref());
-        self.common.hands.borrow_mut().insert(pid, hands);
+        lock(&self.common.hands).insert(pid, hands);
         Ok(views)
     }
 
     /// From now on it knows all open files.
-    pub(super) fn knows(&mut self, views: Rc<Vec<FileView>>) {
+    pub(super) fn knows(&mut self, views: Arc<Vec<FileView>>) {
         self.views = views;
     }
 
@@ -468,10 +477,10 @@ impl<'a> Observer<'a> {
         Ok(i32::from_le_bytes(b))
     }
 
-    /// Makes the snapshot child; None where the kernel refuses one.
+    /// Asks for the snapshot child, and gives what its filters let through; None where there may be none. [`Observer::child`] has to follow.
     ///
     /// `adopted`: one of the processes above it that are captured too is a reaper.
-    pub(super) fn fork(&mut self, l: &Listener, subreaper: bool, adopted: bool) -> Step<Option<Child>> {
+    pub(super) fn ask_for_a_child(&mut self, subreaper: bool, adopted: bool) -> Step<Option<Judge>> {
         // it would be reparented to the target itself, which would see it; with children of its own, being no subreaper for a
         // moment could lose it an orphan
         let sees = self.survey.inner_pid() == 1
@@ -487,7 +496,13 @@ impl<'a> Observer<'a> {
             self.reported.push(why);
             return Ok(None);
         }
-        let a = self.channel.ask(wire::OP_FORK, &[subreaper as u8, 0, 0, 0, 0, 0, 0, 0])?;
+        self.channel.send(wire::OP_FORK, &[subreaper as u8, 0, 0, 0, 0, 0, 0, 0])?;
+        Ok(Some(judge))
+    }
+
+    /// The snapshot child that was asked for; None where the kernel refuses one.
+    pub(super) fn child(&mut self, l: &Listener, judge: Judge) -> Step<Option<Child>> {
+        let a = self.channel.answer(wire::OP_FORK)?;
         let pid = a.try_into().map_or(-libc::EPROTO as i64, i64::from_le_bytes);
         if pid < 0 {
             let e = std::io::Error::from_raw_os_error(-pid as i32);

@@ -2,7 +2,7 @@
 use super::dropped;
 use super::memory::{self, Mapped};
 use super::observe::Common;
-use super::observe::{Observer, Seen};
+use super::observe::{lock, Observer, Seen};
 use super::tree::Kinship;
 use super::{threads, Step};
 use crate::{CaptureOptions, Captured, Door, Progress};
@@ -14,7 +14,7 @@ use image::v1::tree::{Member, Tree};
 use image::v1::{self, memory::Memory, meta::Meta};
 use image::{ManifestWriter, PackRef};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::mem::RemoteMem;
 use sys::procfs::pagemap::{Categories, Pagemap};
@@ -68,7 +68,7 @@ impl Policies {
 pub(super) struct Recorder {
     seen: Seen,
     threads: Vec<Thread>,
-    common: Rc<Common>,
+    common: Arc<Common>,
     early: Vec<image::PageRun>,
     /// Not the target's: the blob's mapping and the scratch frame.
     ours: Vec<(u64, u64)>,
@@ -252,7 +252,7 @@ pub(super) fn publish(
 ) -> Step<Captured> {
     let none = || sys::Error::Unfit { what: "nothing was recorded".into() };
     let common = all.first().map(|r| r.common.clone()).ok_or_else(none)?;
-    let (_, pack, on_its_way) = common.sink.borrow_mut().take().ok_or_else(none)?.close()?;
+    let (_, pack, on_its_way) = lock(&common.sink).take().ok_or_else(none)?.close()?;
     let packs = [PackRef::from(&pack)];
     let features = all.iter().fold(0, |f, r| f | xfeatures(&r.threads));
     let threads = all.iter().map(|r| r.threads.len()).sum();

@@ -1,49 +1,35 @@
 //! A checkpoint from its first phase to its last, of a process and all that are captured with it. All of them stand still before anything is read that another
 //! of them could change, and none goes on before all are forked.
-use super::door::{Doors, Inside, Way};
-use super::find::{self, Survey};
-use super::observe::{Common, Observer, Seen};
+use super::door::{Doors, Inside};
+use super::find::Survey;
+use super::gather::{is_gone, Entry};
+use super::observe::{lock, Child, Common, Observer, Seen};
 use super::record::{self, Recorder};
 use super::shared::Others;
 use super::tree::{self, Kinship};
 use super::{door, explain, opened, sink, Fault, Phase, Step};
-use crate::{After, CaptureOptions, Captured, Door, Error, Kind, Progress, Result};
+use crate::{spread, After, CaptureOptions, Captured, Error, Progress, Result};
 use image::store::{NewCheckpoint, Store};
 use image::v1::files::Files;
 use image::SessionName;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::channel::Listener;
 use sys::tracer::{self, Snapshot};
 
-/// How often newcomers are looked for, or a process that has executed another program is looked at again, before that is given up.
-const MOST_ROUNDS: usize = 200;
-/// How often is looked at a process that seems to be in the way, before the freeze.
-const LOOKS: usize = 10;
-/// How long one that cannot be stopped is met as a newcomer: as long as programs take to be executed.
-const SETTLES: Duration = Duration::from_secs(1);
-
 /// A checkpoint in the making.
 pub(super) struct Run<'a> {
     phase: Phase,
-    attempted: String,
+    pub(super) attempted: String,
     /// The program.
-    root: i32,
+    pub(super) root: i32,
     /// The process that is dealt with: a failure is about that.
-    at: i32,
+    pub(super) at: i32,
     /// It was called in before it was looked at.
-    called: bool,
-    o: &'a CaptureOptions<'a>,
-    doors: BTreeMap<i32, Doors>,
-}
-
-/// How a process is entered.
-struct Entry {
-    way: Way,
-    listener: Listener,
-    /// The way in is known.
-    ready: bool,
+    pub(super) called: bool,
+    pub(super) o: &'a CaptureOptions<'a>,
+    pub(super) doors: BTreeMap<i32, Doors>,
 }
 
 /// A process that is recorded: what is known of it, and where its memory is read.
@@ -79,7 +65,7 @@ impl<'a> Run<'a> {
     }
 
     /// All that belong to it now.
-    fn living(&self) -> Step<Vec<i32>> {
+    pub(super) fn living(&self) -> Step<Vec<i32>> {
         let mut roots = vec![self.root];
         if let Some(others) = self.o.others {
             roots.extend(others()?);
@@ -93,7 +79,7 @@ impl<'a> Run<'a> {
         Ok(all)
     }
 
-    fn knock(&mut self, pid: i32) -> &mut Doors {
+    pub(super) fn knock(&mut self, pid: i32) -> &mut Doors {
         let (o, first) = (self.o, pid == self.root);
         self.doors.entry(pid).or_insert_with(|| Doors::new(o, pid, first))
     }
@@ -111,19 +97,7 @@ impl<'a> Run<'a> {
     fn all(&mut self, store: &Store, name: &SessionName, began: Instant) -> Step<Captured> {
         self.enter(Phase::Find)?;
         let mut others = Others::default();
-        let (mut surveys, mut entries) = self.find()?;
-        self.together(&mut surveys, &mut entries, &mut others)?;
-        for _ in 0..LOOKS {
-            if !self.look_again(&mut surveys, &mut entries)? {
-                break;
-            }
-            self.together(&mut surveys, &mut entries, &mut others)?;
-        }
-        self.shut(&surveys)?;
-        find::refuse(&surveys, false)?;
-        while let Err(e) = self.prepare(&surveys, &mut entries) {
-            self.without_ended(&mut surveys, &mut entries, e)?;
-        }
+        let (mut surveys, mut entries) = self.gather(&mut others)?;
         let incoming = store.begin(name)?;
 
         self.enter(Phase::Freeze)?;
@@ -154,20 +128,13 @@ impl<'a> Run<'a> {
             return self.while_frozen(all, entries, (files, kinship), incoming, began);
         }
         self.enter(Phase::Fork)?;
-        let mut children = Vec::with_capacity(all.len());
-        for ((r, e), adopted) in all.iter_mut().zip(&entries).zip(&adopted) {
-            self.at = r.obs.survey.pid;
-            match r.obs.fork(&e.listener, r.seen.process.subreaper, *adopted)? {
-                Some(child) => children.push(child),
-                None => {
-                    // no child is to be had: copy within the freeze, and say so
-                    drop(children);
-                    all.iter_mut().for_each(|r| r.obs.unseen_unknown());
-                    return self.while_frozen(all, entries, (files, kinship), incoming, began);
-                }
-            }
-        }
+        let Some(children) = self.fork(&mut all, &entries, &adopted)? else {
+            // no child is to be had: copy within the freeze, and say so
+            all.iter_mut().for_each(|r| r.obs.unseen_unknown());
+            return self.while_frozen(all, entries, (files, kinship), incoming, began);
+        };
         self.enter(Phase::Thaw)?;
+        entries.iter_mut().for_each(|e| e.way.let_go());
         let mut pauses = Vec::with_capacity(all.len());
         for (r, e) in all.iter().zip(&mut entries) {
             self.at = r.obs.survey.pid;
@@ -200,164 +167,25 @@ impl<'a> Run<'a> {
         record::publish(records, (files, kinship), incoming, self.o, began)
     }
 
-    /// Looks at all that belong to it.
-    fn find(&mut self) -> Step<(Vec<Survey>, Vec<Entry>)> {
-        let (mut surveys, mut entries) = (Vec::new(), Vec::new());
-        for pid in self.living()? {
-            let mut looked = self.look(pid);
-            for _ in 0..LOOKS {
-                if looked.is_ok() || pid == self.root {
-                    break;
-                }
-                self.doors.remove(&pid);
-                looked = self.look(pid);
-            }
-            if let Some((s, e)) = looked? {
-                surveys.push(s);
-                entries.push(e);
+    /// The snapshot children of all, which they make at the same time; None if one cannot have any.
+    fn fork(&mut self, all: &mut [Recorded<'_>], entries: &[Entry], adopted: &[bool]) -> Step<Option<Vec<Child>>> {
+        let mut asked = Vec::with_capacity(all.len());
+        for (r, adopted) in all.iter_mut().zip(adopted) {
+            self.at = r.obs.survey.pid;
+            match r.obs.ask_for_a_child(r.seen.process.subreaper, *adopted)? {
+                Some(judge) => asked.push(judge),
+                None => break,
             }
         }
-        Ok((surveys, entries))
-    }
-
-    fn together(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, others: &mut Others) -> Result<()> {
-        while let Err(e) = find::together(surveys, others) {
-            self.without_ended(surveys, entries, e)?;
-        }
-        Ok(())
-    }
-
-    /// Looks a second time at those against which there is a reason, but for the program: they may have been about to execute another program, which had no
-    /// agent yet. Whether there were any.
-    fn look_again(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<bool> {
-        let odd: Vec<i32> = surveys.iter().filter(|s| s.pid != self.root && s.is_refused()).map(|s| s.pid).collect();
-        for pid in &odd {
-            self.doors.remove(pid);
-            let looked = self.look(*pid)?;
-            let Some(i) = surveys.iter().position(|s| s.pid == *pid) else { continue };
-            match looked {
-                Some((s, e)) => (surveys[i], entries[i]) = (s, e),
-                None => {
-                    surveys.remove(i);
-                    entries.remove(i);
-                }
+        let (mut children, mut refused) = (Vec::with_capacity(all.len()), asked.len() < all.len());
+        for ((r, e), judge) in all.iter_mut().zip(entries).zip(asked) {
+            self.at = r.obs.survey.pid;
+            match r.obs.child(&e.listener, judge)? {
+                Some(child) => children.push(child),
+                None => refused = true,
             }
         }
-        Ok(!odd.is_empty())
-    }
-
-    /// Looks at one; None: it is not the program, and has ended.
-    fn look(&mut self, pid: i32) -> Step<Option<(Survey, Entry)>> {
-        self.at = pid;
-        let mut looked = || {
-            let doors = self.knock(pid);
-            let (mut way, shut) = (doors.next()?, doors.reasons());
-            let listener = Listener::new()?;
-            self.called |= way.opens();
-            way.open(&listener)?;
-            let s = find::survey(pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
-            Ok((s, Entry { way, listener, ready: false }))
-        };
-        match looked() {
-            // one that is there after all is found again
-            Err(f) if pid != self.root && (is_gone(&f) || sys::procfs::is_ending(pid)) => Ok(None),
-            r => r.map(Some),
-        }
-    }
-
-    /// Finds the ways in that have not been found yet.
-    fn prepare(&mut self, surveys: &[Survey], entries: &mut [Entry]) -> Result<()> {
-        for (s, e) in surveys.iter().zip(entries).filter(|(_, e)| !e.ready) {
-            self.at = s.pid;
-            e.way.prepare(s, &e.listener)?;
-            e.ready = true;
-        }
-        Ok(())
-    }
-
-    /// Something failed: if that may be because a process has ended that is not the program, it is left out.
-    fn without_ended(&self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, e: Error) -> Result<()> {
-        let ended = surveys.iter().position(|s| s.pid != self.root && sys::procfs::is_ending(s.pid)).ok_or(e)?;
-        surveys.remove(ended);
-        entries.remove(ended);
-        Ok(())
-    }
-
-    /// Whether the agent's door turns out to be shut.
-    fn shut(&mut self, surveys: &[Survey]) -> Step<()> {
-        for s in surveys {
-            if let Some(why) = s.shut_to_agent() {
-                self.at = s.pid;
-                return Err(why.into());
-            }
-        }
-        Ok(())
-    }
-
-    /// Stops all, until there is no newcomer.
-    fn freeze(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<Vec<Inside>> {
-        let mut inside: Vec<Inside> = Vec::with_capacity(surveys.len());
-        let mut failed = BTreeMap::new();
-        let mut again = |pid: i32| failed.entry(pid).or_insert_with(Instant::now).elapsed() < SETTLES;
-        for _ in 0..MOST_ROUNDS {
-            while inside.len() < surveys.len() {
-                let i = inside.len();
-                self.at = surveys[i].pid;
-                let Entry { way, listener, .. } = &mut entries[i];
-                let came = way.freeze(&mut surveys[i], listener);
-                match came {
-                    Ok(it) => inside.push(it),
-                    Err(f) if self.at == self.root => return Err(f),
-                    // let go, and looked at as a newcomer: it may be about to end, or to execute a program
-                    Err(f) => {
-                        surveys.remove(i);
-                        entries.remove(i);
-                        self.doors.remove(&self.at);
-                        let changes = matches!(f, Fault::Another(_)) || sys::procfs::is_ending(self.at);
-                        if !changes && !again(self.at) {
-                            return Err(f);
-                        }
-                    }
-                }
-            }
-            let known = |pid: &i32| surveys.iter().any(|s| s.pid == *pid);
-            let newcomers: Vec<i32> = self.living()?.into_iter().filter(|p| !known(p)).collect();
-            if newcomers.is_empty() {
-                self.at = self.root;
-                return Ok(inside);
-            }
-            for pid in newcomers {
-                let (s, e) = match self.look(pid) {
-                    Ok(Some(looked)) => looked,
-                    Ok(None) => continue,
-                    Err(_) if again(pid) => {
-                        self.doors.remove(&pid);
-                        continue;
-                    }
-                    Err(f) => return Err(f),
-                };
-                if let Some(why) = s.shut_to_agent() {
-                    return Err(why.into());
-                }
-                match find::refuse(std::slice::from_ref(&s), false) {
-                    // seen in the middle of executing a program, perhaps
-                    Err(_) if again(pid) => {
-                        self.doors.remove(&pid);
-                        continue;
-                    }
-                    refused => refused?,
-                }
-                surveys.push(s);
-                entries.push(e);
-            }
-            while let Err(e) = self.prepare(surveys, entries) {
-                self.without_ended(surveys, entries, e)?;
-            }
-        }
-        let why = "processes came faster than they could be stopped";
-        let remedy = "all run on as before; checkpoint it when it starts fewer";
-        let what = format!("the processes below PID {}", self.root);
-        Err(Error::new(Kind::Refused, &self.attempted, what, why, remedy).into())
+        Ok(Some(children).filter(|_| !refused))
     }
 
     /// Asks all of them, and looks at what they have open.
@@ -366,7 +194,7 @@ impl<'a> Run<'a> {
         surveys: &'s [Survey],
         inside: Vec<Inside>,
         entries: &[Entry],
-        common: &Rc<Common>,
+        common: &Arc<Common>,
         others: &mut Others,
     ) -> Step<(Vec<Recorded<'s>>, Files)> {
         let mut all = Vec::with_capacity(surveys.len());
@@ -374,17 +202,23 @@ impl<'a> Run<'a> {
             self.at = s.pid;
             all.push(Observer::new(s, inside, common.clone())?);
         }
+        let with: Vec<(&mut Observer<'_>, &Listener)> =
+            all.iter_mut().zip(entries.iter().map(|e| &e.listener)).collect();
+        let said = spread::over(with.into_iter(), |_, (obs, l)| -> Step<_> { Ok((obs.begin()?, obs.listed(l)?)) });
         let (mut begun, mut listed) = (Vec::new(), Vec::new());
-        for (obs, e) in all.iter_mut().zip(entries) {
-            self.at = obs.survey.pid;
-            begun.push(obs.begin()?);
-            listed.push(obs.listed(&e.listener)?);
+        for (s, one) in surveys.iter().zip(said) {
+            self.at = s.pid;
+            if let Some(one) = one {
+                let (its, files) = one?;
+                begun.push(its);
+                listed.push(files);
+            }
         }
         self.at = self.root;
         let members: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
-        let mut opened = opened::join(listed, &common.hands.borrow())?;
-        opened::mark(&mut opened, &members, &common.hands.borrow(), others);
-        let views = Rc::new(std::mem::take(&mut opened.views));
+        let mut opened = opened::join(listed, &lock(&common.hands))?;
+        opened::mark(&mut opened, &members, &lock(&common.hands), others);
+        let views = Arc::new(std::mem::take(&mut opened.views));
         all.iter_mut().for_each(|obs| obs.knows(views.clone()));
         let (mut files, mut reasons) = (Files::default(), Vec::new());
         for v in views.iter() {
@@ -402,7 +236,7 @@ impl<'a> Run<'a> {
         }
         all[0].survey.refuse_for(reasons)?;
         super::unnamed::keep(&mut all, &begun, &mut files)?;
-        files.contents = common.contents.take();
+        files.contents = std::mem::take(&mut *lock(&common.contents));
         let mut recorded = Vec::with_capacity(all.len());
         let own = opened.fds.into_iter().zip(opened.locks);
         for ((mut obs, begun), (fds, locks)) in all.into_iter().zip(begun).zip(own) {
@@ -550,16 +384,6 @@ fn parents_first(surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, inside: Ve
     Ok(sorted)
 }
 
-/// It failed because the process was not there any more, or not yet what it is about to be.
-fn is_gone(f: &Fault) -> bool {
-    match f {
-        Fault::Ours(e) => matches!(e.kind, Kind::TargetDied | Kind::NoSuch),
-        Fault::Sys(e) => matches!(e, sys::Error::Died { .. }) || e.errno() == Some(libc::ESRCH),
-        Fault::Proc(e) => e.is_gone(),
-        _ => false,
-    }
-}
-
 /// Whether each has a reaper among those above it, which a snapshot child would be given to.
 fn adopted(all: &[Recorded<'_>], kinship: &Kinship) -> Vec<bool> {
     let by_pid: BTreeMap<i32, usize> = all.iter().enumerate().map(|(i, r)| (r.seen.process.pid, i)).collect();
@@ -569,33 +393,4 @@ fn adopted(all: &[Recorded<'_>], kinship: &Kinship) -> Vec<bool> {
         std::iter::successors(above(i), |p| above(*p)).take(all.len()).any(|p| all[p].seen.process.subreaper)
     };
     (0..all.len()).map(has).collect()
-}
-
-/// Everything that would make a checkpoint fail, by looking only; what is not kept.
-pub(super) fn preflight(pid: i32, external: &crate::Externals) -> Result<Vec<String>> {
-    let attempted = format!("checkpoint PID {pid}");
-    let mut all = Vec::new();
-    let living = tree::living(&[pid]).map_err(|e| explain(e.into(), &attempted, "find", false))?;
-    for of in if living.is_empty() { vec![pid] } else { living } {
-        let door = if sys::agent::present(of).is_ok() { Door::Agent } else { Door::Attach };
-        let look = |door| find::survey(of, attempted.clone(), external, door, Vec::new());
-        let s = match look(door) {
-            Ok(s) if door == Door::Agent && s.shut_to_agent().is_some() => look(Door::Attach),
-            s => s,
-        };
-        match s {
-            Err(_) if of != pid && sys::procfs::is_ending(of) => {}
-            s => all.push(s?),
-        }
-    }
-    find::together(&mut all, &mut Others::default())?;
-    find::refuse(&all, true)?;
-    for s in all.iter().filter(|s| s.door == Door::Attach) {
-        super::way_in(s, &[0; 8])?;
-    }
-    let said = |s: &Survey| -> Vec<String> {
-        let line = |l: &String| if s.pid == pid { l.clone() } else { format!("PID {}: {l}", s.pid) };
-        s.reported.iter().map(line).collect()
-    };
-    Ok(all.iter().flat_map(said).collect())
 }

@@ -48,14 +48,14 @@ impl Others {
             let mut asked = std::mem::take(&mut self.holders);
             asked.extend(processes(self.newest, newest));
             for other in asked.into_iter().filter(|p| !members.contains(p) && *p != own_pid()) {
-                self.look(other, wanted);
+                self.look(other, members, wanted);
             }
         }
         self.newest = newest;
     }
 
-    /// Notes what one process holds of it.
-    fn look(&mut self, other: i32, wanted: &BTreeSet<Vec<u8>>) {
+    /// Notes what one process holds of it. What was given out as a PID may be a thread's: also one of this process, which read something.
+    fn look(&mut self, other: i32, members: &[i32], wanted: &BTreeSet<Vec<u8>>) {
         for (fd, link) in procfs::fd::links(other).unwrap_or_default() {
             let id = match is_eventfd(&link) {
                 false if link.starts_with(b"/memfd:") => {
@@ -65,9 +65,14 @@ impl Others {
                 true => procfs::fdinfo::read(other, fd).ok().and_then(|i| eventfd(&i)),
             };
             if let Some(id) = id.filter(|i| wanted.contains(i)) {
-                let name = procfs::comm(other).map(|c| c.escape_ascii().to_string()).unwrap_or_default();
-                self.held.entry(id).or_insert(format!("PID {other} ({name})"));
-                self.holders.insert(other);
+                // one that is gone by now holds nothing any more
+                let Ok(status) = procfs::status::read(other) else { return };
+                if status.tgid == own_pid() || members.contains(&status.tgid) {
+                    return;
+                }
+                let name = status.name.escape_ascii().to_string();
+                self.held.entry(id).or_insert(format!("PID {} ({name})", status.tgid));
+                self.holders.insert(status.tgid);
             }
         }
     }
@@ -160,6 +165,24 @@ mod tests {
             others.search(&[own_pid()], &wanted);
             assert_eq!(hold(&others), left, "{:?}", others.held);
         }
+    }
+
+    #[test]
+    fn a_thread_of_ours_is_nobody_else() {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader))).unwrap();
+        let wanted = BTreeSet::from([std::os::unix::ffi::OsStringExt::into_vec(link.into_os_string())]);
+        let (tid, ask) = std::sync::mpsc::channel();
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tid.send(nix::unistd::gettid().as_raw()).unwrap();
+            let _ = wait.recv();
+        });
+        let mut others = Others::default();
+        others.look(ask.recv().unwrap(), &[], &wanted);
+        assert!(others.held.is_empty(), "{:?}", others.held);
+        drop(end);
+        thread.join().unwrap();
     }
 
     #[test]

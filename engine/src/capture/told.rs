@@ -1,7 +1,7 @@
 //! What only a thread itself can be asked: the calls for that, who makes them when, and what the answers say.
 use super::observe::Observer;
 use super::Step;
-use sys::program::{CallId, Out, Program};
+use sys::program::{CallId, Out, Program, Reply};
 use sys::tracer;
 
 /// Threads whose visit is one request.
@@ -91,6 +91,23 @@ impl Told {
     }
 }
 
+/// The questions to the serving thread, and the one after the process's keyring.
+pub(super) struct ServerTold {
+    buf: Out,
+    answers: [CallId; ANSWERS as usize],
+    keyring: CallId,
+}
+
+impl ServerTold {
+    /// Asks them.
+    pub fn ask(p: &mut Program) -> ServerTold {
+        let buf = p.out(tracer::VISIT_BUF as usize);
+        let answers = ask_thread(p, buf);
+        let keyring = p.may(libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID.into(), KEY_PROCESS.into(), 0.into()]);
+        ServerTold { buf, answers, keyring }
+    }
+}
+
 impl Observer<'_> {
     /// What the threads that the agent has parked said as they came in; those that did not make the visit's calls then, make them now.
     pub(super) fn visit(&mut self) -> Step<Vec<Told>> {
@@ -141,15 +158,10 @@ impl Observer<'_> {
     }
 
     /// The visited threads' answers and the serving one's.
-    pub(super) fn server_told(&mut self, mut all: Vec<Told>) -> Step<Vec<Told>> {
-        let mut p = Program::new();
-        let o = p.out(tracer::VISIT_BUF as usize);
-        let answers = ask_thread(&mut p, o);
-        let keyring = p.may(libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID.into(), KEY_PROCESS.into(), 0.into()]);
-        let r = self.channel.run(&p)?;
-        all.push(Told::new(self.entered.server, r.bytes(o).to_vec(), answers.map(|c| r.raw(c))));
-        self.report_threads(&all, r.raw(keyring));
-        Ok(all)
+    pub(super) fn server_told(&mut self, mut all: Vec<Told>, server: ServerTold, r: &Reply) -> Vec<Told> {
+        all.push(Told::new(self.entered.server, r.bytes(server.buf).to_vec(), server.answers.map(|c| r.raw(c))));
+        self.report_threads(&all, r.raw(server.keyring));
+        all
     }
 
     /// What the threads have and a restore cannot bring back; `keyring`: the process's, or -errno.

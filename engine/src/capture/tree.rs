@@ -13,6 +13,8 @@ use sys::program::Program;
 pub(super) struct Kinship {
     /// The parent of each, in the order of the surveys, by its PID in the innermost namespace; 0: it is not among them.
     pub parents: Vec<i32>,
+    /// The same by its PID here, of those who have one among them.
+    above: HashMap<i32, i32>,
     /// Processes that have ended, and that theirs have yet to wait for.
     pub zombies: Vec<Zombie>,
     /// PIDs in the innermost namespace of all that stand still, by those here.
@@ -60,6 +62,7 @@ pub(super) fn kinship(all: &[Survey]) -> Step<Kinship> {
     for s in all {
         let parent = procfs::stat::read(s.pid)?.ppid;
         kinship.parents.push(inner.get(&parent).copied().unwrap_or(0));
+        kinship.above.extend(inner.contains_key(&parent).then_some((s.pid, parent)));
         for child in procfs::children(s.pid)?.into_iter().filter(|c| !inner.contains_key(c)) {
             kinship.zombies.push(zombie(child, s)?);
         }
@@ -101,9 +104,10 @@ const SHARED: [(Resource, &str); 4] = [
 impl Observer<'_> {
     /// What it is to the others: whether it shares what only open files may be, and how its children have ended.
     pub(super) fn related(&mut self, k: &mut Kinship) -> Step<()> {
-        let (inner, parent) = (self.survey.inner_pid(), procfs::stat::read(self.survey.pid)?.ppid);
+        let inner = self.survey.inner_pid();
         // by the numbers that it knows; from outside where that is permitted
-        if let Some(theirs) = k.inner.get(&parent).copied() {
+        let above = k.above.get(&self.survey.pid).and_then(|p| Some((*p, *k.inner.get(p)?)));
+        if let Some((parent, theirs)) = above {
             let mut p = Program::new();
             let mut ask = |what: Resource| {
                 let a = [theirs.into(), inner.into(), (what as i32).into(), 0.into(), 0.into()];

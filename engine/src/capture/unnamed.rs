@@ -1,7 +1,7 @@
 //! Files without a name (memfds, deleted files) that are mapped and that no descriptor leads to: their content is what of them is mapped, by whichever
 //! of the processes that are captured together.
 use super::memory::{is_unnamed, Unnamed};
-use super::observe::Begun;
+use super::observe::{lock, Begun};
 use super::{Observer, Step};
 use crate::{objects, Error, Kind, Reason};
 use image::v1::files::{Content, Files, OpenFile};
@@ -50,7 +50,7 @@ pub(super) fn keep(all: &mut [Observer<'_>], begun: &[Begun], out: &mut Files) -
             None => by_memory(all, &places)?,
         };
         let obs = &mut all[i];
-        let mut contents = obs.common.contents.borrow_mut();
+        let mut contents = lock(&obs.common.contents);
         let content = contents.len() as u32;
         contents.push(known.content);
         drop(contents);
@@ -74,7 +74,7 @@ pub(super) fn keep(all: &mut [Observer<'_>], begun: &[Begun], out: &mut Files) -
             data: data.into(),
             ..OpenFile::default()
         });
-        obs.common.unnamed.borrow_mut().push(Unnamed { ino, path, content });
+        lock(&obs.common.unnamed).push(Unnamed { ino, path, content });
     }
     Ok(())
 }

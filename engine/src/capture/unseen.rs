@@ -48,7 +48,11 @@ impl Observer<'_> {
     /// Where no snapshot child is needed: one to ask, while the target stays frozen.
     pub(super) fn unseen_by_a_child_of_its_own(&mut self, l: &Listener, subreaper: bool, adopted: bool) -> Step<()> {
         let before = self.reported.len();
-        match self.fork(l, subreaper, adopted)? {
+        let child = match self.ask_for_a_child(subreaper, adopted)? {
+            Some(judge) => self.child(l, judge)?,
+            None => None,
+        };
+        match child {
             Some(mut child) => self.unseen(&mut child),
             None => {
                 self.reported.truncate(before);

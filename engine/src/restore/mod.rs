@@ -33,7 +33,7 @@ pub(crate) use build::SPARE_FDS;
 pub(crate) use image::{Image, Tree};
 pub(crate) use sysv::missing as segments_missing;
 
-use crate::{Error, Kind, Progress, RestoreOptions, Restored, Result};
+use crate::{spread, Error, Kind, Progress, RestoreOptions, Restored, Result};
 use ::image::CheckpointHandle;
 
 /// The phases, with the names that errors, logs and fault tests use.
@@ -182,27 +182,27 @@ impl Run<'_> {
         let mut puppets = puppet::Puppets(build::build(&tree, o, checked.pids, &mut notes, &mut |p| self.enter(p))?);
         let all = &mut puppets.0;
         self.enter(Phase::Fill)?;
-        each(all, &tree, &mut notes, |p, image, notes| {
-            place::finish(p, image, self.o, notes)?;
-            fill::tell(p, image, self.o)
+        each(all, &tree, &mut notes, |_, p, image, notes| {
+            place::finish(p, image, o, notes)?;
+            fill::tell(p, image, o)
         })?;
         self.enter(Phase::Files)?;
-        each(all, &tree, &mut notes, |p, image, _| process::places(p, image, self.o))?;
-        let mut made = files::all(all, &tree, self.o, &mut notes)?.into_iter();
+        each(all, &tree, &mut notes, |_, p, image, _| process::places(p, image, o))?;
+        let made = files::all(all, &tree, self.o, &mut notes)?;
         self.enter(Phase::Threads)?;
-        each(all, &tree, &mut notes, |p, image, notes| {
-            process::group(p, image, tree.all[0].process.pgid, self.o, notes)?;
+        each(all, &tree, &mut notes, |i, p, image, notes| {
+            process::group(p, image, tree.all[0].process.pgid, o, notes)?;
             threads::start(p, image)?;
             if p.pids == crate::Pids::Fresh {
                 fresh::settle(p, image)?;
             }
-            files::owners(p, image, &made.next().unwrap_or_default(), notes)?;
+            files::owners(p, image, &made[i], notes)?;
             p.adopt()?;
             process::attributes(p, image, notes)?;
-            agent::tell(p, image, self.o)?;
+            agent::tell(p, image, o)?;
             threads::attributes(p, image, notes)?;
             files::positions(p, image)?;
-            process::last(p, image, self.o, notes)
+            process::last(p, image, o, notes)
         })?;
         self.enter(Phase::Wake)?;
         wake::wake(all, &tree, notes)
@@ -215,18 +215,19 @@ fn named(i: usize, image: &Image<'_>, notes: Vec<String>) -> Vec<String> {
     notes.into_iter().map(line).collect()
 }
 
-/// Does something with each process; what it notes of another than the program names it.
+/// Does something with each process, with several at a time; what it notes of another than the program names it.
 fn each(
     all: &mut [puppet::Puppet],
     tree: &Tree<'_>,
     notes: &mut Vec<String>,
-    mut f: impl FnMut(&mut puppet::Puppet, &Image<'_>, &mut Vec<String>) -> Step<()>,
+    f: impl Fn(usize, &mut puppet::Puppet, &Image<'_>, &mut Vec<String>) -> Step<()> + Sync,
 ) -> Step<()> {
-    for (i, (p, image)) in all.iter_mut().zip(&tree.all).enumerate() {
+    let done = spread::over(all.iter_mut().zip(&tree.all), |i, (p, image)| {
         let mut own = Vec::new();
-        let done = f(p, image, &mut own);
-        notes.extend(named(i, image, own));
-        done?;
+        f(i, p, image, &mut own).map(|()| named(i, image, own))
+    });
+    for of_one in done.into_iter().flatten() {
+        notes.extend(of_one?);
     }
     Ok(())
 }

@@ -406,14 +406,11 @@ impl<'a, 't> Nursery<'a, 't> {
         }
         let init = self.base.as_mut().and_then(|b| b.init.take());
         others.extend(init.iter().flat_map(|i| i.numbers));
+        others.sort_unstable();
         let mut puppets = Vec::with_capacity(tracers.len());
         self.as_wanted()?;
         for (mut puppet, tracer) in std::mem::take(&mut self.born).into_iter().flatten().zip(tracers) {
-            let mut p = Program::new();
-            for other in others.iter().filter(|s| **s != puppet.sock) {
-                p.may(libc::SYS_close, &[(*other).into()]);
-            }
-            puppet.run(&p)?;
+            puppet.run(&closing(others.iter().copied().filter(|s| *s != puppet.sock)))?;
             puppet.tracer = Some(tracer);
             puppet.ids = ids.clone();
             puppets.push(puppet);
@@ -438,6 +435,22 @@ pub struct Helper {
     sock: usize,
     /// Who has borne it; None: what bears those without parents.
     parent: Option<usize>,
+}
+
+/// Closes these descriptors, ascending: those that follow each other in one call.
+fn closing(fds: impl Iterator<Item = i32>) -> Program {
+    let mut ranges: Vec<(i32, i32)> = Vec::new();
+    for fd in fds {
+        match ranges.last_mut().filter(|r| r.1 + 1 == fd) {
+            Some(range) => range.1 = fd,
+            None => ranges.push((fd, fd)),
+        }
+    }
+    let mut p = Program::new();
+    for (first, last) in ranges {
+        p.may(libc::SYS_close_range, &[first.into(), last.into(), Imm(0)]);
+    }
+    p
 }
 
 fn is_taken(r: &sys::Result<i32>) -> bool {

@@ -118,23 +118,47 @@ impl From<Absent> for Shut {
     }
 }
 
-/// Calls all threads of a process in. `uid`: its user, as which it connects. `patience`: how long a thread that blocks the signal is looked at before
-/// anybody is called. `visit`: what is asked of each as it comes in.
-pub fn freeze(
+/// A process one of whose threads has been called: it may have come by now, and stands still then. Who drops this closes the listener, too: to whom
+/// comes later nobody listens, and it goes on.
+#[derive(Debug)]
+pub struct Called {
     pid: i32,
-    uid: u32,
-    l: &Listener,
-    patience: Duration,
-    visit: &mut Visit<'_>,
-) -> std::result::Result<Quiesced, Shut> {
+    filters: u32,
+    seen: BTreeMap<i32, Doing>,
+    blocking: BTreeSet<i32>,
+    first: First,
+}
+
+/// Whom to call first, and who of them has been called.
+#[derive(Debug)]
+struct First {
+    order: Vec<i32>,
+    slots: i32,
+    /// Its index.
+    called: Option<usize>,
+    since: Instant,
+}
+
+/// Looks at a process, and calls the first of its threads, without waiting for it: [`freeze`] has to follow. `patience`: how long a thread that blocks the
+/// signal is looked at before anybody is called.
+pub fn call(pid: i32, l: &Listener, patience: Duration) -> std::result::Result<Called, Shut> {
     fault::target(pid);
     let filters = look::present(pid)?;
     let (seen, blocking) = look_at_all(pid, None, patience)?;
-    let call = Call { pid, nonce: l.key(), filters, seen: &seen };
     // rather one that did not block it a moment ago, and one that stays
     let mut order: Vec<i32> = seen.keys().copied().collect();
     order.sort_by_key(|t| (blocking.contains(t), *t != pid));
-    let mut q = call_first(&call, order.into_iter(), code_serve(), uid, l)?;
+    let mut first = First::new(pid, order)?;
+    first.call_next(&Call { pid, nonce: l.key(), filters, seen: &seen }, code_serve())?;
+    Ok(Called { pid, filters, seen, blocking, first })
+}
+
+/// Calls all threads of a process in. `uid`: its user, as which it connects. `visit`: what is asked of each as it comes in.
+pub fn freeze(called: Called, uid: u32, l: &Listener, visit: &mut Visit<'_>) -> std::result::Result<Quiesced, Shut> {
+    let Called { pid, filters, seen, blocking, first } = called;
+    fault::target(pid);
+    let call = Call { pid, nonce: l.key(), filters, seen: &seen };
+    let mut q = first.come(&call, code_serve(), uid, l)?;
     match q.call_all(&call, &blocking, visit) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
@@ -160,7 +184,7 @@ pub fn open(pid: i32, uid: u32, l: &Listener, patience: Duration) -> std::result
     };
     let nothing = BTreeMap::new();
     let call = Call { pid, nonce: l.key(), filters: 0, seen: &nothing };
-    let mut q = call_first(&call, first, code_open(), uid, l)?;
+    let mut q = First::new(pid, first.collect())?.come(&call, code_open(), uid, l)?;
     if RemoteMem::open(pid).is_err() {
         let why = other("it cannot be looked into, and not because it is not dumpable");
         return Err(Shut { why, pause: q.release() });
@@ -168,41 +192,60 @@ pub fn open(pid: i32, uid: u32, l: &Listener, patience: Duration) -> std::result
     Ok(q)
 }
 
-/// Calls in the first of these that does not end before it comes (with all signals blocked, as libc ends a thread).
-fn call_first(
-    call: &Call<'_>,
-    tids: impl Iterator<Item = i32>,
-    code: i32,
-    uid: u32,
-    l: &Listener,
-) -> std::result::Result<Quiesced, Shut> {
-    let pid = call.pid;
-    let ended = |tid: i32| procfs::stat::read_task(pid, tid).map_or_else(|e| e.is_gone(), |s| s.state.is_ended());
-    let slots = (procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS) as i32;
-    let since = Instant::now();
-    for server in tids {
-        if ended(server) || !call.send(server, code, slots).map_err(other)? {
-            continue;
-        }
-        let sock = loop {
-            let came = l.accept_within(pid, uid, None, Duration::from_millis(LOOK.into())).map_err(other)?;
-            match came {
-                Some((sock, _)) => break Some(sock),
-                None if ended(server) => break None,
-                None if look::is_dispatched(pid) => return Err(Absent::Dispatched.into()),
-                None if since.elapsed() > LIMIT => return Err(late(pid, server).into()),
-                None => {}
-            }
-        };
-        let Some(sock) = sock else { continue };
-        let (arrived, filters) = (BTreeMap::new(), call.filters);
-        let mut q = Quiesced { sock, pid, server, arrived, answers: None, slots, filters, since };
-        return match q.take(&mut BTreeSet::from([server]), LIMIT, &mut |_| ()) {
-            Ok(()) => Ok(q),
-            Err(why) => Err(Shut { why, pause: q.release() }),
-        };
+/// A thread has ended, or is gone.
+fn ended(pid: i32, tid: i32) -> bool {
+    procfs::stat::read_task(pid, tid).map_or_else(|e| e.is_gone(), |s| s.state.is_ended())
+}
+
+impl First {
+    fn new(pid: i32, order: Vec<i32>) -> Way<First> {
+        let slots = (procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS) as i32;
+        Ok(First { order, slots, called: None, since: Instant::now() })
     }
-    Err(Absent::Blocks(pid).into())
+
+    /// Calls the next one that has not ended (with all signals blocked, as libc ends a thread).
+    fn call_next(&mut self, call: &Call<'_>, code: i32) -> Way<()> {
+        for i in self.called.map_or(0, |i| i + 1)..self.order.len() {
+            self.called = Some(i);
+            if !ended(call.pid, self.order[i]) && call.send(self.order[i], code, self.slots).map_err(other)? {
+                return Ok(());
+            }
+        }
+        Err(Absent::Blocks(call.pid))
+    }
+
+    /// Waits for the one that was called, or calls it; if it ends before it comes, the next one.
+    fn come(mut self, call: &Call<'_>, code: i32, uid: u32, l: &Listener) -> std::result::Result<Quiesced, Shut> {
+        let (pid, since, slots) = (call.pid, self.since, self.slots);
+        if self.called.is_none() {
+            self.call_next(call, code)?;
+        }
+        loop {
+            let Some(server) = self.called.and_then(|i| self.order.get(i)).copied() else {
+                return Err(Absent::Blocks(pid).into());
+            };
+            let sock = loop {
+                let came = l.accept_within(pid, uid, None, Duration::from_millis(LOOK.into())).map_err(other)?;
+                match came {
+                    Some((sock, _)) => break Some(sock),
+                    None if ended(pid, server) => break None,
+                    None if look::is_dispatched(pid) => return Err(Absent::Dispatched.into()),
+                    None if since.elapsed() > LIMIT => return Err(late(pid, server).into()),
+                    None => {}
+                }
+            };
+            let Some(sock) = sock else {
+                self.call_next(call, code)?;
+                continue;
+            };
+            let (arrived, filters) = (BTreeMap::new(), call.filters);
+            let mut q = Quiesced { sock, pid, server, arrived, answers: None, slots, filters, since };
+            return match q.take(&mut BTreeSet::from([server]), LIMIT, &mut |_| ()) {
+                Ok(()) => Ok(q),
+                Err(why) => Err(Shut { why, pause: q.release() }),
+            };
+        }
+    }
 }
 
 /// Why a thread that was called has not come.
@@ -288,7 +331,9 @@ impl Quiesced {
 
     fn call_all(&mut self, call: &Call<'_>, blocking: &BTreeSet<i32>, visit: &mut Visit<'_>) -> Way<()> {
         let mut channel = self.channel().map_err(other)?;
-        self.answers = visit.calls.and_then(|calls| Answers::prepare(&mut channel, calls));
+        // one that is alone is the serving one; should another come yet, it is asked later
+        let calls = visit.calls.filter(|_| call.seen.len() > 1);
+        self.answers = calls.and_then(|calls| Answers::prepare(&mut channel, calls));
         let heed = &mut *visit.heed;
         let long: Vec<i32> = blocking.iter().copied().filter(|t| !self.arrived.contains_key(t)).collect();
         self.call_some(call, long.into_iter(), PATIENCE, heed)?;
@@ -398,9 +443,14 @@ impl Quiesced {
         self.arrived.get(&self.server).map_or((0, 0, -1), |a| (a.base, a.len, a.sock))
     }
 
+    /// Lets everyone go, without waiting for that: [`Quiesced::release`] has to follow.
+    pub fn let_go(&mut self) {
+        let _ = self.sock.shutdown(std::net::Shutdown::Write);
+    }
+
     /// Lets everyone go; the pause, until all have gone.
     pub fn release(&mut self) -> Duration {
-        let _ = self.sock.shutdown(std::net::Shutdown::Write);
+        self.let_go();
         // it closes its end before it releases anybody, so that the program never runs with that descriptor
         let mut rest = [0; 64];
         while matches!(self.sock.read(&mut rest), Ok(n) if n > 0) {}

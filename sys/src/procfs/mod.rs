@@ -207,7 +207,9 @@ pub(crate) fn path_of(pid: Pid, name: &str) -> PathBuf {
 /// The whole of a file that has no size: 64 KiB at first, so that most take two reads.
 pub(crate) fn read_path(path: &Path) -> Result<Vec<u8>> {
     let mut data = Vec::with_capacity(64 << 10);
-    File::open(path).and_then(|mut file| file.read_to_end(&mut data)).map_err(|e| ReadError::io("read", path, e))?;
+    // bounded by nothing, but so that nobody asks it for a size and a position first, which it has not
+    let all = |file: File| file.take(u64::MAX).read_to_end(&mut data);
+    File::open(path).and_then(all).map_err(|e| ReadError::io("read", path, e))?;
     Ok(data)
 }
 

@@ -9,8 +9,8 @@ pub mod needs;
 pub use kept::{begun, kept, Kept, Unknown};
 
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 /// linux/seccomp.h
 pub const FLAG_TSYNC: u32 = 1;
@@ -61,18 +61,24 @@ pub fn verdict(filters: &[Filter], nr: i64, args: &Args) -> Verdict {
 }
 
 /// Whether the filters of a process let a call of ours through.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Judge {
     filters: Vec<Filter>,
     suspended: bool,
-    known: RefCell<BTreeMap<(i64, Args), Verdict>>,
+    known: Mutex<BTreeMap<(i64, Args), Verdict>>,
+}
+
+impl Clone for Judge {
+    fn clone(&self) -> Judge {
+        Judge::new(self.filters.clone(), self.suspended)
+    }
 }
 
 impl Judge {
     /// Of these filters. `suspended`: a tracer keeps them off (PTRACE_O_SUSPEND_SECCOMP). Should it be killed meanwhile, they are there again: then
     /// a call of ours may fail, but must not kill.
     pub fn new(filters: Vec<Filter>, suspended: bool) -> Judge {
-        Judge { filters, suspended, known: RefCell::default() }
+        Judge { filters, suspended, known: Mutex::default() }
     }
 
     /// For a process that has the same filters and no tracer.
@@ -94,7 +100,7 @@ impl Judge {
         if self.filters.is_empty() {
             return true;
         }
-        let mut known = self.known.borrow_mut();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let v = *known.entry((nr, *args)).or_insert_with(|| verdict(&self.filters, nr, args));
         v == Verdict::Allowed || self.suspended && v == Verdict::Fails
     }

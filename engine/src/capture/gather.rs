@@ -1,0 +1,245 @@
+//! Phases find and freeze, of all that are captured together: who belongs to them, by which ways they are entered, and that none of them is missing when all stand still.
+use super::door::{Inside, Way};
+use super::find::{self, Survey};
+use super::run::Run;
+use super::shared::Others;
+use super::{Fault, Step};
+use crate::{Error, Kind, Result};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use sys::channel::Listener;
+
+/// How often newcomers are looked for, or a process that has executed another program is looked at again, before that is given up.
+const MOST_ROUNDS: usize = 200;
+/// How many are called before the first of them is waited for.
+const AHEAD: usize = 16;
+/// How often is looked at a process that seems to be in the way, before the freeze.
+const LOOKS: usize = 10;
+/// How long one that cannot be stopped is met as a newcomer: as long as programs take to be executed.
+const SETTLES: Duration = Duration::from_secs(1);
+
+/// How a process is entered.
+pub(super) struct Entry {
+    pub way: Way,
+    pub listener: Listener,
+    /// The way in is known.
+    ready: bool,
+}
+
+impl Entry {
+    /// Finds the way in.
+    fn prepare(&mut self, s: &Survey) -> Result<()> {
+        self.way.prepare(s, &self.listener)?;
+        self.ready = true;
+        Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// All that belong to it, against none of which there is a certain reason, and the ways in.
+    pub(super) fn gather(&mut self, others: &mut Others) -> Step<(Vec<Survey>, Vec<Entry>)> {
+        let (mut surveys, mut entries) = self.find()?;
+        self.together(&mut surveys, &mut entries, others)?;
+        for _ in 0..LOOKS {
+            if !self.look_again(&mut surveys, &mut entries)? {
+                break;
+            }
+            self.together(&mut surveys, &mut entries, others)?;
+        }
+        self.shut(&surveys)?;
+        find::refuse(&surveys, false)?;
+        self.ready(&mut surveys, &mut entries, others)?;
+        Ok((surveys, entries))
+    }
+
+    /// Looks at all that belong to it.
+    fn find(&mut self) -> Step<(Vec<Survey>, Vec<Entry>)> {
+        let (mut surveys, mut entries) = (Vec::new(), Vec::new());
+        for pid in self.living()? {
+            let mut looked = self.look(pid);
+            for _ in 0..LOOKS {
+                if looked.is_ok() || pid == self.root {
+                    break;
+                }
+                self.doors.remove(&pid);
+                looked = self.look(pid);
+            }
+            if let Some((s, e)) = looked? {
+                surveys.push(s);
+                entries.push(e);
+            }
+        }
+        Ok((surveys, entries))
+    }
+
+    fn together(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, others: &mut Others) -> Result<()> {
+        while let Err(e) = find::together(surveys, others) {
+            self.without_ended(surveys, entries, e)?;
+        }
+        Ok(())
+    }
+
+    /// Looks a second time at those against which there is a reason, but for the program: they may have been about to execute another program, which had no
+    /// agent yet. Whether there were any.
+    fn look_again(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<bool> {
+        let odd: Vec<i32> = surveys.iter().filter(|s| s.pid != self.root && s.is_refused()).map(|s| s.pid).collect();
+        for pid in &odd {
+            self.renew(*pid, surveys, entries)?;
+        }
+        Ok(!odd.is_empty())
+    }
+
+    /// Looks again at one that is no program: it takes its place, or is left out if it has ended.
+    fn renew(&mut self, pid: i32, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<()> {
+        self.doors.remove(&pid);
+        let looked = self.look(pid)?;
+        let Some(i) = surveys.iter().position(|s| s.pid == pid) else { return Ok(()) };
+        match looked {
+            Some((s, e)) => (surveys[i], entries[i]) = (s, e),
+            None => {
+                surveys.remove(i);
+                entries.remove(i);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at one; None: it is not the program, and has ended.
+    fn look(&mut self, pid: i32) -> Step<Option<(Survey, Entry)>> {
+        self.at = pid;
+        let mut looked = || {
+            let doors = self.knock(pid);
+            let (mut way, shut) = (doors.next()?, doors.reasons());
+            let listener = Listener::new()?;
+            self.called |= way.opens();
+            way.open(&listener)?;
+            let s = find::survey(pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
+            Ok((s, Entry { way, listener, ready: false }))
+        };
+        match looked() {
+            // one that is there after all is found again
+            Err(f) if pid != self.root && (is_gone(&f) || sys::procfs::is_ending(pid)) => Ok(None),
+            r => r.map(Some),
+        }
+    }
+
+    /// Finds the ways in. One that cannot be found may be of a process that ends, or that is about to execute another program: it is looked at again.
+    fn ready(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, others: &mut Others) -> Step<()> {
+        let began = Instant::now();
+        while let Err(e) = self.prepare(surveys, entries) {
+            if self.at == self.root || began.elapsed() > SETTLES && !sys::procfs::is_ending(self.at) {
+                return Err(e.into());
+            }
+            self.renew(self.at, surveys, entries)?;
+            self.together(surveys, entries, others)?;
+            find::refuse(surveys, false)?;
+        }
+        Ok(())
+    }
+
+    /// Finds the ways in that have not been found yet.
+    fn prepare(&mut self, surveys: &[Survey], entries: &mut [Entry]) -> Result<()> {
+        for (s, e) in surveys.iter().zip(entries).filter(|(_, e)| !e.ready) {
+            self.at = s.pid;
+            e.prepare(s)?;
+        }
+        Ok(())
+    }
+
+    /// Something failed: if that may be because a process has ended that is not the program, it is left out.
+    fn without_ended(&self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, e: Error) -> Result<()> {
+        let ended = surveys.iter().position(|s| s.pid != self.root && sys::procfs::is_ending(s.pid)).ok_or(e)?;
+        surveys.remove(ended);
+        entries.remove(ended);
+        Ok(())
+    }
+
+    /// Whether the agent's door turns out to be shut.
+    fn shut(&mut self, surveys: &[Survey]) -> Step<()> {
+        for s in surveys {
+            if let Some(why) = s.shut_to_agent() {
+                self.at = s.pid;
+                return Err(why.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all, until there is no newcomer.
+    pub(super) fn freeze(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<Vec<Inside>> {
+        let mut inside: Vec<Inside> = Vec::with_capacity(surveys.len());
+        let mut failed = BTreeMap::new();
+        let mut again = |pid: i32| failed.entry(pid).or_insert_with(Instant::now).elapsed() < SETTLES;
+        for _ in 0..MOST_ROUNDS {
+            while inside.len() < surveys.len() {
+                let i = inside.len();
+                for e in entries.iter_mut().skip(i).take(if i == 0 { 1 } else { AHEAD }) {
+                    e.way.call(&e.listener);
+                }
+                self.at = surveys[i].pid;
+                let Entry { way, listener, .. } = &mut entries[i];
+                let came = way.freeze(&mut surveys[i], listener);
+                match came {
+                    Ok(it) => inside.push(it),
+                    Err(f) if self.at == self.root => return Err(f),
+                    // let go, and looked at as a newcomer: it may be about to end, or to execute a program
+                    Err(f) => {
+                        // until it has left: or it would be found leaving
+                        entries[i].way.part();
+                        surveys.remove(i);
+                        entries.remove(i);
+                        self.doors.remove(&self.at);
+                        let changes = matches!(f, Fault::Another(_)) || sys::procfs::is_ending(self.at);
+                        if !changes && !again(self.at) {
+                            return Err(f);
+                        }
+                    }
+                }
+            }
+            let known = |pid: &i32| surveys.iter().any(|s| s.pid == *pid);
+            let newcomers: Vec<i32> = self.living()?.into_iter().filter(|p| !known(p)).collect();
+            if newcomers.is_empty() {
+                self.at = self.root;
+                return Ok(inside);
+            }
+            for pid in newcomers {
+                let (s, mut e) = match self.look(pid) {
+                    Ok(Some(looked)) => looked,
+                    Ok(None) => continue,
+                    Err(_) if again(pid) => {
+                        self.doors.remove(&pid);
+                        continue;
+                    }
+                    Err(f) => return Err(f),
+                };
+                if let Some(why) = s.shut_to_agent() {
+                    return Err(why.into());
+                }
+                match find::refuse(std::slice::from_ref(&s), false).and_then(|()| e.prepare(&s)) {
+                    // seen in the middle of executing a program, perhaps, or of its end
+                    Err(_) if again(pid) || sys::procfs::is_ending(pid) => {
+                        self.doors.remove(&pid);
+                        continue;
+                    }
+                    fit => fit?,
+                }
+                surveys.push(s);
+                entries.push(e);
+            }
+        }
+        let why = "processes came faster than they could be stopped";
+        let remedy = "all run on as before; checkpoint it when it starts fewer";
+        let what = format!("the processes below PID {}", self.root);
+        Err(Error::new(Kind::Refused, &self.attempted, what, why, remedy).into())
+    }
+}
+
+/// It failed because the process was not there any more, or not yet what it is about to be.
+pub(super) fn is_gone(f: &Fault) -> bool {
+    match f {
+        Fault::Ours(e) => matches!(e.kind, Kind::TargetDied | Kind::NoSuch),
+        Fault::Sys(e) => matches!(e, sys::Error::Died { .. }) || e.errno() == Some(libc::ESRCH),
+        Fault::Proc(e) => e.is_gone(),
+        _ => false,
+    }
+}

@@ -1,0 +1,34 @@
+//! What would make a checkpoint fail, by looking only.
+use super::find::{self, Survey};
+use super::shared::Others;
+use super::{explain, tree};
+use crate::{Door, Result};
+
+/// Looks at a process and all below it; gives what is not kept.
+pub(super) fn preflight(pid: i32, external: &crate::Externals) -> Result<Vec<String>> {
+    let attempted = format!("checkpoint PID {pid}");
+    let mut all = Vec::new();
+    let living = tree::living(&[pid]).map_err(|e| explain(e.into(), &attempted, "find", false))?;
+    for of in if living.is_empty() { vec![pid] } else { living } {
+        let door = if sys::agent::present(of).is_ok() { Door::Agent } else { Door::Attach };
+        let look = |door| find::survey(of, attempted.clone(), external, door, Vec::new());
+        let s = match look(door) {
+            Ok(s) if door == Door::Agent && s.shut_to_agent().is_some() => look(Door::Attach),
+            s => s,
+        };
+        match s {
+            Err(_) if of != pid && sys::procfs::is_ending(of) => {}
+            s => all.push(s?),
+        }
+    }
+    find::together(&mut all, &mut Others::default())?;
+    find::refuse(&all, true)?;
+    for s in all.iter().filter(|s| s.door == Door::Attach) {
+        super::way_in(s, &[0; 8])?;
+    }
+    let said = |s: &Survey| -> Vec<String> {
+        let line = |l: &String| if s.pid == pid { l.clone() } else { format!("PID {}: {l}", s.pid) };
+        s.reported.iter().map(line).collect()
+    };
+    Ok(all.iter().flat_map(said).collect())
+}
