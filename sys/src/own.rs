@@ -4,8 +4,9 @@ use crate::probe;
 /// How many layers of Landlock its credentials have room for, at most `most`; None: the kernel has no Landlock. Tried in a
 /// child, as what is entered cannot be left, and once: this process enters none.
 pub fn landlock_layers_free(most: usize) -> Option<usize> {
-    static FREE: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
-    *FREE.get_or_init(|| try_landlock(most))
+    static FREE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    // not known today is no answer for tomorrow
+    FREE.get().copied().or_else(|| try_landlock(most).map(|n| *FREE.get_or_init(|| n)))
 }
 
 fn try_landlock(most: usize) -> Option<usize> {

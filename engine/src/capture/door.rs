@@ -132,14 +132,8 @@ impl Doors {
 pub(super) enum Way {
     /// By ptrace.
     Attach { tracer: Tracer, plan: Option<EntryPlan> },
-    /// By its agent. `called`: one of its threads has been, or why that cannot be done.
-    Agent {
-        pid: i32,
-        patience: Duration,
-        hidden: bool,
-        called: Option<std::result::Result<Called, Shut>>,
-        inside: Option<Quiesced>,
-    },
+    /// By its agent. `called`: its thread has been, ahead of its turn.
+    Agent { pid: i32, patience: Duration, hidden: bool, called: Option<Called>, inside: Option<Quiesced> },
 }
 
 /// What is inside a target.
@@ -196,10 +190,12 @@ impl Way {
         Ok(())
     }
 
-    /// Calls it, where that needs no waiting, so that it comes in while others are dealt with; [`Way::freeze`] has to follow.
-    pub fn call(&mut self, l: &Listener) {
-        if let Way::Agent { pid, patience, called: called @ None, inside: None, .. } = self {
-            *called = Some(sys::agent::call(*pid, l, *patience));
+    /// Calls it, where that needs no waiting, so that it comes in while others are dealt with; [`Way::freeze`] has to follow. Not one that shares its
+    /// memory with its parent, which may wait for it (vfork), and would not come in before it goes on.
+    pub fn call_ahead(&mut self, s: &Survey, l: &Listener) {
+        if let Way::Agent { pid, called: called @ None, inside: None, .. } = self {
+            let own = sys::kcmp::shares(s.stat.ppid, *pid, Resource::Vm).is_ok_and(|shares| !shares);
+            *called = own.then(|| sys::agent::call_ahead(*pid, l)).flatten();
         }
     }
 
@@ -224,8 +220,11 @@ impl Way {
                     Some(q) => q.call_others(l, *patience, &mut visit)?,
                     None => {
                         let uid = s.status.uid.effective;
-                        let called = called.take().unwrap_or_else(|| sys::agent::call(s.pid, l, *patience))?;
-                        *inside = Some(sys::agent::freeze(called, uid, l, &mut visit)?)
+                        let called = match called.take() {
+                            Some(called) => called,
+                            None => sys::agent::call(s.pid, l, *patience)?,
+                        };
+                        *inside = Some(sys::agent::freeze(called, uid, l, *patience, &mut visit)?)
                     }
                 }
                 let Some(q) = inside else { return Err(nothing_frozen().into()) };
@@ -242,7 +241,7 @@ impl Way {
     /// It could not be frozen: if its agent is inside, it is let go, and has left when this returns.
     pub fn part(&mut self) {
         if let Way::Agent { inside: Some(q), .. } = self {
-            q.release();
+            q.part();
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use sys::channel::Listener;
+use sys::procfs;
 
 /// How often newcomers are looked for, or a process that has executed another program is looked at again, before that is given up.
 const MOST_ROUNDS: usize = 200;
@@ -118,21 +119,23 @@ impl Run<'_> {
         };
         match looked() {
             // one that is there after all is found again
-            Err(f) if pid != self.root && (is_gone(&f) || sys::procfs::is_ending(pid)) => Ok(None),
+            Err(f) if pid != self.root && (is_gone(&f) || procfs::is_ending(pid)) => Ok(None),
             r => r.map(Some),
         }
     }
 
     /// Finds the ways in. One that cannot be found may be of a process that ends, or that is about to execute another program: it is looked at again.
     fn ready(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, others: &mut Others) -> Step<()> {
-        let began = Instant::now();
-        while let Err(e) = self.prepare(surveys, entries) {
-            if self.at == self.root || began.elapsed() > SETTLES && !sys::procfs::is_ending(self.at) {
+        let mut failed = BTreeMap::new();
+        while let Err(e) = self.prepare(surveys, entries).and_then(|()| find::refuse(surveys, false)) {
+            self.at = surveys.iter().find(|s| s.is_refused()).map_or(self.at, |s| s.pid);
+            let long = failed.entry(self.at).or_insert_with(Instant::now).elapsed() > SETTLES;
+            if self.at == self.root || long && !procfs::is_ending(self.at) {
                 return Err(e.into());
             }
             self.renew(self.at, surveys, entries)?;
             self.together(surveys, entries, others)?;
-            find::refuse(surveys, false)?;
+            glance();
         }
         Ok(())
     }
@@ -148,7 +151,7 @@ impl Run<'_> {
 
     /// Something failed: if that may be because a process has ended that is not the program, it is left out.
     fn without_ended(&self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, e: Error) -> Result<()> {
-        let ended = surveys.iter().position(|s| s.pid != self.root && sys::procfs::is_ending(s.pid)).ok_or(e)?;
+        let ended = surveys.iter().position(|s| s.pid != self.root && procfs::is_ending(s.pid)).ok_or(e)?;
         surveys.remove(ended);
         entries.remove(ended);
         Ok(())
@@ -170,11 +173,13 @@ impl Run<'_> {
         let mut inside: Vec<Inside> = Vec::with_capacity(surveys.len());
         let mut failed = BTreeMap::new();
         let mut again = |pid: i32| failed.entry(pid).or_insert_with(Instant::now).elapsed() < SETTLES;
+        let mut unfit = None;
         for _ in 0..MOST_ROUNDS {
             while inside.len() < surveys.len() {
                 let i = inside.len();
-                for e in entries.iter_mut().skip(i).take(if i == 0 { 1 } else { AHEAD }) {
-                    e.way.call(&e.listener);
+                let ahead = if i == 0 { 0 } else { AHEAD };
+                for (s, e) in surveys.iter().zip(entries.iter_mut()).skip(i + 1).take(ahead) {
+                    e.way.call_ahead(s, &e.listener);
                 }
                 self.at = surveys[i].pid;
                 let Entry { way, listener, .. } = &mut entries[i];
@@ -189,7 +194,7 @@ impl Run<'_> {
                         surveys.remove(i);
                         entries.remove(i);
                         self.doors.remove(&self.at);
-                        let changes = matches!(f, Fault::Another(_)) || sys::procfs::is_ending(self.at);
+                        let changes = matches!(f, Fault::Another(_)) || procfs::is_ending(self.at);
                         if !changes && !again(self.at) {
                             return Err(f);
                         }
@@ -202,6 +207,7 @@ impl Run<'_> {
                 self.at = self.root;
                 return Ok(inside);
             }
+            let before = surveys.len();
             for pid in newcomers {
                 let (s, mut e) = match self.look(pid) {
                     Ok(Some(looked)) => looked,
@@ -217,8 +223,9 @@ impl Run<'_> {
                 }
                 match find::refuse(std::slice::from_ref(&s), false).and_then(|()| e.prepare(&s)) {
                     // seen in the middle of executing a program, perhaps, or of its end
-                    Err(_) if again(pid) || sys::procfs::is_ending(pid) => {
+                    Err(e) if again(pid) || procfs::is_ending(pid) => {
                         self.doors.remove(&pid);
+                        unfit = Some((pid, e));
                         continue;
                     }
                     fit => fit?,
@@ -226,6 +233,12 @@ impl Run<'_> {
                 surveys.push(s);
                 entries.push(e);
             }
+            if surveys.len() == before {
+                glance();
+            }
+        }
+        if let Some((_, e)) = unfit.filter(|(pid, _)| procfs::pid_exists(*pid)) {
+            return Err(e.into());
         }
         let why = "processes came faster than they could be stopped";
         let remedy = "all run on as before; checkpoint it when it starts fewer";
@@ -242,4 +255,9 @@ pub(super) fn is_gone(f: &Fault) -> bool {
         Fault::Proc(e) => e.is_gone(),
         _ => false,
     }
+}
+
+/// Until the next look at one that may be about to execute a program.
+fn glance() {
+    let _ = nix::poll::poll(&mut [], nix::poll::PollTimeout::from(2u8));
 }

@@ -85,7 +85,7 @@ impl Hands {
     }
 }
 
-/// Nothing that these guard is left half done by a panic.
+/// A panic while it is held goes on where its thread is waited for.
 pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -190,12 +190,17 @@ impl Run<'_> {
         each(all, &tree, &mut notes, |_, p, image, _| process::places(p, image, o))?;
         let made = files::all(all, &tree, self.o, &mut notes)?;
         self.enter(Phase::Threads)?;
-        each(all, &tree, &mut notes, |i, p, image, notes| {
-            process::group(p, image, tree.all[0].process.pgid, o, notes)?;
+        // one after the other, while this process has no threads: they have numbers, too; and an open file's owner may be a thread of any
+        for (i, (p, image)) in all.iter_mut().zip(&tree.all).enumerate() {
+            let mut own = Vec::new();
+            process::group(p, image, tree.all[0].process.pgid, o, &mut own)?;
+            notes.extend(named(i, image, own));
             threads::start(p, image)?;
             if p.pids == crate::Pids::Fresh {
                 fresh::settle(p, image)?;
             }
+        }
+        each(all, &tree, &mut notes, |i, p, image, notes| {
             files::owners(p, image, &made[i], notes)?;
             p.adopt()?;
             process::attributes(p, image, notes)?;

@@ -6,6 +6,7 @@ use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags};
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 /// Descriptors in one message (SCM_MAX_FD is 253).
 const AT_ONCE: usize = 200;
@@ -17,8 +18,11 @@ pub struct Copies(BTreeMap<i32, OwnedFd>);
 impl Copies {
     /// Fetches all of `fds` from the process that serves `channel`, of user `uid`.
     pub fn fetch(channel: &mut Channel, l: &Listener, uid: u32, fds: &[i32]) -> Result<Copies> {
+        // what is in flight is counted by user, against the limit of the one that sends (unix(7), ETOOMANYREFS): one message at a time
+        static IN_FLIGHT: Mutex<()> = Mutex::new(());
         let mut all = BTreeMap::new();
         for some in fds.chunks(AT_ONCE) {
+            let _one = IN_FLIGHT.lock().unwrap_or_else(PoisonError::into_inner);
             channel.run_all(&passing(l, some))?;
             let (sock, _) = l.accept(channel.pid(), uid, None)?;
             let got = receive(&sock)?;

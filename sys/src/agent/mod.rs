@@ -25,7 +25,7 @@ pub fn is_file(path: &[u8]) -> bool {
 
 pub use copies::{same_open_file, Copies};
 pub use look::{has_region, is_leaving, may_open, present, Absent};
-pub use quiesce::{call, freeze, open, Called, Quiesced, Shut};
+pub use quiesce::{call, call_ahead, freeze, open, Called, Quiesced, Shut};
 pub use visit::{Visit, Visited};
 
 /// The line of the environment that tells a launched program's agent which signals are its session's triggers, and who its parent, the supervisor, is:

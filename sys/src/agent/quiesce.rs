@@ -118,10 +118,12 @@ impl From<Absent> for Shut {
     }
 }
 
-/// A process one of whose threads has been called: it may have come by now, and stands still then. Who drops this closes the listener, too: to whom
+/// A process one of whose threads has been called: it may have come by now, and stands still then. Who drops this drops the listener, too: to whom
 /// comes later nobody listens, and it goes on.
 #[derive(Debug)]
 pub struct Called {
+    /// Others have been waited for since: what its threads were doing is old.
+    ahead: bool,
     pid: i32,
     filters: u32,
     seen: BTreeMap<i32, Doing>,
@@ -129,14 +131,22 @@ pub struct Called {
     first: First,
 }
 
-/// Whom to call first, and who of them has been called.
+/// Whom to call first.
 #[derive(Debug)]
 struct First {
-    order: Vec<i32>,
+    /// Those who have not been called yet.
+    order: std::vec::IntoIter<i32>,
+    /// Who has been.
+    called: Option<i32>,
     slots: i32,
-    /// Its index.
-    called: Option<usize>,
     since: Instant,
+}
+
+/// Calls a process that has one thread, without waiting for it, to be frozen after others; None where that would take a wait.
+pub fn call_ahead(pid: i32, l: &Listener) -> Option<Called> {
+    let alone = procfs::tasks(pid).is_ok_and(|t| t.len() == 1);
+    let called = alone.then(|| call(pid, l, Duration::ZERO).ok())??;
+    Some(Called { ahead: true, ..called })
 }
 
 /// Looks at a process, and calls the first of its threads, without waiting for it: [`freeze`] has to follow. `patience`: how long a thread that blocks the
@@ -150,15 +160,25 @@ pub fn call(pid: i32, l: &Listener, patience: Duration) -> std::result::Result<C
     order.sort_by_key(|t| (blocking.contains(t), *t != pid));
     let mut first = First::new(pid, order)?;
     first.call_next(&Call { pid, nonce: l.key(), filters, seen: &seen }, code_serve())?;
-    Ok(Called { pid, filters, seen, blocking, first })
+    Ok(Called { ahead: false, pid, filters, seen, blocking, first })
 }
 
-/// Calls all threads of a process in. `uid`: its user, as which it connects. `visit`: what is asked of each as it comes in.
-pub fn freeze(called: Called, uid: u32, l: &Listener, visit: &mut Visit<'_>) -> std::result::Result<Quiesced, Shut> {
-    let Called { pid, filters, seen, blocking, first } = called;
+/// Calls all threads of a process in. `uid`: its user, as which it connects. `patience`: as for [`call`]. `visit`: what is asked of each as it comes in.
+pub fn freeze(
+    called: Called,
+    uid: u32,
+    l: &Listener,
+    patience: Duration,
+    visit: &mut Visit<'_>,
+) -> std::result::Result<Quiesced, Shut> {
+    let Called { ahead, pid, filters, seen, blocking, first } = called;
     fault::target(pid);
     let call = Call { pid, nonce: l.key(), filters, seen: &seen };
     let mut q = first.come(&call, code_serve(), uid, l)?;
+    if ahead {
+        q.call_others(l, patience, visit)?;
+        return Ok(q);
+    }
     match q.call_all(&call, &blocking, visit) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
@@ -200,15 +220,15 @@ fn ended(pid: i32, tid: i32) -> bool {
 impl First {
     fn new(pid: i32, order: Vec<i32>) -> Way<First> {
         let slots = (procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS) as i32;
-        Ok(First { order, slots, called: None, since: Instant::now() })
+        Ok(First { order: order.into_iter(), called: None, slots, since: Instant::now() })
     }
 
     /// Calls the next one that has not ended (with all signals blocked, as libc ends a thread).
-    fn call_next(&mut self, call: &Call<'_>, code: i32) -> Way<()> {
-        for i in self.called.map_or(0, |i| i + 1)..self.order.len() {
-            self.called = Some(i);
-            if !ended(call.pid, self.order[i]) && call.send(self.order[i], code, self.slots).map_err(other)? {
-                return Ok(());
+    fn call_next(&mut self, call: &Call<'_>, code: i32) -> Way<i32> {
+        for tid in self.order.by_ref() {
+            if !ended(call.pid, tid) && call.send(tid, code, self.slots).map_err(other)? {
+                self.called = Some(tid);
+                return Ok(tid);
             }
         }
         Err(Absent::Blocks(call.pid))
@@ -217,25 +237,25 @@ impl First {
     /// Waits for the one that was called, or calls it; if it ends before it comes, the next one.
     fn come(mut self, call: &Call<'_>, code: i32, uid: u32, l: &Listener) -> std::result::Result<Quiesced, Shut> {
         let (pid, since, slots) = (call.pid, self.since, self.slots);
-        if self.called.is_none() {
-            self.call_next(call, code)?;
-        }
+        let mut server = match self.called {
+            Some(tid) => tid,
+            None => self.call_next(call, code)?,
+        };
+        // it may have been called long ago
+        let began = Instant::now();
         loop {
-            let Some(server) = self.called.and_then(|i| self.order.get(i)).copied() else {
-                return Err(Absent::Blocks(pid).into());
-            };
             let sock = loop {
                 let came = l.accept_within(pid, uid, None, Duration::from_millis(LOOK.into())).map_err(other)?;
                 match came {
                     Some((sock, _)) => break Some(sock),
                     None if ended(pid, server) => break None,
                     None if look::is_dispatched(pid) => return Err(Absent::Dispatched.into()),
-                    None if since.elapsed() > LIMIT => return Err(late(pid, server).into()),
+                    None if began.elapsed() > LIMIT => return Err(late(pid, server).into()),
                     None => {}
                 }
             };
             let Some(sock) = sock else {
-                self.call_next(call, code)?;
+                server = self.call_next(call, code)?;
                 continue;
             };
             let (arrived, filters) = (BTreeMap::new(), call.filters);
@@ -331,9 +351,12 @@ impl Quiesced {
 
     fn call_all(&mut self, call: &Call<'_>, blocking: &BTreeSet<i32>, visit: &mut Visit<'_>) -> Way<()> {
         let mut channel = self.channel().map_err(other)?;
-        // one that is alone is the serving one; should another come yet, it is asked later
-        let calls = visit.calls.filter(|_| call.seen.len() > 1);
-        self.answers = calls.and_then(|calls| Answers::prepare(&mut channel, calls));
+        // where there is only the serving one nobody is asked; should another come yet, it is asked later
+        let calls = visit.calls.filter(|_| call.seen.keys().any(|t| *t != self.server));
+        self.answers = match calls.map(|calls| Answers::prepare(&mut channel, calls)) {
+            Some(answers) => answers.map_err(other)?,
+            None => None,
+        };
         let heed = &mut *visit.heed;
         let long: Vec<i32> = blocking.iter().copied().filter(|t| !self.arrived.contains_key(t)).collect();
         self.call_some(call, long.into_iter(), PATIENCE, heed)?;
@@ -448,15 +471,26 @@ impl Quiesced {
         let _ = self.sock.shutdown(std::net::Shutdown::Write);
     }
 
+    /// Lets everyone go, of whom one may have been stopped by a signal meanwhile: all others have gone after an instant.
+    pub fn part(&mut self) {
+        const INSTANT: Duration = Duration::from_millis(100);
+        let _ = self.sock.set_read_timeout(Some(INSTANT));
+        self.leave(INSTANT);
+    }
+
     /// Lets everyone go; the pause, until all have gone.
     pub fn release(&mut self) -> Duration {
+        self.leave(LIMIT)
+    }
+
+    fn leave(&mut self, limit: Duration) -> Duration {
         self.let_go();
         // it closes its end before it releases anybody, so that the program never runs with that descriptor
         let mut rest = [0; 64];
         while matches!(self.sock.read(&mut rest), Ok(n) if n > 0) {}
         // when the last has left it unmaps its region, and nothing tells of that: it is looked at. A process that is stopped keeps it. One that is
         // not dumpable may not be looked at, when that is done.
-        let (until, mem) = (Instant::now() + LIMIT, RemoteMem::open(self.pid));
+        let (until, mem) = (Instant::now() + limit, RemoteMem::open(self.pid));
         let there = || mem.as_ref().is_ok_and(|m| m.read(wire::HOME, &mut [0]).is_ok());
         while there() && Instant::now() < until {
             let _ = poll(&mut [], PollTimeout::from(1u8));

@@ -4,7 +4,7 @@ use crate::channel::Channel;
 use crate::mem::RemoteMem;
 use crate::program::Program;
 use crate::tracer::VISIT_BUF;
-use crate::Result;
+use crate::{Error, Result};
 use std::collections::BTreeMap;
 use wire::agent::{VisitAnswer, ARRIVED_VISITED, OP_VISIT};
 
@@ -30,14 +30,18 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// Hands the calls to the serving thread; None if there are more threads than it has room for.
-    pub fn prepare(channel: &mut Channel, calls: &Program) -> Option<Answers> {
+    /// Hands the calls to the serving thread; None if there are more threads than it has room for. An error if there is no such thread any more.
+    pub fn prepare(channel: &mut Channel, calls: &Program) -> Result<Option<Answers>> {
         let mut payload = (calls.len() as u32).to_le_bytes().to_vec();
         payload.extend_from_slice(&(VISIT_BUF as u32).to_le_bytes());
         payload.extend_from_slice(&calls.encode_calls());
-        let a = channel.ask(OP_VISIT, &payload).ok()?;
+        let a = match channel.ask(OP_VISIT, &payload) {
+            Err(e @ Error::Died { .. }) => return Err(e),
+            a => a.unwrap_or_default(),
+        };
         let word = |i: usize| a.get(i..i + 8)?.try_into().ok().map(u64::from_le_bytes);
-        Some(Answers { ncalls: calls.len(), at: VisitAnswer { results: word(0)?, buf: word(8)? } })
+        let at = word(0).zip(word(8)).map(|(results, buf)| VisitAnswer { results, buf });
+        Ok(at.map(|at| Answers { ncalls: calls.len(), at }))
     }
 }
 
