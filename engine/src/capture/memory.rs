@@ -293,7 +293,10 @@ impl Observer<'_> {
                 BACKING_SHARED_ANON => self.shared_pages(v)?,
                 _ => without(stored_regions(&t, &pagemap)?, &dropped::of(&dropped, v)),
             };
-            for r in regions.into_iter().filter(|r| !r.categories.has(Categories::GUARD)) {
+            let (guards, pages): (Vec<_>, Vec<_>) =
+                regions.into_iter().partition(|r| r.categories.has(Categories::GUARD));
+            self.guards.extend(guards.iter().map(|g| (g.start, g.end)));
+            for r in pages {
                 self.common.sink(|sink| copy(&self.mem, &r, false, sink, &mut buf, &mut |_| {}))?;
             }
         }
