@@ -12,6 +12,7 @@ pub const PERMITTED_SKIPS: &[(&str, &str)] = &[
     ("tree_seal/", "a kernel before 6.10 has no mseal"),
     ("tree_seal.all/", "a kernel before 6.10 has no mseal"),
     ("mem_droppable/", "a kernel before 6.11 has no droppable memory"),
+    ("restricted/pkeys", "a CPU without protection keys has none to allocate"),
 ];
 
 /// What a case does.
