@@ -43,7 +43,11 @@ pub fn check(image: &Image<'_>) -> Vec<Reason> {
     reasons
 }
 
+/// Looked at once, however many processes are restored: it does not change.
 fn own_vdso_is_sealed() -> bool {
-    let own = sys::procfs::smaps::read(std::process::id() as i32).unwrap_or_default();
-    own.iter().any(|m| m.vma.path == b"[vdso]" && m.flags.has(VmFlag::SEALED))
+    static SEALED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *SEALED.get_or_init(|| {
+        let own = sys::procfs::smaps::read(std::process::id() as i32).unwrap_or_default();
+        own.iter().any(|m| m.vma.path == b"[vdso]" && m.flags.has(VmFlag::SEALED))
+    })
 }
