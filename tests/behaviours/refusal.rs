@@ -12,6 +12,9 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::by_both_doors("restricted/pkeys", |bed, agent| {
         restricted(bed, agent, "--pkeys", &["PID", "has allocated memory protection keys (1)", "; let it free them"])
     }));
+    all.extend(Case::by_both_doors("restricted/guarded", |bed, agent| {
+        restricted(bed, agent, "--guarded", &["mapping", "guards (MADV_GUARD_INSTALL) lie in this", "; remove them"])
+    }));
     all.extend(Case::by_both_doors("restricted/keys", keys));
     all.extend(Case::each("fd_locks/taken", taken));
     all.extend(Case::each("aio/unread", unread));

@@ -3,16 +3,20 @@
 #include <linux/landlock.h>
 #include <sys/prctl.h>
 
-static const char *about = "a Landlock domain and memory protection keys, which are refused; keyrings of thread, process and session, which are reported";
+static const char *about = "a Landlock domain, memory protection keys, guards in shared memory, which are refused; keyrings of thread, process and session, which are reported";
 static const char *usage = "  --landlock       enter a Landlock domain\n"
                            "  --pkeys          allocate protection keys, which no mapping has\n"
+                           "  --guarded        have guards in shared memory\n"
                            "  --keys           have keys in all keyrings\n";
 
-static bool landlock, pkeys, keys;
+static bool landlock, pkeys, guarded, keys;
+static unsigned char *shared;
+static int probe[2];
 static int own_option(const char *name, const char *value) {
     (void)value;
     if (!strcmp(name, "--landlock")) return landlock = true, 1;
     if (!strcmp(name, "--pkeys")) return pkeys = true, 1;
+    if (!strcmp(name, "--guarded")) return guarded = true, 1;
     if (!strcmp(name, "--keys")) return keys = true, 1;
     return 0;
 }
@@ -32,6 +36,12 @@ static void setup(void) {
         // one that the kernel takes for itself
         MUST(munmap(MUST(mmap(NULL, PAGE, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)), PAGE));
     }
+    if (guarded) {
+        MUST(pipe(probe));
+        shared = MUST(mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+        memset(shared, 7, 4 * PAGE);
+        if (madvise(shared + PAGE, PAGE, 102)) skip("no guards in shared memory: %s", strerror(errno)); // MADV_GUARD_INSTALL, kernel 6.15
+    }
     if (keys) {
         if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, "of-a-test") < 0 && errno == ENOSYS) skip("keys are not in this kernel");
         for (int ring = KEY_SPEC_THREAD_KEYRING; ring >= KEY_SPEC_SESSION_KEYRING; ring--)
@@ -49,6 +59,10 @@ static void prove(void) {
     if (pkeys) {
         CHECK_EQ(0, syscall(SYS_pkey_free, 2), "freeing the key that it has");
         CHECK_ERRNO(EINVAL, syscall(SYS_pkey_free, 2), "freeing it again");
+    }
+    if (guarded) {
+        CHECK_ERRNO(EFAULT, write(probe[1], shared + PAGE, 1), "the guard");
+        CHECK_EQ(1, write(probe[1], shared, 1), "before the guard");
     }
     if (keys) CHECK_OK(syscall(SYS_keyctl, KEYCTL_SEARCH, KEY_SPEC_PROCESS_KEYRING, "user", "test", 0), "the key of the process");
 }
