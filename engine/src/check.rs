@@ -295,6 +295,8 @@ impl Check<'_> {
             }
         }
         self.reasons.extend(crate::restore::aio::check(self.image));
+        self.reasons.extend(crate::restore::place::check(self.image));
+        self.reasons.extend(crate::restore::sealed::check(self.image));
         let highest = self.image.process.timers.iter().map(|t| t.id).max().unwrap_or(0);
         if highest >= LOW_TIMERS && sys::probe::timer_ids().is_err() {
             let why = "its ID cannot be chosen on kernels before 6.16, and is too high to be reached by counting";

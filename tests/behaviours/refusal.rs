@@ -6,7 +6,15 @@ use dormouse_tests::{run, store, unharmed, Bed, Case, Who};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("six/refused", six);
-    all.extend(Case::by_both_doors("restricted/landlock", landlock));
+    all.extend(Case::by_both_doors("restricted/landlock", |bed, agent| {
+        restricted(bed, agent, "--landlock", &["PID", "Landlock", "; start it without"])
+    }));
+    all.extend(Case::by_both_doors("restricted/pkeys", |bed, agent| {
+        restricted(bed, agent, "--pkeys", &["PID", "has allocated memory protection keys (1)", "; let it free them"])
+    }));
+    all.extend(Case::by_both_doors("restricted/guarded", |bed, agent| {
+        restricted(bed, agent, "--guarded", &["mapping", "guards (MADV_GUARD_INSTALL) lie in this", "; remove them"])
+    }));
     all.extend(Case::by_both_doors("restricted/keys", keys));
     all.extend(Case::each("fd_locks/taken", taken));
     all.extend(Case::each("aio/unread", unread));
@@ -130,13 +138,13 @@ fn second_thread(pid: i32) -> Result<String> {
     tids.find(|t| *t != pid.to_string()).context("it has a second thread")
 }
 
-/// Only in the freeze is it found out, whatever is to become of the program; then it runs on, in its domain.
-fn landlock(bed: &mut Bed, agent: bool) -> Result<()> {
-    let mut target = Start::program("restricted").args(["--landlock"]).by_agent(agent).ready(bed)?;
+/// Only in the freeze is it found out, whatever is to become of the program; then it runs on, with what it has.
+fn restricted(bed: &mut Bed, agent: bool, what: &str, said: &[&str]) -> Result<()> {
+    let mut target = Start::program("restricted").args([what]).by_agent(agent).ready(bed)?;
     let all = [&[][..], &["--kill"], &["--stop"]];
     // the agent cannot leave it stopped
     for options in &all[..if agent { 2 } else { 3 }] {
-        bed.ctl(&target.checkpoint_args(options))?.refused(3, &["PID", "Landlock", "; start it without"])?;
+        bed.ctl(&target.checkpoint_args(options))?.refused(3, said)?;
         unharmed::entirely(target.pid)?;
     }
     store::holds(bed, &target.session, &[])?;

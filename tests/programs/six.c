@@ -7,10 +7,10 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-static const char *about = "six things that are refused at once: an established TCP connection (with itself), io_uring, fanotify, netlink, userfaultfd, droppable memory (a crypto socket if the kernel has none); all unharmed by the refusal";
+static const char *about = "six things that are refused at once: an established TCP connection (with itself), io_uring, fanotify, netlink, userfaultfd, memory that it watches; all unharmed by the refusal";
 
-static int tcp, ring, watch, netlink, faults, crypto;
-static char *dropped;
+static int tcp, ring, watch, netlink, faults;
+static char *watched;
 
 static void setup(void) {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -20,21 +20,18 @@ static void setup(void) {
     MUST(connect(tcp, (struct sockaddr *)&a, n));
     struct io_uring_params p = {0};
     ring = (int)syscall(SYS_io_uring_setup, 4, &p);
-    if (ring < 0) ring = MUST(socket(AF_ALG, SOCK_SEQPACKET, 0)); // no io_uring here: a crypto socket is the sixth
+    if (ring < 0) ring = MUST(socket(AF_ALG, SOCK_SEQPACKET, 0)); // no io_uring here: a crypto socket is the second
     watch = MUST(fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | FAN_NONBLOCK, O_RDONLY));
     MUST(fanotify_mark(watch, FAN_MARK_ADD, FAN_DELETE_SELF, AT_FDCWD, dir));
     netlink = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE));
     MUST(bind(netlink, (struct sockaddr *)&(struct sockaddr_nl){.nl_family = AF_NETLINK}, sizeof(struct sockaddr_nl)));
     faults = (int)MUST(syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY | O_NONBLOCK));
     MUST(ioctl(faults, UFFDIO_API, &(struct uffdio_api){.api = UFFD_API}));
-    dropped = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | 0x08, -1, 0); // MAP_DROPPABLE, kernel 6.11
-    if (dropped == MAP_FAILED) crypto = MUST(socket(AF_ALG, SOCK_SEQPACKET, 0));
+    watched = MUST(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    MUST(ioctl(faults, UFFDIO_REGISTER, &(struct uffdio_register){.range = {(uintptr_t)watched, PAGE}, .mode = UFFDIO_REGISTER_MODE_MISSING}));
     // For the test's eyes: which descriptor is which.
     char text[256];
-    snprintf(text, sizeof text, "tcp %d\nio_uring %d\nfanotify %d\nnetlink %d\nuserfaultfd %d\n", tcp, ring, watch, netlink, faults);
-    size_t n_text = strlen(text);
-    if (crypto) snprintf(text + n_text, sizeof text - n_text, "socket %d\n", crypto);
-    else snprintf(text + n_text, sizeof text - n_text, "droppable %p\n", (void *)dropped);
+    snprintf(text, sizeof text, "tcp %d\nio_uring %d\nfanotify %d\nnetlink %d\nuserfaultfd %d\nwatched %p\n", tcp, ring, watch, netlink, faults, (void *)watched);
     MUST(write_file("objects", text) ? 0 : -1);
 }
 static void spoil(void) { shutdown(tcp, SHUT_RDWR); }
@@ -51,6 +48,6 @@ static void prove(void) {
     CHECK_OK(getsockname(netlink, (struct sockaddr *)&a, &n), "netlink");
     CHECK(a.nl_pid != 0, "netlink port");
     CHECK_ERRNO(EAGAIN, read(faults, events, sizeof events), "an event of userfaultfd");
-    if (crypto) CHECK_OK(fstat(crypto, &s), "the socket");
-    else *dropped = 1;
+    CHECK_OK(ioctl(faults, UFFDIO_UNREGISTER, &(struct uffdio_range){(uintptr_t)watched, PAGE}), "the memory that userfaultfd watches");
+    *watched = 1;
 }

@@ -5,8 +5,16 @@ use std::time::Duration;
 
 /// Permitted skips: how the case's name begins, and why it may be skipped. A case that ends with [`Skip`] and is not named
 /// here has failed. None is about what this user is permitted to do.
-pub const PERMITTED_SKIPS: &[(&str, &str)] =
-    &[("mem_names/", "a kernel without CONFIG_ANON_VMA_NAME has no names to keep")];
+pub const PERMITTED_SKIPS: &[(&str, &str)] = &[
+    ("mem_names/", "a kernel without CONFIG_ANON_VMA_NAME has no names to keep"),
+    ("mem_seal/", "a kernel before 6.10 has no mseal"),
+    ("mem_seal.all/", "a kernel before 6.10 has no mseal"),
+    ("tree_seal/", "a kernel before 6.10 has no mseal"),
+    ("tree_seal.all/", "a kernel before 6.10 has no mseal"),
+    ("mem_droppable/", "a kernel before 6.11 has no droppable memory"),
+    ("restricted/guarded", "a kernel before 6.15 has no guards in shared memory"),
+    ("restricted/pkeys", "a CPU without protection keys has none to allocate"),
+];
 
 /// What a case does.
 pub type Body = Box<dyn Fn(&mut Bed) -> Result<()>>;

@@ -124,6 +124,10 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
                 all.push(Variant::of(&name));
                 all.push(Variant::of(&name).with(&["--deep"]));
             }
+            "mem_seal" | "tree_seal" => {
+                all.push(Variant::of(&name));
+                all.push(Variant::of(&name).with(&["--all"]));
+            }
             "mem_lockall" => {
                 all.push(Variant::of(&name));
                 all.push(Variant::of(&name).with(&["--on-fault"]));

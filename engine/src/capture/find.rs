@@ -522,15 +522,6 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     if f(VmFlag::UFFD_MISSING) || f(VmFlag::UFFD_WP) || f(VmFlag::UFFD_MINOR) {
         return Some(("userfaultfd watches it, which is not kept", "unregister it first"));
     }
-    if f(VmFlag::SEALED) {
-        return Some((
-            "it is sealed (mseal), which is not kept yet",
-            "run it without mseal (GLIBC_TUNABLES=glibc.rtld.seal=0)",
-        ));
-    }
-    if f(VmFlag::DROPPABLE) {
-        return Some(("droppable memory is not kept yet", close));
-    }
     if m.protection_key.is_some_and(|k| k != 0) {
         return Some(("a memory protection key is on it, which is not kept yet", "free the key first"));
     }

@@ -186,12 +186,18 @@ const PRIVATE_AND_GUARDS: Query = Query {
     tell: Categories::GUARD,
 };
 
+/// Guards, told as such.
+const GUARDS: Query =
+    Query { all: Categories::GUARD, any: Categories::NONE, none: Categories::NONE, tell: Categories::GUARD };
+
 /// Regions of a mapping whose pages must be stored; those that have GUARD are guards instead.
 pub(super) fn stored_regions(v: &image::v1::memory::Vma, map: &Pagemap) -> Step<Vec<Region>> {
     let range = v.start..v.end;
     Ok(match v.backing {
         BACKING_ANON | BACKING_FILE_PRIVATE => map.regions(range, &PRIVATE_AND_GUARDS)?,
         BACKING_FILE_GONE | BACKING_VDSO => vec![Region { start: v.start, end: v.end, categories: Default::default() }],
+        // the content is the file's
+        BACKING_FILE_SHARED | BACKING_UNNAMED => map.regions(range, &GUARDS)?,
         _ => Vec::new(),
     })
 }
@@ -274,7 +280,7 @@ impl Observer<'_> {
         let pagemap = Pagemap::open(self.survey.pid)?;
         let (mut mapped, none) = (Mapped::with(self.common.unnamed(), super::sysv::segments(maps)), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
-        let mut buf = Vec::new();
+        let (mut buf, mut hidden) = (Vec::new(), Vec::new());
         let dropped = self.dropped();
         for v in maps {
             let known = self.smaps.get(self.smaps.partition_point(|m| m.vma.end <= v.start));
@@ -283,6 +289,16 @@ impl Observer<'_> {
                 continue;
             }
             let Some(t) = translate(v, flags, &mut mapped) else { continue };
+            if matches!(t.backing, BACKING_SHARED_ANON | BACKING_SYSV)
+                && !pagemap.regions(v.start..v.end, &GUARDS)?.is_empty()
+            {
+                hidden.push(Reason::new(
+                    super::find::describe(v),
+                    "guards (MADV_GUARD_INSTALL) lie in this shared memory, and hide what it holds there, which is not kept yet",
+                    "remove them (MADV_GUARD_REMOVE) before the checkpoint",
+                ));
+                continue;
+            }
             let ends = t.backing == BACKING_SYSV && mapped.segments.get(t.file as usize).is_some_and(|s| s.ends);
             // several mappings of the same shared memory: its pages once, of each part
             if (t.backing == BACKING_SHARED_ANON || ends) && !shared.insert((v.inode, t.offset, t.end - t.start)) {
@@ -293,11 +309,15 @@ impl Observer<'_> {
                 BACKING_SHARED_ANON => self.shared_pages(v)?,
                 _ => without(stored_regions(&t, &pagemap)?, &dropped::of(&dropped, v)),
             };
-            for r in regions.into_iter().filter(|r| !r.categories.has(Categories::GUARD)) {
+            let (guards, pages): (Vec<_>, Vec<_>) =
+                regions.into_iter().partition(|r| r.categories.has(Categories::GUARD));
+            self.guards.extend(guards.iter().map(|g| (g.start, g.end)));
+            for r in pages {
                 self.common.sink(|sink| copy(&self.mem, &r, false, sink, &mut buf, &mut |_| {}))?;
             }
         }
         let runs = self.common.sink(|sink| Ok(sink.take_runs()))?;
+        self.survey.refuse_for(hidden)?;
         self.early.extend(runs);
         self.segments = mapped.segments;
         Ok(())

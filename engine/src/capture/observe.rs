@@ -149,6 +149,8 @@ pub struct Observer<'a> {
     views: Arc<Vec<FileView>>,
     /// Page runs of memory taken in the freeze.
     pub(super) early: Vec<image::PageRun>,
+    /// Guards in that memory.
+    pub(super) guards: Vec<(u64, u64)>,
     /// Of System V shared memory.
     pub(super) segments: Vec<image::v1::memory::Segment>,
     /// Mappings with their flags, but for what came after the survey.
@@ -176,6 +178,7 @@ impl<'a> Observer<'a> {
             common,
             views: Arc::default(),
             early: Vec::new(),
+            guards: Vec::new(),
             segments: Vec::new(),
             smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),

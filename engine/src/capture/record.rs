@@ -113,7 +113,7 @@ impl Recorder {
             dropped,
             reported,
             pause,
-            memory: Memory { segments: obs.segments, ..Memory::default() },
+            memory: Memory { segments: obs.segments, guards: obs.guards, ..Memory::default() },
             attempted: obs.survey.attempted.clone(),
             pid: obs.survey.pid,
             talk: Some(obs.channel),
@@ -202,6 +202,7 @@ impl Recorder {
             let (kind, attempted) = (crate::Kind::Refused, self.attempted.clone());
             return Err(crate::Error { kind, attempted, reasons: refused }.into());
         }
+        self.memory.guards.sort_unstable();
         self.memory.files = mapped.files;
         self.memory.segments = mapped.segments;
         let mut pages = std::mem::take(&mut self.early);

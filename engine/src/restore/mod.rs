@@ -18,9 +18,10 @@ mod image;
 mod named;
 mod nursery;
 pub(crate) mod pids;
-mod place;
+pub(crate) mod place;
 mod process;
 mod puppet;
+pub(crate) mod sealed;
 pub(crate) mod seccomp;
 mod stdio;
 mod sysv;
@@ -207,6 +208,7 @@ impl Run<'_> {
             agent::tell(p, image, o)?;
             threads::attributes(p, image, notes)?;
             files::positions(p, image)?;
+            sealed::seal(p, image)?;
             process::last(p, image, o, notes)
         })?;
         self.enter(Phase::Wake)?;

@@ -2,7 +2,7 @@
 //! once (writing through /proc/PID/mem asks for none).
 use super::puppet::Puppet;
 use super::{cannot, files, vdso, Image, Step};
-use crate::RestoreOptions;
+use crate::{Reason, RestoreOptions};
 use ::image::v1::memory::*;
 use std::collections::BTreeMap;
 use sys::nest;
@@ -12,6 +12,8 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
 const RLIMIT_MEMLOCK: usize = 8;
+/// Kernel 6.11, uapi/linux/mman.h: a type of its own, in the place of MAP_PRIVATE.
+const MAP_DROPPABLE: i32 = 8;
 /// Most mappings of one file that are added to a program at once.
 const MAPS_AT_ONCE: usize = 2000;
 
@@ -85,6 +87,14 @@ pub fn inherited(image: &Image<'_>, from: &Image<'_>) -> Vec<Kept> {
     };
     let kept = image.memory.vmas.iter().filter(same);
     kept.map(|v| Kept { range: (v.start, v.end), backing: v.backing }).collect()
+}
+
+/// Droppable memory, where this kernel has none.
+pub fn check(image: &Image<'_>) -> Option<Reason> {
+    let v = image.memory.vmas.iter().find(|v| has_flag(&v.flags, "dp"))?;
+    let e = sys::probe::droppable().err()?;
+    let (object, why) = (format!("mapping {:x}-{:x}", v.start, v.end), format!("it is droppable (MAP_DROPPABLE): {e}"));
+    Some(Reason::new(object, why, "restore it under kernel 6.11 or later"))
 }
 
 /// Makes all mappings but those that it has by its birth, still without content.
@@ -203,6 +213,9 @@ fn clear(p: &mut Puppet, kept: &[Kept]) -> Step<()> {
 /// One mapping and its advice.
 pub(super) fn map(prog: &mut Program, v: &Vma, flags: i32, prot: u32, fd: Option<Arg>) {
     let mut flags = flags | libc::MAP_FIXED;
+    if has_flag(&v.flags, "dp") {
+        flags = flags & !libc::MAP_PRIVATE | MAP_DROPPABLE;
+    }
     if has_flag(&v.flags, "gd") {
         flags |= libc::MAP_GROWSDOWN;
     }

@@ -70,6 +70,25 @@ pub fn pagemap_scan() -> Probe {
     }
 }
 
+/// Memory can be droppable (MAP_DROPPABLE).
+pub fn droppable() -> Probe {
+    const MAP_DROPPABLE: i32 = 8;
+    let flags = libc::MAP_ANONYMOUS | MAP_DROPPABLE;
+    // SAFETY: a new mapping at an address that the kernel chooses.
+    let p = unsafe { libc::mmap(null_mut(), PAGE, libc::PROT_NONE, flags, -1, 0) };
+    if p == libc::MAP_FAILED {
+        return failed("mmap(MAP_DROPPABLE)");
+    }
+    drop(Page(p.cast()));
+    Ok(())
+}
+
+/// Memory can be sealed (mseal(2)).
+pub fn mseal() -> Probe {
+    // SAFETY: it seals no byte, which changes nothing.
+    ok("mseal", unsafe { libc::syscall(libc::SYS_mseal, 0, 0, 0) }).map(drop)
+}
+
 /// Dirty tracking by userfaultfd in its asynchronous write-protect mode: a page reads as written after it was, not before.
 pub fn dirty_tracking() -> Probe {
     const UFFD_USER_MODE_ONLY: i32 = 1;

@@ -20,7 +20,7 @@ pub use access::{kcmp, pid_from_pidns, pidfd_getfd, ptrace, set_mm_map, timer_id
 pub(crate) use child::{fork, Child};
 use child::{in_child, no_effect, ok, pipe, read_i32, write_i32, NO_EFFECT};
 pub use machine::{file_system, xsave_bytes, FileSystem};
-pub use memory::{dirty_tracking, pagemap_scan};
+pub use memory::{dirty_tracking, droppable, mseal, pagemap_scan};
 pub use namespaces::{namespaces, set_tid_here, time_namespace, Namespaces};
 
 /// What came of a probe: nothing, or the error of the step that failed.
