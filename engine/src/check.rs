@@ -132,6 +132,8 @@ impl Check<'_> {
         self.reasons.extend(crate::restore::seccomp::check(self.image, self.rights.has(CAP_SYS_ADMIN)));
         if depth == Depth::Try {
             self.namespaces(pids);
+            // a restore says what came of it
+            self.notes.extend(crate::restore::clock::foresee(&self.image.meta, pids, &self.rights));
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 pub struct ProcId {
     /// Its PID.
     pub pid: i32,
-    /// When it started, in clock ticks since boot (field 22 of /proc/PID/stat).
+    /// When it started, in clock ticks since boot (field 22 of /proc/PID/stat), whatever time namespace it is read in.
     pub start: u64,
     /// The boot in which it started.
     pub boot: String,
@@ -54,7 +54,8 @@ impl Stat {
         // all processes are asked: one read each, since the file's size is not known before
         let mut bytes = [0; 2048];
         let n = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut bytes).ok()?;
-        Stat::parse(&bytes[..n])
+        let stat = Stat::parse(&bytes[..n])?;
+        Some(Stat { start: stat.start.wrapping_sub(ticks_ahead()), ..stat })
     }
 
     /// The command name may hold anything, blanks and parentheses too: the last `)` ends it.
@@ -70,6 +71,13 @@ impl Stat {
             start: fields.get(19)?.parse().ok()?,
         })
     }
+}
+
+/// How far the start times that /proc tells this process are ahead of the machine's: a restored program may have a time namespace, and run us.
+fn ticks_ahead() -> u64 {
+    static TICKS: OnceLock<u64> = OnceLock::new();
+    let read = || sys::procfs::timens::read(std::process::id() as i32).map_or(0, |o| o.boottime);
+    *TICKS.get_or_init(|| read().div_euclid(sys::clock::TICK) as u64)
 }
 
 /// The id of this boot.

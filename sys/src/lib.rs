@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod api;
 pub mod channel;
+pub mod clock;
 pub mod error;
 pub mod fault;
 pub mod fdstate;

@@ -2,6 +2,7 @@
 mod agent;
 mod api;
 mod calls;
+mod clock;
 mod daemon;
 mod doors;
 mod external;
@@ -34,6 +35,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(api::cases());
     all.extend(agent::cases(stage)?);
     all.extend(calls::cases());
+    all.extend(clock::cases());
     all.extend(daemon::cases());
     all.extend(doors::cases());
     all.extend(external::cases());

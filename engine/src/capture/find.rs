@@ -6,7 +6,7 @@ use super::{died, door, explain, Fault, Step};
 use crate::{objects, Door, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
-use sys::procfs::{self, ns::NsKind, stat::Stat, status::Status};
+use sys::procfs::{self, ns::NsIds, ns::NsKind, stat::Stat, status::Status};
 use sys::seccomp::Judge;
 
 /// What is known of a target before it is stopped.
@@ -28,6 +28,8 @@ pub struct Survey {
     pub random: Option<[u8; 16]>,
     /// Its namespaces.
     pub spaces: Option<procfs::ns::NsIds>,
+    /// How far its clocks are ahead of ours.
+    pub ahead: procfs::timens::Offsets,
     /// Threads, and what can be asked of them from outside.
     pub threads: std::collections::BTreeMap<i32, super::threads::Facts>,
     /// What makes room for a descriptor of each of them.
@@ -124,6 +126,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         smaps: Vec::new(),
         random: None,
         spaces: None,
+        ahead: Default::default(),
         threads: Default::default(),
         raised: None,
         door,
@@ -199,6 +202,7 @@ fn of(r: &Reason, all: &[Survey], whose: &[usize]) -> Reason {
 
 /// Judges the open files of processes that are captured together: what one holds the other end of, another needs not miss.
 pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
+    one_time(all);
     let members: Vec<i32> = all.iter().map(|s| s.pid).collect();
     let ends = Ends::of(all.iter().flat_map(|s| &s.files));
     let mut looks = all.iter().map(Survey::look).collect::<Result<Vec<_>>>()?;
@@ -212,6 +216,20 @@ pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
         s.open_files(look.as_mut(), &members, &ends).map_err(|f| explain(f, &s.attempted, "find", false))?;
     }
     Ok(())
+}
+
+/// Their clocks are the same.
+fn one_time(all: &mut [Survey]) {
+    let time = |s: &Survey| s.spaces.as_ref().and_then(|ids| ids.get(NsKind::Time));
+    let first = all.first().and_then(time);
+    for s in all.iter_mut().filter(|s| time(s) != first) {
+        let w = "it is in another one than the program, which is not kept";
+        let reason = Reason::new("time namespace", w, "let all of its processes be in the same one");
+        // they may have been looked at before
+        if !s.reasons.contains(&reason) {
+            s.reasons.push(reason);
+        }
+    }
 }
 
 impl Survey {
@@ -257,17 +275,41 @@ impl Survey {
             return;
         };
         let differ: Vec<NsKind> = mine.differences(&theirs);
+        self.time(&mine, &theirs);
         self.spaces = Some(theirs);
         // a private restore of ours: its own user, PID and mount namespaces, whose init says so
         self.private = self.status.ns_tgid.len() == 2 && is_below_our_init(&self.status);
         for k in differ {
             let ours = self.private && matches!(k, NsKind::Pid | NsKind::PidForChildren | NsKind::User | NsKind::Mnt);
-            if !ours && !matches!(k, NsKind::Cgroup) {
+            if !ours && !matches!(k, NsKind::Cgroup | NsKind::Time | NsKind::TimeForChildren) {
                 self.reason(
                     format!("{} namespace", k.name()),
                     "the process is in another one than this command",
                     "run ctl inside the same container or namespace",
                 );
+            }
+        }
+    }
+
+    /// A time namespace is what its clocks say, and they are in the image: whoever has made it. But all must be in it.
+    fn time(&mut self, mine: &NsIds, theirs: &NsIds) {
+        let other = |kind| theirs.get(kind) != mine.get(kind);
+        if theirs.get(NsKind::Time) != theirs.get(NsKind::TimeForChildren) {
+            let w = "it has made another one for its children, which is not kept";
+            return self.reason(
+                "time namespace",
+                w,
+                "start it in a time namespace (unshare --time), instead of making one in it",
+            );
+        }
+        if !other(NsKind::Time) {
+            return;
+        }
+        match (procfs::timens::read(self.pid), procfs::timens::read(std::process::id() as i32)) {
+            (Ok(theirs), Ok(mine)) => self.ahead = theirs - mine,
+            (Err(e), _) | (_, Err(e)) => {
+                let w = format!("it has clocks of its own, and how far they are from ours cannot be read ({e})");
+                self.reason("time namespace", w, "run ctl inside the same time namespace");
             }
         }
     }

@@ -18,6 +18,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sys::agent::{Copies, Visited};
 use sys::channel::{Channel, Listener};
+use sys::clock::Clocks;
 use sys::mem::RemoteMem;
 use sys::pidfd::PidFd;
 use sys::procfs::{self, maps::Vma, smaps::Smap, status::Status};
@@ -52,7 +53,8 @@ pub(super) struct Seen {
     pub fds: Vec<Fd>,
     pub locks: Vec<(u32, Lock)>,
     pub maps: Vec<Vma>,
-    pub monotonic_ns: u64,
+    /// As the program saw them when all this was known.
+    pub clocks: Clocks,
     /// By the agent: pending signals, which the tracer reads on the other door.
     pub pending: Option<Pending>,
     /// NUMA policies of a process that cannot be asked for them once it runs again, as far as its child will not know them.
@@ -65,7 +67,6 @@ pub(super) struct Begun {
     told: Vec<Told>,
     /// Its mappings.
     pub maps: Vec<Vma>,
-    monotonic_ns: u64,
 }
 
 /// Copies of a process's descriptors.
@@ -254,7 +255,6 @@ impl<'a> Observer<'a> {
 
     /// What the process and its threads say, before the open files of any are looked at.
     pub(super) fn begin(&mut self) -> Step<Begun> {
-        let monotonic_ns = monotonic();
         self.critical()?;
         self.refuse_unheard_hooks()?;
         let visited = match self.door() {
@@ -263,12 +263,12 @@ impl<'a> Observer<'a> {
         };
         let (process, told) = self.process(visited)?;
         let maps = procfs::maps::read(self.survey.pid)?;
-        Ok(Begun { process, told, maps, monotonic_ns })
+        Ok(Begun { process, told, maps })
     }
 
     /// What is left, when all open files are known. `fds`, `locks`: its own.
     pub(super) fn end(&mut self, b: Begun, fds: Vec<Fd>, locks: Vec<(u32, Lock)>) -> Step<Seen> {
-        let Begun { process, told, maps, monotonic_ns } = b;
+        let Begun { process, told, maps } = b;
         self.survey.refuse_for(super::sysv::shared_with_others(&maps))?;
         let pending = match self.door() {
             // of several, one may have sent a signal to another that stood still already
@@ -280,7 +280,9 @@ impl<'a> Observer<'a> {
         self.unforkable(&maps)?;
         let lacks = self.smaps.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
         let policies = (self.opened && lacks).then(|| procfs::numa::read(self.survey.pid)).transpose()?;
-        Ok(Seen { process, told, fds, locks, maps, monotonic_ns, pending, policies })
+        // last: when the clocks go on from here, what its timers have left ends no earlier than they were set to
+        let clocks = Clocks::now()?.ahead(self.survey.ahead);
+        Ok(Seen { process, told, fds, locks, maps, clocks, pending, policies })
     }
 
     /// It has something to wait for, but no child: what it traces.
@@ -535,9 +537,4 @@ fn notify_number(t: &procfs::timers::Timer) -> i32 {
     } else {
         base
     }
-}
-
-fn monotonic() -> u64 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }

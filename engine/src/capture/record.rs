@@ -16,6 +16,7 @@ use image::{ManifestWriter, PackRef};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use sys::clock::Clocks;
 use sys::mem::RemoteMem;
 use sys::procfs::pagemap::{Categories, Pagemap};
 use sys::procfs::{self, smaps::VmFlag, smaps::VmFlags};
@@ -258,6 +259,8 @@ pub(super) fn publish(
     let features = all.iter().fold(0, |f, r| f | xfeatures(&r.threads));
     let threads = all.iter().map(|r| r.threads.len()).sum();
     let processes = all.len();
+    let latest = |of: fn(&Clocks) -> u64| all.iter().map(|r| of(&r.seen.clocks)).max().unwrap_or_default();
+    let (monotonic_ns, boottime_ns) = (latest(|c| c.monotonic), latest(|c| c.boottime));
     let pause = all.iter().map(|r| r.pause).max().unwrap_or_default();
     let reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
     let mut members = all.into_iter().zip(&kinship.parents);
@@ -272,7 +275,8 @@ pub(super) fn publish(
         door: first.door.name().into(),
         pause_ns: pause.as_nanos() as u64,
         xfeatures: features,
-        monotonic_ns: first.seen.monotonic_ns,
+        monotonic_ns,
+        boottime_ns,
         labels: o.labels.clone(),
         reported: reported.clone(),
     };

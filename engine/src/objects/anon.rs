@@ -162,7 +162,7 @@ impl Remake for TimerFd {
         if t.value_ns > 0 || t.interval_ns > 0 {
             let absolute = t.settime_flags & libc::TFD_TIMER_ABSTIME as u32 != 0;
             let at = match (absolute, t.date_ns) {
-                (true, 0) => clock_ns(t.clock) + t.value_ns,
+                (true, 0) => clock_ns(m, t.clock)? + t.value_ns,
                 (true, date) => date,
                 (false, _) => t.value_ns,
             };
@@ -178,9 +178,19 @@ impl Remake for TimerFd {
     }
 }
 
-fn clock_ns(clock: i32) -> u64 {
-    let t = nix::time::clock_gettime(nix::time::ClockId::from_raw(clock));
-    t.map_or(0, |t| t.tv_sec() as u64 * NANO + t.tv_nsec() as u64)
+/// A clock of the program's, which may have a time namespace of its own.
+fn clock_ns(m: &mut Maker<'_>, clock: i32) -> Step<u64> {
+    // the same time, which those cannot be asked for where there is no RTC
+    let clock = match clock {
+        libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
+        libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
+        c => c,
+    };
+    let mut p = Program::new();
+    let t = p.out(16);
+    p.call(libc::SYS_clock_gettime, &[clock.into(), t.arg()]);
+    let r = m.run(&p)?;
+    Ok(r.u64(t, 0) * NANO + r.u64(t, 8))
 }
 
 impl Remake for Epoll {

@@ -1,12 +1,13 @@
 //! Restore, as a list of phases. The restored process is a puppet: it runs nothing but the blob, which makes the system
 //! calls that this ordinary Rust sends it, until every thread is given its registers and goes on where it was.
 //!
-//! Read in this order: [`image`] (what is to be made), [`pids`] (under which numbers), [`build`] and [`family`] (the processes),
+//! Read in this order: [`image`] (what is to be made), [`pids`] (under which numbers), [`build`] and [`family`] (the processes), [`clock`] (their time),
 //! [`place`], [`fill`] and [`vdso`] (its memory), [`files`] (its descriptors), [`process`] and [`threads`], [`wake`]; [`fresh`] for new PIDs.
 
 mod agent;
 pub(crate) mod aio;
 mod build;
+pub(crate) mod clock;
 mod creds;
 pub(crate) mod ended;
 pub(crate) mod family;

@@ -3,7 +3,7 @@ use super::build::{namespaces_refused, pid_taken, range, retire_init, set, set_u
 use super::fresh::Ids;
 use super::pids::Rights;
 use super::puppet::{end, reap, Puppet};
-use super::{build, cannot, vdso, Fault, Step, Tree};
+use super::{build, cannot, clock, vdso, Fault, Step, Tree};
 use crate::{Pids, RestoreOptions};
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -144,6 +144,16 @@ impl<'a, 't> Nursery<'a, 't> {
 
     /// The program as our child, under its old PID or a new one.
     pub fn direct(&mut self) -> Step<()> {
+        let ahead = clock::ahead(&self.tree.all[0].meta)?;
+        let (time, refused) = clock::for_ours(ahead);
+        self.notes.extend(ahead.map(|by| clock::note(by, self.pids, refused.as_ref())));
+        self.roots()?;
+        let ours = |e| Fault::Io("going back to our own time namespace".into(), e);
+        time.map_or(Ok(()), |t| t.end().map_err(ours))
+    }
+
+    /// Our children: the program, and the cradle where it is needed.
+    fn roots(&mut self) -> Step<()> {
         let want = self.want(self.tree.all[0].process.pid);
         let first = |sock: &Sock, n: &Self| nest::first_child(&n.layout, sock.number, range(&n.kept()), want, 0);
         let child = Child(first(&self.socks[0], self).map_err(|e| pid_taken(e, want))?);
@@ -192,6 +202,10 @@ impl<'a, 't> Nursery<'a, 't> {
         }
         let mut channel = Channel::watched(init_ours, here, Watch::process(here)?)?;
         set_up_init(&mut channel)?;
+        if let Some(by) = clock::ahead(&self.tree.all[0].meta)? {
+            let made = clock::for_children_of(&mut channel, here, by)?;
+            self.notes.push(clock::note(by, self.pids, made.as_ref().err()));
+        }
         let init = Some(Init { numbers, status: status.into(), own_users: users });
         self.base = Some(Base { channel, here, init });
         self.bear_at(None, 0)

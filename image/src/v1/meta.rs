@@ -22,8 +22,10 @@ pub struct Meta {
     pub pause_ns: u64,
     /// Features that the extended state uses (XCR0 bits).
     pub xfeatures: u64,
-    /// CLOCK_MONOTONIC at the freeze, nanoseconds.
+    /// CLOCK_MONOTONIC at the freeze, nanoseconds, as the program saw it.
     pub monotonic_ns: u64,
+    /// CLOCK_BOOTTIME at the freeze, nanoseconds, as the program saw it; 0: not known.
+    pub boottime_ns: u64,
     /// The caller's own: command line and options of the session.
     pub labels: BTreeMap<String, String>,
     /// What is not kept, each with what is lost.

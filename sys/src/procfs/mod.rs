@@ -27,6 +27,7 @@ pub mod smaps;
 pub mod stat;
 pub mod status;
 pub mod sysvipc;
+pub mod timens;
 pub mod timers;
 pub mod vma_at;
 

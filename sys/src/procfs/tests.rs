@@ -328,3 +328,15 @@ fn link_targets() {
     assert_eq!(split_cmdline(b"a\0\0b c\0"), [b"a".to_vec(), b"".to_vec(), b"b c".to_vec()]);
     assert_eq!(split_cmdline(b"set title"), [b"set title".to_vec()]);
 }
+
+#[test]
+fn offsets_of_time_namespaces() {
+    let o = timens::parse(b"monotonic           0         0\nboottime           -2 999999999\n").unwrap();
+    assert_eq!(o, timens::Offsets { monotonic: 0, boottime: -1_000_000_001 });
+    assert_eq!(timens::parse(o.to_string().as_bytes()).unwrap(), o);
+    assert_eq!(timens::parse(b"other 1 2\n").unwrap(), timens::Offsets::default());
+    for bad in ["monotonic", "monotonic 1", "boottime x 1", "boottime 9223372036854775807 1"] {
+        assert!(timens::parse(bad.as_bytes()).is_err(), "{bad}");
+    }
+    timens::read(std::process::id() as i32).unwrap();
+}

@@ -23,6 +23,7 @@ fn all(data: &[u8]) {
     let _ = net::parse_packet(data);
     let _ = net::parse_netlink(data);
     let _ = timers::parse(data);
+    let _ = timens::parse(data);
     let _ = ns::parse(data);
     let _ = auxv::parse(data);
     let _ = mountinfo::parse(data);

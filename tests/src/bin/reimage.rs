@@ -4,7 +4,8 @@
 //! registers, the auxiliary vector, jumps of an earlier replaced one) is what it would have found in that one.
 //!
 //! `reimage STATE SESSION --elsewhere` adds one that needs registers (MPX) and a PID that no machine of today has;
-//! `reimage STATE SESSION --larger` one of a machine with a little more memory, `--limited` one that may write larger files than anybody may.
+//! `reimage STATE SESSION --larger` one of a machine with a little more memory, `--limited` one that may write larger files than anybody may;
+//! `reimage STATE SESSION --later` one of a machine whose CLOCK_MONOTONIC is a million seconds later, and CLOCK_BOOTTIME two.
 //!
 //! Exit status 75: a thread is inside the vDSO, take another checkpoint.
 use anyhow::{bail, ensure, Context, Result};
@@ -23,13 +24,14 @@ const RIP: usize = 16;
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let [_, state, session, vdso] = &args[..] else {
-        bail!("usage: reimage STATE SESSION VDSO|--elsewhere|--larger|--limited")
+        bail!("usage: reimage STATE SESSION VDSO|--elsewhere|--larger|--limited|--later")
     };
     let (store, name) = (Store::open(state.as_ref())?, SessionName::new(session)?);
     let from = store.open_checkpoint(&name, None)?;
     let change: Option<fn(&mut Parts)> = match vdso.as_str() {
         "--elsewhere" => Some(elsewhere),
         "--larger" => Some(|p| [6, 11].into_iter().for_each(|n| more(p, n))),
+        "--later" => Some(later),
         "--limited" => Some(|p| more(p, 7)),
         _ => None,
     };
@@ -89,6 +91,12 @@ struct Parts {
 fn elsewhere(p: &mut Parts) {
     p.meta.xfeatures |= 3 << 3;
     p.threads.iter_mut().next_back().into_iter().for_each(|t| t.tid = 5_000_000);
+}
+
+/// The program as it would have been where clocks run for longer.
+fn later(p: &mut Parts) {
+    p.meta.monotonic_ns += 1_000_000 * 1_000_000_000;
+    p.meta.boottime_ns += 2_000_000 * 1_000_000_000;
 }
 
 /// One more of a limit than it had.

@@ -88,10 +88,10 @@ pub fn lines(me: &Me) -> Vec<Line> {
     lines.push(from_probe(
         "time-namespaces",
         me.probe(if with_user { || probe::time_namespace(true) } else { || probe::time_namespace(false) }),
-        ("made one", "a monotonic clock could go on from its old value after a reboot"),
+        ("made one", "CLOCK_MONOTONIC and CLOCK_BOOTTIME go on from their old values after a reboot"),
         Status::Limited,
         (
-            "a monotonic clock cannot go on from its old value after a reboot",
+            "CLOCK_MONOTONIC and CLOCK_BOOTTIME may go back after a reboot",
             "use a kernel built with CONFIG_TIME_NS=y; allow user namespaces",
         ),
     ));
