@@ -19,6 +19,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("trees/doors", doors));
     all.extend(Case::each("trees/door-agent-only", door_agent_only));
     all.extend(Case::each("trees/shares-its-memory", shares_its_memory));
+    all.extend(Case::each("trees/vfork", vfork));
     all.extend(Case::each("trees/pipeline", pipeline));
     all.extend(Case::each("trees/multiprocessing", multiprocessing));
     all.extend(Case::each("trees/dead-in-another-session", dead_in_another_session));
@@ -359,6 +360,58 @@ if __name__ == '__main__':
     let proof = fs::read_to_string(dir.join("proof"))?;
     ensure!(proof == "3 True", "it says {proof}");
     Ok(())
+}
+
+/// A grandchild in vfork, whose parent could not be stopped: it is refused by name before anybody is stopped. When it has ended the others are kept.
+fn vfork(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import ctypes, os, threading, time
+if os.fork(): # the program waits for the one that vforks
+    os.wait(); open('end', 'w').close()
+    while True: time.sleep(1000)
+libc = ctypes.CDLL(None)
+stack = ctypes.create_string_buffer(1 << 20)
+reader, writer = os.pipe()
+def watch():
+    while not os.path.exists('gate'): time.sleep(0.002)
+    os.write(writer, b'.')
+threading.Thread(target=watch).start()
+# it reads a byte and ends
+byte = ctypes.create_string_buffer(1)
+code = bytes([0x0f, 0x05, 0x31, 0xff, 0xb8, 0x3c, 0, 0, 0, 0x0f, 0x05])
+import mmap
+page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+head = b'\\xbf' + reader.to_bytes(4, 'little') + b'\\x48\\xbe' + ctypes.addressof(byte).to_bytes(8, 'little') + b'\\xba' + (1).to_bytes(4, 'little') + b'\\x31\\xc0'
+page.write(head + code)
+at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+open('pid.new', 'w').write(str(os.getpid())); os.rename('pid.new', 'pid')
+# CLONE_VFORK, CLONE_VM, SIGCHLD
+assert libc.clone(ctypes.c_void_p(at), ctypes.c_void_p(ctypes.addressof(stack) + (1 << 20) - 64), 0x4000 | 0x100 | 17, None) > 0
+open('on', 'w').close()
+assert os.wait()[1] == 0
+while not os.path.exists('last'): time.sleep(0.002)
+";
+    launched(bed, &dir, script)?;
+    there(dir.join("pid"))?;
+    let pid = fs::read_to_string(dir.join("pid"))?;
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    run::until("the one in vfork", LIMIT, || Ok(!fs::read_to_string(&children)?.is_empty()))?;
+    let child = fs::read_to_string(&children)?.trim().to_owned();
+    let words =
+        ["cannot checkpoint", &format!("process {child}"), "it shares its memory (CLONE_VM, or it is in vfork)"];
+    for door in ["attach", "agent", "auto"] {
+        bed.ctl(&["checkpoint", "job", "--door", door])?.refused(3, &words)?;
+    }
+    ensure!(!dir.join("on").exists(), "the one in vfork has gone on");
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("on"))?;
+    let made = bed.ctl_json(&["checkpoint", "job"])?;
+    ensure!(made["processes"] == 2, "a checkpoint of {made}");
+    fs::write(dir.join("last"), "")?;
+    there(dir.join("end"))?;
+    bed.reap();
+    end_session(bed, "job")
 }
 
 /// What several processes have in common and cannot be kept is one reason, said once, however often it was looked at.

@@ -3,7 +3,7 @@ use super::door::{Inside, Way};
 use super::find::{self, Survey};
 use super::run::Run;
 use super::shared::Others;
-use super::{Fault, Step};
+use super::{tree, Fault, Step};
 use crate::{Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -124,11 +124,11 @@ impl Run<'_> {
         }
     }
 
-    /// Finds the ways in. One that cannot be found may be of a process that ends, or that is about to execute another program: it is looked at again.
+    /// Finds the ways in. One that cannot be found may be of a process that ends, or that is about to execute another program (in vfork, say): it is
+    /// looked at again.
     fn ready(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, others: &mut Others) -> Step<()> {
         let mut failed = BTreeMap::new();
-        while let Err(e) = self.prepare(surveys, entries).and_then(|()| find::refuse(surveys, false)) {
-            self.at = surveys.iter().find(|s| s.is_refused()).map_or(self.at, |s| s.pid);
+        while let Err(e) = self.unfit(surveys, entries) {
             let long = failed.entry(self.at).or_insert_with(Instant::now).elapsed() > SETTLES;
             if self.at == self.root || long && !procfs::is_ending(self.at) {
                 return Err(e.into());
@@ -138,6 +138,17 @@ impl Run<'_> {
             glance();
         }
         Ok(())
+    }
+
+    /// An error about one that cannot be stopped or kept as it is.
+    fn unfit(&mut self, surveys: &[Survey], entries: &mut [Entry]) -> Result<()> {
+        self.prepare(surveys, entries)?;
+        if let Some((pid, e)) = tree::with_memory_of_another(surveys) {
+            self.at = pid;
+            return Err(e);
+        }
+        self.at = surveys.iter().find(|s| s.is_refused()).map_or(self.at, |s| s.pid);
+        find::refuse(surveys, false)
     }
 
     /// Finds the ways in that have not been found yet.

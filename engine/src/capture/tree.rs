@@ -101,6 +101,22 @@ const SHARED: [(Resource, &str); 4] = [
     (Resource::Sighand, "its signal handlers (CLONE_SIGHAND)"),
 ];
 
+/// One that has its parent's memory, as far as that can be seen from outside: it may be in vfork, and its parent could not be stopped.
+pub(super) fn with_memory_of_another(all: &[Survey]) -> Option<(i32, Error)> {
+    let members: HashSet<i32> = all.iter().map(|s| s.pid).collect();
+    let shares = |s: &&Survey| {
+        members.contains(&s.stat.ppid) && sys::kcmp::shares(s.stat.ppid, s.pid, Resource::Vm).is_ok_and(|shares| shares)
+    };
+    let s = all.iter().find(shares)?;
+    let (kind, attempted, reasons) = (Kind::Refused, s.attempted.clone(), vec![sharing(s, SHARED[0].1, s.stat.ppid)]);
+    Some((s.pid, Error { kind, attempted, reasons }))
+}
+
+fn sharing(s: &Survey, words: &str, parent: i32) -> Reason {
+    let why = format!("it shares {words} with its parent, PID {parent}, which is not kept yet");
+    Reason::new(s.describe(), why, "start it by fork, or checkpoint when it has executed a program")
+}
+
 impl Observer<'_> {
     /// What it is to the others: whether it shares what only open files may be, and how its children have ended.
     pub(super) fn related(&mut self, k: &mut Kinship) -> Step<()> {
@@ -125,9 +141,7 @@ impl Observer<'_> {
                 }
             };
             if let Some((_, (_, words))) = shares.into_iter().zip(SHARED).find(|(shares, _)| *shares) {
-                let why = format!("it shares {words} with its parent, PID {parent}, which is not kept yet");
-                let remedy = "start it by fork, or checkpoint when it has executed a program";
-                self.survey.refuse_for(vec![Reason::new(self.survey.describe(), why, remedy)])?;
+                self.survey.refuse_for(vec![sharing(self.survey, words, parent)])?;
             }
         }
         self.ended_children(inner, &mut k.zombies)
