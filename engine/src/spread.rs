@@ -50,10 +50,22 @@ mod tests {
 
     #[test]
     fn a_failure_ends_it() {
-        for n in [3, 100_000] {
-            let r = over(0..n, |i, _| if i == 1 { Err(i) } else { Ok(()) });
-            assert_eq!(r[1], Some(Err(1)));
-            assert_eq!(r[n - 1], None, "of {n}");
-        }
+        let r = over(0..FEW, |i, _| if i == 1 { Err(i) } else { Ok(()) });
+        assert_eq!((&r[1], &r[FEW - 1]), (&Some(Err(1)), &None));
+        // several at a time: what is done beside it waits for it
+        let (n, failed) = (100_000, AtomicBool::new(false));
+        let r = over(0..n, |i, _| {
+            failed.fetch_or(i == 1, Relaxed);
+            while !failed.load(Relaxed) {
+                std::thread::yield_now();
+            }
+            std::thread::yield_now();
+            if i == 1 {
+                Err(i)
+            } else {
+                Ok(())
+            }
+        });
+        assert_eq!((&r[1], &r[n - 1]), (&Some(Err(1)), &None));
     }
 }

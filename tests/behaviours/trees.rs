@@ -374,7 +374,11 @@ libc = ctypes.CDLL(None)
 stack = ctypes.create_string_buffer(1 << 20)
 reader, writer = os.pipe()
 def watch():
-    while not os.path.exists('gate'): time.sleep(0.002)
+    last, longest = time.monotonic(), 0
+    while not os.path.exists('gate'):
+        time.sleep(0.002)
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+    open('longest', 'w').write(str(longest))
     os.write(writer, b'.')
 threading.Thread(target=watch).start()
 # it reads a byte and ends
@@ -406,6 +410,9 @@ while not os.path.exists('last'): time.sleep(0.002)
     ensure!(!dir.join("on").exists(), "the one in vfork has gone on");
     fs::write(dir.join("gate"), "")?;
     there(dir.join("on"))?;
+    // who is stopped with it stands for the 5 s that it is waited for
+    let longest: f64 = fs::read_to_string(dir.join("longest"))?.parse()?;
+    ensure!(longest < 3.0, "its parent stood still for {longest} s");
     let made = bed.ctl_json(&["checkpoint", "job"])?;
     ensure!(made["processes"] == 2, "a checkpoint of {made}");
     fs::write(dir.join("last"), "")?;

@@ -135,6 +135,7 @@ impl Run<'_> {
             }
             self.renew(self.at, surveys, entries)?;
             self.together(surveys, entries, others)?;
+            self.shut(surveys)?;
             glance();
         }
         Ok(())
@@ -223,8 +224,9 @@ impl Run<'_> {
                 let (s, mut e) = match self.look(pid) {
                     Ok(Some(looked)) => looked,
                     Ok(None) => continue,
-                    Err(_) if again(pid) => {
+                    Err(f) if again(pid) => {
                         self.doors.remove(&pid);
+                        unfit = Some((pid, f));
                         continue;
                     }
                     Err(f) => return Err(f),
@@ -236,7 +238,7 @@ impl Run<'_> {
                     // seen in the middle of executing a program, perhaps, or of its end
                     Err(e) if again(pid) || procfs::is_ending(pid) => {
                         self.doors.remove(&pid);
-                        unfit = Some((pid, e));
+                        unfit = Some((pid, e.into()));
                         continue;
                     }
                     fit => fit?,
@@ -248,8 +250,9 @@ impl Run<'_> {
                 glance();
             }
         }
-        if let Some((_, e)) = unfit.filter(|(pid, _)| procfs::pid_exists(*pid)) {
-            return Err(e.into());
+        if let Some((pid, f)) = unfit.filter(|(pid, _)| procfs::pid_exists(*pid)) {
+            self.at = pid;
+            return Err(f);
         }
         let why = "processes came faster than they could be stopped";
         let remedy = "all run on as before; checkpoint it when it starts fewer";

@@ -298,7 +298,12 @@ impl<'a> Observer<'a> {
     /// What the serving thread says of the process and of itself, and what /proc does. `visited`: the other threads' answers.
     fn process(&mut self, visited: Vec<Told>) -> Step<(Process, Vec<Told>)> {
         let pid = self.survey.pid;
-        let timers = procfs::timers::read(pid).unwrap_or_default();
+        let timers = procfs::timers::read(pid).unwrap_or_else(|e| {
+            self.reported.push(format!(
+                "POSIX timers: they cannot be looked at ({e}); if it has any, a restored program has none"
+            ));
+            Vec::new()
+        });
         let mut p = Program::new();
         let actions = p.out(SIGNALS * SIGACTION);
         for s in 0..SIGNALS {
