@@ -4,6 +4,7 @@ use anyhow::{bail, ensure, Context, Result};
 use dormouse_tests::bed::{LIMIT, SOON};
 use dormouse_tests::target::{Door, Start};
 use dormouse_tests::{agent, proc, run, sys, unharmed, Bed, Case, Target};
+use nix::fcntl::{Flock, FlockArg};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -221,7 +222,7 @@ fn long_enough(bed: &mut Bed) -> Result<String> {
     let (mut count, args) = (Count::new(&target)?, target.checkpoint_args(&[]));
     let began = Instant::now();
     for _ in 0..TRIALS {
-        count.once(&target, || bed.ctl(&args)?.expect(0).map(drop))?;
+        count.once(&target, || pause_of(bed, &target, &args).map(drop))?;
     }
     let long = began.elapsed() / TRIALS * CHECKPOINTS_LONG;
     drop(watch);
@@ -266,7 +267,7 @@ fn under_checkpoints(bed: &mut Bed) -> Result<()> {
             count.few(&target)?
         );
         let args = target.checkpoint_args(&[]);
-        count.once(&target, || pause_of(bed, &args).map(|this| pause = pause.max(this)))?;
+        count.once(&target, || pause_of(bed, &target, &args).map(|this| pause = pause.max(this)))?;
         bed.log.clear();
     }
     let last = sys::monotonic_ns();
@@ -332,7 +333,7 @@ fn terminal(bed: &mut Bed) -> Result<()> {
         );
         let (args, pid) = (target.checkpoint_args(&[]), target.pid);
         if count.times % 50 > 0 {
-            count.once(&target, || pause_of(bed, &args).map(|this| pause = pause.max(this)))?;
+            count.once(&target, || pause_of(bed, &target, &args).map(|this| pause = pause.max(this)))?;
         } else {
             let [before, before_alone] = [&target, &twin].map(|one| seen(one).map(|s| s[0].rounds));
             let mut typed = 0;
@@ -346,7 +347,7 @@ fn terminal(bed: &mut Bed) -> Result<()> {
                         let typed = sys::monotonic_ns();
                         pty.type_in("wake").map(|()| typed)
                     });
-                    let this = pause_of(bed, &args);
+                    let this = pause_of(bed, &target, &args);
                     over.store(true, SeqCst);
                     typed = typing.join().map_err(|_| anyhow::anyhow!("typing"))??;
                     pause = pause.max(this?);
@@ -370,9 +371,16 @@ fn terminal(bed: &mut Bed) -> Result<()> {
     target.prove(bed).map(drop)
 }
 
-/// A checkpoint's pause, milliseconds.
-fn pause_of(bed: &mut Bed, args: &[String]) -> Result<f64> {
+/// A checkpoint's pause, milliseconds. Meanwhile the program has no TCP connection, which would be refused.
+fn pause_of(bed: &mut Bed, target: &Target, args: &[String]) -> Result<f64> {
+    let _locked = unconnected(target)?;
     bed.ctl_json(args)?["pause_ms"].as_f64().context("no pause_ms")
+}
+
+/// The program connects to itself for an instant only while it has this file locked.
+fn unconnected(target: &Target) -> Result<Flock<fs::File>> {
+    let file = fs::OpenOptions::new().write(true).open(target.dir.join("peers"))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, why)| why).context("lock DIR/peers")
 }
 
 /// Waits for the line that was typed then to be read: how long that took.

@@ -16,7 +16,7 @@
 #include <termios.h>
 
 static const char *about = "a thread in each call that a signal can end, round after round: no EINTR, right results, each wakes when it should";
-static const char *usage = "  --group NAME   all (default), tty (on the terminal at 0), outside (child and peer: wait4, connect)\n"
+static const char *usage = "  --group NAME   all (default), tty (on the terminal at 0), outside (child and peer: wait4, connect, accept)\n"
                            "  --signals      they are ended by signals of the program's own instead: each must end its call with EINTR, once\n"
                            "  --watched      the test says who is asleep, so that no file of /proc is open while it makes checkpoints\n"
                            "  --timeout MS   of the timed, and between the wake-ups of the others (default 2000)";
@@ -65,6 +65,7 @@ static struct slot slots[96];
 static int used;
 static char group = 'a';
 static bool by_signals, watched;
+static int peers; // who has locked this file is the one that may: the program, be connected for an instant; the test, make a checkpoint, which refuses that
 static int64_t timeout_ms = 2000;
 static __thread struct slot *me;
 // Masks and sets are as full as they can be: 63, the signal of a Dormouse that is preloaded, is in all of them.
@@ -406,6 +407,7 @@ static const struct call calls[] = {
     {"recvmsg_rcvtimeo", SYS_recvmsg, WHOLE, mk_pair_limit, c_recvmsg, NULL, -1, EAGAIN, 'a', false},
     {"accept_rcvtimeo", SYS_accept, WHOLE, mk_listen_limit, c_accept, NULL, -1, EAGAIN, 'a', false},
     {"io_getevents_timed", SYS_io_getevents, WHOLE, mk_aio, c_getevents_timed, NULL, 0, 0, 'a', false},
+    {"accept", SYS_accept, WOKEN, mk_listen, c_accept, w_connect, 1, 0, 'o', false},
     {"wait4", SYS_wait4, WOKEN, mk_child, c_wait4, w_write, 7, 0, 'o', false},
     {"connect", SYS_connect, WOKEN, mk_backlog, c_connect, w_accept, 0, 0, 'o', false},
     {"connect_sndtimeo", SYS_connect, WOKEN, mk_backlog, c_connect_limit, w_accept, 0, 0, 'o', false},
@@ -495,8 +497,14 @@ static void wake_some(void) {
         // the last instant of a pause: the signal has come, its handler has run, and the call goes on (README, Limits)
         if (by_signals && s->woken && now - s->woken > 2 * SEC && s->handled) s->seen->lost++, s->woken = 0, s->handled = 0;
         if (s->woken || now - s->seen->began < s->period || !asleep(s)) continue;
+        bool connected = s->call->wake == w_connect && !by_signals;
+        if (connected && flock(peers, LOCK_EX | LOCK_NB)) continue;
+        uint32_t round = s->seen->rounds;
         s->woken = mono_ns();
         wake(s);
+        if (!connected) continue;
+        while (s->seen->rounds == round) sched_yield();
+        MUST(flock(peers, LOCK_UN));
     }
 }
 static void (*tick)(void) = wake_some;
@@ -508,6 +516,7 @@ static void setup(void) {
     but_usr2 = full, sigdelset(&but_usr2, SIGUSR2);
     sigprocmask(SIG_BLOCK, &waited, NULL);
     for (int n = SIGUSR1; n <= SIGUSR2; n += SIGUSR2 - SIGUSR1) MUST(sigaction(n, &(struct sigaction){.sa_handler = on_signal}, NULL)); // no SA_RESTART
+    peers = MUST(open(work("peers"), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
     int fd = MUST(open(work("calls"), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
     MUST(ftruncate(fd, COUNT(slots) * sizeof *shared));
     shared = mmap(NULL, COUNT(slots) * sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
