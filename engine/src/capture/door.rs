@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
-use sys::agent::{Absent, Called, Copies, Quiesced, Shut, Visit, Visited};
+use sys::agent::{Absent, Copies, Quiesced, Shut, Visit, Visited};
 use sys::channel::{Channel, Listener};
 use sys::inject::Layout;
 use sys::kcmp::{EpollSlot, Resource};
@@ -51,7 +51,7 @@ impl Doors {
     pub fn new(o: &CaptureOptions<'_>, pid: i32, first: bool) -> Doors {
         let (choice, after) = (o.door, o.after);
         let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
-        let mut there = sys::agent::present(pid).map(drop);
+        let mut there = sys::agent::check(pid);
         let unseen = o.agent && first && there == Err(Absent::None);
         if unseen {
             there = sys::agent::may_open(pid);
@@ -78,7 +78,7 @@ impl Doors {
     pub fn next(&mut self) -> Step<Way> {
         if self.door == Door::Agent {
             let patience = PATIENCE[usize::from(self.is_another())];
-            return Ok(Way::Agent { pid: self.pid, patience, hidden: self.hidden, called: None, inside: None });
+            return Ok(Way::Agent { pid: self.pid, patience, hidden: self.hidden, inside: None });
         }
         // that of an earlier try is gone
         Ok(Way::Attach { tracer: self.tracer.take().unwrap_or_else(Tracer::start)?, plan: None })
@@ -132,8 +132,8 @@ impl Doors {
 pub(super) enum Way {
     /// By ptrace.
     Attach { tracer: Tracer, plan: Option<EntryPlan> },
-    /// By its agent. `called`: its thread has been, ahead of its turn.
-    Agent { pid: i32, patience: Duration, hidden: bool, called: Option<Called>, inside: Option<Quiesced> },
+    /// By its agent.
+    Agent { pid: i32, patience: Duration, hidden: bool, inside: Option<Quiesced> },
 }
 
 /// What is inside a target.
@@ -190,15 +190,6 @@ impl Way {
         Ok(())
     }
 
-    /// Calls it, where that needs no waiting, so that it comes in while others are dealt with; [`Way::freeze`] has to follow. Not one that shares its
-    /// memory with its parent, which may wait for it (vfork), and would not come in before it goes on.
-    pub fn call_ahead(&mut self, s: &Survey, l: &Listener) {
-        if let Way::Agent { pid, called: called @ None, inside: None, .. } = self {
-            let own = sys::kcmp::shares(s.stat.ppid, *pid, Resource::Vm).is_ok_and(|shares| !shares);
-            *called = own.then(|| sys::agent::call_ahead(*pid, l)).flatten();
-        }
-    }
-
     /// Lets it go, where that needs no waiting; [`Way::release`] has to follow.
     pub fn let_go(&mut self) {
         if let Way::Agent { inside: Some(q), .. } = self {
@@ -210,7 +201,7 @@ impl Way {
     pub fn freeze(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
         match self {
             Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
-            Way::Agent { inside, called, patience, .. } => {
+            Way::Agent { inside, patience, .. } => {
                 // what a filter may forbid is called when that has been looked at
                 let calls = Some(super::told::visit_program()).filter(|_| !s.is_filtered());
                 let mut heard = Heard::default();
@@ -220,11 +211,7 @@ impl Way {
                     Some(q) => q.call_others(l, *patience, &mut visit)?,
                     None => {
                         let uid = s.status.uid.effective;
-                        let called = match called.take() {
-                            Some(called) => called,
-                            None => sys::agent::call(s.pid, l, *patience)?,
-                        };
-                        *inside = Some(sys::agent::freeze(called, uid, l, *patience, &mut visit)?)
+                        *inside = Some(sys::agent::freeze(s.pid, uid, l, *patience, &mut visit)?)
                     }
                 }
                 let Some(q) = inside else { return Err(nothing_frozen().into()) };

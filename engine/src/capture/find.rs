@@ -24,8 +24,8 @@ pub struct Survey {
     pub files: Vec<FileView>,
     /// Mappings with their flags.
     pub smaps: Vec<Smap>,
-    /// The random bytes that its exec was given.
-    pub random: Option<[u8; 16]>,
+    /// The random bytes that its exec was given, and where.
+    pub random: Option<(u64, [u8; 16])>,
     /// Its namespaces.
     pub spaces: Option<procfs::ns::NsIds>,
     /// How far its clocks are ahead of ours.
@@ -365,7 +365,8 @@ impl Survey {
             return Err(Error::new(Kind::Refused, &self.attempted, pid, w, remedy).into());
         }
         let mut reasons = Vec::new();
-        if program(&now) != program(&self.stat) || random(self.pid) != self.random {
+        let random = |(at, bytes)| random_at(self.pid, at) == Some(bytes);
+        if program(&now) != program(&self.stat) || !self.random.is_none_or(random) {
             let w = "it has executed another program while it was looked at";
             let e = Error::new(Kind::Refused, &self.attempted, pid, w, "it runs on as before; try again");
             return Err(Fault::Another(e));
@@ -454,8 +455,13 @@ fn killed(pid: i32) -> Step<bool> {
 }
 
 /// What tells one exec from the next, even of the same program at the same addresses: the kernel gives each 16 random bytes.
-fn random(pid: i32) -> Option<[u8; 16]> {
+fn random(pid: i32) -> Option<(u64, [u8; 16])> {
     let at = procfs::auxv::read(pid).ok()?.get(libc::AT_RANDOM)?;
+    Some((at, random_at(pid, at)?))
+}
+
+/// The bytes there.
+fn random_at(pid: i32, at: u64) -> Option<[u8; 16]> {
     let mut bytes = [0; 16];
     sys::mem::RemoteMem::open(pid).ok()?.read(at, &mut bytes).ok()?;
     Some(bytes)

@@ -3,17 +3,16 @@ use super::door::{Inside, Way};
 use super::find::{self, Survey};
 use super::run::Run;
 use super::shared::Others;
-use super::{tree, Fault, Step};
-use crate::{Error, Kind, Result};
-use std::collections::BTreeMap;
+use super::tree::{self, Found};
+use super::{Fault, Step};
+use crate::{spread, Error, Kind, Result};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use sys::channel::Listener;
 use sys::procfs;
 
 /// How often newcomers are looked for, or a process that has executed another program is looked at again, before that is given up.
 const MOST_ROUNDS: usize = 200;
-/// How many are called before the first of them is waited for.
-const AHEAD: usize = 16;
 /// How often is looked at a process that seems to be in the way, before the freeze.
 const LOOKS: usize = 10;
 /// How long one that cannot be stopped is met as a newcomer: as long as programs take to be executed.
@@ -56,7 +55,7 @@ impl Run<'_> {
     /// Looks at all that belong to it.
     fn find(&mut self) -> Step<(Vec<Survey>, Vec<Entry>)> {
         let (mut surveys, mut entries) = (Vec::new(), Vec::new());
-        for pid in self.living()? {
+        for pid in self.living(&[])?.into_iter().map(|f| f.pid) {
             let mut looked = self.look(pid);
             for _ in 0..LOOKS {
                 if looked.is_ok() || pid == self.root {
@@ -180,77 +179,37 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Stops all, until there is no newcomer.
-    pub(super) fn freeze(&mut self, surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>) -> Step<Vec<Inside>> {
-        let mut inside: Vec<Inside> = Vec::with_capacity(surveys.len());
-        let mut failed = BTreeMap::new();
-        let mut again = |pid: i32| failed.entry(pid).or_insert_with(Instant::now).elapsed() < SETTLES;
-        let mut unfit = None;
+    /// Stops all, until there is no newcomer. Who was found then, when all stood still, is given too.
+    pub(super) fn freeze(
+        &mut self,
+        surveys: &mut Vec<Survey>,
+        entries: &mut Vec<Entry>,
+    ) -> Step<(Vec<Inside>, Vec<Found>)> {
+        let mut inside: BTreeMap<i32, Inside> = BTreeMap::new();
+        let mut failed = Failed::default();
         for _ in 0..MOST_ROUNDS {
             while inside.len() < surveys.len() {
-                let i = inside.len();
-                let ahead = if i == 0 { 0 } else { AHEAD };
-                for (s, e) in surveys.iter().zip(entries.iter_mut()).skip(i + 1).take(ahead) {
-                    e.way.call_ahead(s, &e.listener);
-                }
-                self.at = surveys[i].pid;
-                let Entry { way, listener, .. } = &mut entries[i];
-                let came = way.freeze(&mut surveys[i], listener);
-                match came {
-                    Ok(it) => inside.push(it),
-                    Err(f) if self.at == self.root => return Err(f),
-                    // let go, and looked at as a newcomer: it may be about to end, or to execute a program
-                    Err(f) => {
-                        // until it has left: or it would be found leaving
-                        entries[i].way.part();
-                        surveys.remove(i);
-                        entries.remove(i);
-                        self.doors.remove(&self.at);
-                        let changes = matches!(f, Fault::Another(_)) || procfs::is_ending(self.at);
-                        if !changes && !again(self.at) {
-                            return Err(f);
-                        }
-                    }
-                }
+                self.stop_some(surveys, entries, &mut inside, &mut failed)?;
             }
-            let known = |pid: &i32| surveys.iter().any(|s| s.pid == *pid);
-            let newcomers: Vec<i32> = self.living()?.into_iter().filter(|p| !known(p)).collect();
+            let found = self.living(surveys)?;
+            let newcomers: Vec<i32> = found.iter().map(|f| f.pid).filter(|p| !inside.contains_key(p)).collect();
             if newcomers.is_empty() {
                 self.at = self.root;
-                return Ok(inside);
+                let inside = surveys.iter().filter_map(|s| inside.remove(&s.pid)).collect();
+                return Ok((inside, found));
             }
             let before = surveys.len();
             for pid in newcomers {
-                let (s, mut e) = match self.look(pid) {
-                    Ok(Some(looked)) => looked,
-                    Ok(None) => continue,
-                    Err(f) if again(pid) => {
-                        self.doors.remove(&pid);
-                        unfit = Some((pid, f));
-                        continue;
-                    }
-                    Err(f) => return Err(f),
-                };
-                if let Some(why) = s.shut_to_agent() {
-                    return Err(why.into());
+                if let Some((s, e)) = self.newcomer(pid, &mut failed)? {
+                    surveys.push(s);
+                    entries.push(e);
                 }
-                match find::refuse(std::slice::from_ref(&s), false).and_then(|()| e.prepare(&s)) {
-                    // seen in the middle of executing a program, perhaps, or of its end
-                    Err(e) if again(pid) || procfs::is_ending(pid) => {
-                        self.doors.remove(&pid);
-                        unfit = Some((pid, e.into()));
-                        continue;
-                    }
-                    fit => fit?,
-                }
-                surveys.push(s);
-                entries.push(e);
             }
             if surveys.len() == before {
                 glance();
             }
         }
-        if let Some((pid, f)) = unfit.filter(|(pid, _)| procfs::pid_exists(*pid)) {
+        if let Some((pid, f)) = failed.last.filter(|(pid, _)| procfs::pid_exists(*pid)) {
             self.at = pid;
             return Err(f);
         }
@@ -258,6 +217,94 @@ impl Run<'_> {
         let remedy = "all run on as before; checkpoint it when it starts fewer";
         let what = format!("the processes below PID {}", self.root);
         Err(Error::new(Kind::Refused, &self.attempted, what, why, remedy).into())
+    }
+
+    /// Stops those whose parents stand still, several at the same time, and the program first of all. A child of one that stands still has not its memory:
+    /// for a child in vfork its parent would have been waited for.
+    fn stop_some(
+        &mut self,
+        surveys: &mut Vec<Survey>,
+        entries: &mut Vec<Entry>,
+        inside: &mut BTreeMap<i32, Inside>,
+        failed: &mut Failed,
+    ) -> Step<()> {
+        let runs: BTreeSet<i32> = surveys.iter().map(|s| s.pid).filter(|p| !inside.contains_key(p)).collect();
+        let (root, root_runs) = (self.root, runs.contains(&self.root));
+        // of two that are each other's parents (a number may be another's by now) one has to be first
+        let first = runs.first().copied();
+        let stops = |s: &Survey| match root_runs {
+            true => s.pid == root,
+            false => runs.contains(&s.pid) && (!runs.contains(&s.stat.ppid) || Some(s.pid) == first),
+        };
+        let some: Vec<(&mut Survey, &mut Entry)> =
+            surveys.iter_mut().zip(entries.iter_mut()).filter(|(s, _)| stops(s)).collect();
+        let pids: Vec<i32> = some.iter().map(|(s, _)| s.pid).collect();
+        let came = spread::over(some.into_iter(), |_, (s, e)| e.way.freeze(s, &e.listener));
+        for (pid, came) in pids.into_iter().zip(came) {
+            self.at = pid;
+            match came {
+                Some(Ok(it)) => drop(inside.insert(pid, it)),
+                // not tried, as another one failed
+                None => {}
+                Some(Err(f)) if pid == self.root => return Err(f),
+                // let go, and looked at as a newcomer: it may be about to end, or to execute a program
+                Some(Err(f)) => {
+                    let Some(i) = surveys.iter().position(|s| s.pid == pid) else { continue };
+                    // until it has left: or it would be found leaving
+                    entries[i].way.part();
+                    surveys.remove(i);
+                    entries.remove(i);
+                    self.doors.remove(&pid);
+                    let changes = matches!(f, Fault::Another(_)) || procfs::is_ending(pid);
+                    if !changes && !failed.again(pid) {
+                        return Err(f);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One that came while others were stopped; None: it has ended, or is to be looked at again.
+    fn newcomer(&mut self, pid: i32, failed: &mut Failed) -> Step<Option<(Survey, Entry)>> {
+        let (s, mut e) = match self.look(pid) {
+            Ok(Some(looked)) => looked,
+            Ok(None) => return Ok(None),
+            Err(f) if failed.again(pid) => {
+                self.doors.remove(&pid);
+                failed.last = Some((pid, f));
+                return Ok(None);
+            }
+            Err(f) => return Err(f),
+        };
+        if let Some(why) = s.shut_to_agent() {
+            return Err(why.into());
+        }
+        match find::refuse(std::slice::from_ref(&s), false).and_then(|()| e.prepare(&s)) {
+            // seen in the middle of executing a program, perhaps, or of its end
+            Err(e) if failed.again(pid) || procfs::is_ending(pid) => {
+                self.doors.remove(&pid);
+                failed.last = Some((pid, e.into()));
+                Ok(None)
+            }
+            fit => Ok(fit.map(|()| Some((s, e)))?),
+        }
+    }
+}
+
+/// Processes that could not be stopped, or kept as they were.
+#[derive(Default)]
+struct Failed {
+    /// Since when.
+    since: BTreeMap<i32, Instant>,
+    /// The last of them, and why.
+    last: Option<(i32, Fault)>,
+}
+
+impl Failed {
+    /// Whether it may be tried again.
+    fn again(&mut self, pid: i32) -> bool {
+        self.since.entry(pid).or_insert_with(Instant::now).elapsed() < SETTLES
     }
 }
 

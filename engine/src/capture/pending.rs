@@ -47,7 +47,11 @@ impl Observer<'_> {
             self.entered.visited.iter().enumerate().map(|(i, t)| (*t, Some(i as u32))).collect();
         threads.push((server, None));
         for (tid, slot) in threads {
-            let own = procfs::status::read_task(pid, tid)?.sig_pending & !AGENT;
+            let own = match tid == server {
+                true => status.sig_pending,
+                false => procfs::status::read_task(pid, tid)?.sig_pending,
+            };
+            let own = own & !AGENT;
             if own & shared != 0 {
                 // whose it takes first could be told, but not where the others begin
                 return Err(self.too_many());

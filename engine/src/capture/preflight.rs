@@ -9,8 +9,9 @@ pub(super) fn preflight(pid: i32, external: &crate::Externals) -> Result<Vec<Str
     let attempted = format!("checkpoint PID {pid}");
     let mut all = Vec::new();
     let living = tree::living(&[pid]).map_err(|e| explain(e.into(), &attempted, "find", false))?;
+    let living: Vec<i32> = living.into_iter().map(|f| f.pid).collect();
     for of in if living.is_empty() { vec![pid] } else { living } {
-        let door = if sys::agent::present(of).is_ok() { Door::Agent } else { Door::Attach };
+        let door = if sys::agent::check(of).is_ok() { Door::Agent } else { Door::Attach };
         let look = |door| find::survey(of, attempted.clone(), external, door, Vec::new());
         let s = match look(door) {
             Ok(s) if door == Door::Agent && s.shut_to_agent().is_some() => look(Door::Attach),

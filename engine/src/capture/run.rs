@@ -6,7 +6,7 @@ use super::gather::{is_gone, Entry};
 use super::observe::{lock, Child, Common, Observer, Seen};
 use super::record::{self, Recorder};
 use super::shared::Others;
-use super::tree::{self, Kinship};
+use super::tree::{self, Found, Kinship};
 use super::{door, explain, opened, sink, Fault, Phase, Step};
 use crate::{spread, After, CaptureOptions, Captured, Error, Progress, Result};
 use image::store::{NewCheckpoint, Store};
@@ -44,8 +44,8 @@ impl<'a> Run<'a> {
         let mut run =
             Run { phase: Phase::Find, attempted, root: pid, at: pid, called: false, o, doors: BTreeMap::new() };
         // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
-        for pid in run.living().unwrap_or_default() {
-            run.knock(pid);
+        for found in run.living(&[]).unwrap_or_default() {
+            run.knock(found.pid);
         }
         run
     }
@@ -64,17 +64,18 @@ impl<'a> Run<'a> {
         made
     }
 
-    /// All that belong to it now.
-    pub(super) fn living(&self) -> Step<Vec<i32>> {
+    /// All that belong to it now. `known`: who is known to, and need not be found otherwise.
+    pub(super) fn living(&self, known: &[Survey]) -> Step<Vec<Found>> {
         let mut roots = vec![self.root];
+        roots.extend(known.iter().map(|s| s.pid));
         if let Some(others) = self.o.others {
             roots.extend(others()?);
         }
         let mut all = tree::living(&roots)?;
-        if all.first() != Some(&self.root) {
+        if all.first().is_none_or(|f| f.pid != self.root) {
             // what is wrong with it will be said
-            all.retain(|p| *p != self.root);
-            all.insert(0, self.root);
+            all.retain(|f| f.pid != self.root);
+            all.insert(0, Found { pid: self.root, ..Found::default() });
         }
         Ok(all)
     }
@@ -101,10 +102,10 @@ impl<'a> Run<'a> {
         let incoming = store.begin(name)?;
 
         self.enter(Phase::Freeze)?;
-        let inside = self.freeze(&mut surveys, &mut entries)?;
+        let (inside, found) = self.freeze(&mut surveys, &mut entries)?;
         self.at = self.root;
-        let inside = parents_first(&mut surveys, &mut entries, inside)?;
-        let mut kinship = tree::kinship(&surveys)?;
+        let inside = parents_first(&mut surveys, &mut entries, inside, &found);
+        let mut kinship = tree::kinship(&surveys, &found)?;
 
         self.enter(Phase::Observe)?;
         let several = surveys.len() > 1 || !kinship.zombies.is_empty();
@@ -367,11 +368,14 @@ impl<'a> Run<'a> {
 }
 
 /// Brings processes that stand still into the order in which they come into the image.
-fn parents_first(surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, inside: Vec<Inside>) -> Step<Vec<Inside>> {
-    let mut pids = Vec::with_capacity(surveys.len());
-    for s in surveys.iter() {
-        pids.push((s.pid, sys::procfs::stat::read(s.pid)?.ppid));
-    }
+fn parents_first(
+    surveys: &mut Vec<Survey>,
+    entries: &mut Vec<Entry>,
+    inside: Vec<Inside>,
+    found: &[Found],
+) -> Vec<Inside> {
+    let parents: BTreeMap<i32, i32> = found.iter().map(|f| (f.pid, f.parent)).collect();
+    let pids: Vec<(i32, i32)> = surveys.iter().map(|s| (s.pid, parents.get(&s.pid).copied().unwrap_or(0))).collect();
     let order = tree::parents_first(&pids);
     let all = surveys.drain(..).zip(entries.drain(..)).zip(inside);
     let mut all: Vec<Option<((Survey, Entry), Inside)>> = all.map(Some).collect();
@@ -381,7 +385,7 @@ fn parents_first(surveys: &mut Vec<Survey>, entries: &mut Vec<Entry>, inside: Ve
         entries.push(e);
         sorted.push(i);
     }
-    Ok(sorted)
+    sorted
 }
 
 /// Whether each has a reaper among those above it, which a snapshot child would be given to.

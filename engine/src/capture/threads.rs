@@ -122,6 +122,7 @@ pub(super) fn again(
     for tid in tids {
         all.push(match heard.take(*tid) {
             Some(said) => said,
+            None if *tid == w.leader.pid => leader.clone(),
             None => ask(known, *tid)?,
         });
     }

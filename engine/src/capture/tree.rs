@@ -21,25 +21,36 @@ pub(super) struct Kinship {
     inner: HashMap<i32, i32>,
 }
 
+/// A process that was found among those that are captured together.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// PID here.
+    pub pid: i32,
+    /// Its parent's.
+    pub parent: i32,
+    /// Its children's, the ended ones' too.
+    pub children: Vec<i32>,
+}
+
 /// All processes below these, themselves first, each after its parent, without those that have ended.
-pub(super) fn living(roots: &[i32]) -> procfs::Result<Vec<i32>> {
+pub(super) fn living(roots: &[i32]) -> procfs::Result<Vec<Found>> {
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
     let mut todo: VecDeque<i32> = roots.iter().copied().collect();
     while let Some(pid) = todo.pop_front() {
-        if seen.insert(pid) && lives(pid) {
-            found.push(pid);
-            match procfs::children(pid) {
-                Err(e) if e.is_gone() => {}
-                children => todo.extend(children?),
-            }
+        if !seen.insert(pid) {
+            continue;
         }
+        // it runs, or another thread of it does than its first
+        let stat = procfs::stat::read(pid).ok().filter(|s| !s.state.is_ended() || s.num_threads > 1);
+        let Some(stat) = stat else { continue };
+        let children = match procfs::children(pid) {
+            Err(e) if e.is_gone() => Vec::new(),
+            children => children?,
+        };
+        todo.extend(&children);
+        found.push(Found { pid, parent: stat.ppid, children });
     }
     Ok(found)
-}
-
-/// It runs, or another thread of it does than its first.
-fn lives(pid: i32) -> bool {
-    procfs::stat::read(pid).is_ok_and(|s| !s.state.is_ended() || s.num_threads > 1)
 }
 
 /// In which order processes (PID, and their parents') come into an image: the first one first, and each after its parent. They need not have been stopped
@@ -55,16 +66,17 @@ pub(super) fn parents_first(all: &[(i32, i32)]) -> Vec<usize> {
     order
 }
 
-/// Looks at processes that all stand still.
-pub(super) fn kinship(all: &[Survey]) -> Step<Kinship> {
+/// How processes are related that were found when all stood still.
+pub(super) fn kinship(all: &[Survey], found: &[Found]) -> Step<Kinship> {
     let inner: HashMap<i32, i32> = all.iter().map(|s| (s.pid, s.inner_pid())).collect();
+    let found: HashMap<i32, &Found> = found.iter().map(|f| (f.pid, f)).collect();
     let mut kinship = Kinship { inner: inner.clone(), ..Kinship::default() };
     for s in all {
-        let parent = procfs::stat::read(s.pid)?.ppid;
-        kinship.parents.push(inner.get(&parent).copied().unwrap_or(0));
-        kinship.above.extend(inner.contains_key(&parent).then_some((s.pid, parent)));
-        for child in procfs::children(s.pid)?.into_iter().filter(|c| !inner.contains_key(c)) {
-            kinship.zombies.push(zombie(child, s)?);
+        let Some(f) = found.get(&s.pid) else { return Err(super::died(&s.attempted, "freeze").into()) };
+        kinship.parents.push(inner.get(&f.parent).copied().unwrap_or(0));
+        kinship.above.extend(inner.contains_key(&f.parent).then_some((s.pid, f.parent)));
+        for child in f.children.iter().filter(|c| !inner.contains_key(c)) {
+            kinship.zombies.push(zombie(*child, s)?);
         }
     }
     Ok(kinship)

@@ -1,7 +1,7 @@
 //! Whether a process has an agent that can be talked to, and what each thread is doing before it is called.
 use crate::mem::RemoteMem;
 use crate::procfs::maps::VmaKind;
-use crate::procfs::{self, State};
+use crate::procfs::{self, status::Status, State};
 use crate::seccomp::{self, needs, Judge};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -63,9 +63,26 @@ impl fmt::Display for Absent {
     }
 }
 
-/// Looks whether a process can be called, and gives what its agent is told of filters ([`wire::agent::AgentInfo::filters`]). Changes nothing.
-pub fn present(pid: i32) -> Result<u32, Absent> {
-    let page = page(pid).ok_or(Absent::None)?;
+/// A process that can be called, as it was seen.
+#[derive(Debug)]
+pub(super) struct Present {
+    /// What its agent is told of filters ([`wire::agent::AgentInfo::filters`]).
+    pub filters: u32,
+    /// Its status, which is its first thread's, too.
+    pub status: Status,
+    /// Its memory; of another program, should it have executed one since, nothing can be read by that.
+    pub mem: RemoteMem,
+}
+
+/// Looks whether a process can be called. Changes nothing.
+pub fn check(pid: i32) -> Result<(), Absent> {
+    present(pid).map(drop)
+}
+
+/// Looks whether a process can be called, and how it is then. Changes nothing.
+pub(super) fn present(pid: i32) -> Result<Present, Absent> {
+    let mem = RemoteMem::open(pid).map_err(|_| Absent::None)?;
+    let page = page(&mem).ok_or(Absent::None)?;
     if page.version != wire::WIRE_VERSION as u32 {
         return Err(Absent::Version(page.version));
     }
@@ -76,23 +93,23 @@ pub fn present(pid: i32) -> Result<u32, Absent> {
     if status.state == State::Stopped {
         return Err(Absent::Stopped);
     }
-    let filters = filters(pid, &status)?;
+    let filters = filters(&mem, &status)?;
     if status.sig_caught & signal_bit() == 0 {
         return Err(Absent::Uncaught);
     }
     // where the handler is to map its region: it would find no room, and leave without a word
-    if has_region(pid) {
+    if maps_region(&mem) {
         return Err(Absent::Leaving);
     }
-    Ok(filters)
+    Ok(Present { filters, status, mem })
 }
 
 /// That its seccomp filters are known, and let its agent's calls through.
-fn filters(pid: i32, status: &procfs::status::Status) -> Result<u32, Absent> {
+fn filters(mem: &RemoteMem, status: &Status) -> Result<u32, Absent> {
     if status.seccomp == Some(1) {
         return Err(Absent::Seccomp("its mode is strict".into()));
     }
-    let kept = seccomp::kept(pid, status).map_err(|why| Absent::Seccomp(why.to_string()))?;
+    let kept = seccomp::kept_in(Some(mem), status).map_err(|why| Absent::Seccomp(why.to_string()))?;
     let judge = Judge::new(kept.filters, false);
     let calls = [needs::essential(), needs::conversation(), needs::agent()].concat();
     let refused = judge.refused(calls);
@@ -109,7 +126,7 @@ pub fn may_open(pid: i32) -> Result<(), Absent> {
     // SAFETY: takes no argument.
     let me = unsafe { libc::geteuid() };
     let denied = |e: &crate::Error| matches!(e.errno(), Some(libc::EACCES | libc::EPERM));
-    let fit = |s: &procfs::status::Status| {
+    let fit = |s: &Status| {
         [s.uid.real, s.uid.effective, s.uid.saved].iter().all(|u| *u == me)
             && s.state != State::Stopped
             && s.seccomp.unwrap_or(0) == 0
@@ -128,14 +145,19 @@ pub fn is_leaving(pid: i32) -> bool {
     procfs::maps::read(pid).is_ok_and(|maps| maps.iter().any(|v| v.start == wire::HOME && !v.perms.exec))
 }
 
-/// Whether something is mapped where a serving thread maps its region. False if the process has gone.
+/// Whether something is mapped where a serving thread maps its region. False if the process has gone, or may not be looked at.
 pub fn has_region(pid: i32) -> bool {
-    procfs::maps::read(pid).is_ok_and(|maps| maps.iter().any(|v| (v.start..v.end).contains(&wire::HOME)))
+    RemoteMem::open(pid).is_ok_and(|mem| maps_region(&mem))
+}
+
+/// The same of memory that is open.
+pub(super) fn maps_region(mem: &RemoteMem) -> bool {
+    mem.read(wire::HOME, &mut [0]).is_ok()
 }
 
 /// Whether its page says by now that a thread has its system calls dispatched to itself: a signal of ours does not come there any more.
 pub(super) fn is_dispatched(pid: i32) -> bool {
-    page(pid).is_some_and(|p| p.flags & AGENT_DISPATCHED != 0)
+    RemoteMem::open(pid).ok().and_then(|mem| page(&mem)).is_some_and(|p| p.flags & AGENT_DISPATCHED != 0)
 }
 
 /// What the agent's page says.
@@ -147,9 +169,9 @@ struct Page {
 }
 
 /// None: there is no such page.
-fn page(pid: i32) -> Option<Page> {
+fn page(mem: &RemoteMem) -> Option<Page> {
     let mut b = [0; size_of::<AgentPage>()];
-    RemoteMem::open(pid).ok()?.read(AGENT_PAGE, &mut b).ok()?;
+    mem.read(AGENT_PAGE, &mut b).ok()?;
     let word = |at: usize| b[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
     b.starts_with(&AGENT_MAGIC).then(|| Page {
         version: word(offset_of!(AgentPage, version)),
@@ -160,14 +182,14 @@ fn page(pid: i32) -> Option<Page> {
 }
 
 /// Whether each of these threads, of `threads` in all, has room for the signal's frame: an alternate stack, or a stack that it is seen waiting on.
-pub(super) fn room(pid: i32, seen: &BTreeMap<i32, Doing>, threads: usize) -> Result<(), Absent> {
-    let page = page(pid).ok_or(Absent::None)?;
-    let status = procfs::status::read(pid).map_err(|e| Absent::Other(e.to_string()))?;
-    let counted = threads == 1 || status.ns_tgid.last() == Some(&page.pid);
+pub(super) fn room(pid: i32, mem: &RemoteMem, seen: &BTreeMap<i32, Doing>, threads: usize) -> Result<(), Absent> {
+    let page = page(mem).ok_or(Absent::None)?;
+    let other = |e: procfs::ReadError| Absent::Other(e.to_string());
+    let counted = threads == 1 || procfs::status::read(pid).map_err(other)?.ns_tgid.last() == Some(&page.pid);
     if counted && page.covered as usize + 1 >= threads && page.flags & AGENT_SMALL_STACK == 0 {
         return Ok(());
     }
-    let maps = procfs::maps::read(pid).map_err(|e| Absent::Other(e.to_string()))?;
+    let maps = procfs::maps::read(pid).map_err(other)?;
     let has_room = |sp: u64| {
         let stack = maps.iter().find(|v| (v.start..v.end).contains(&sp));
         stack.is_some_and(|v| v.perms.write && (sp - v.start >= ROOM || v.kind() == VmaKind::Stack))
@@ -188,7 +210,12 @@ pub(super) fn signal_bit() -> u64 {
 
 /// Whether a thread blocks the agent's signal at the moment; an error if it has ended.
 pub(super) fn blocks(pid: i32, tid: i32) -> procfs::Result<bool> {
-    Ok(procfs::status::read_task(pid, tid)?.sig_blocked & signal_bit() != 0)
+    Ok(blocks_then(&procfs::status::read_task(pid, tid)?))
+}
+
+/// Whether it did when that was read.
+pub(super) fn blocks_then(s: &Status) -> bool {
+    s.sig_blocked & signal_bit() != 0
 }
 
 /// What a thread is seen doing. All zero but for a call of -1: it runs.

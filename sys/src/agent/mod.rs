@@ -24,8 +24,8 @@ pub fn is_file(path: &[u8]) -> bool {
 }
 
 pub use copies::{same_open_file, Copies};
-pub use look::{has_region, is_leaving, may_open, present, Absent};
-pub use quiesce::{call, call_ahead, freeze, open, Called, Quiesced, Shut};
+pub use look::{check, has_region, is_leaving, may_open, Absent};
+pub use quiesce::{freeze, open, Quiesced, Shut};
 pub use visit::{Visit, Visited};
 
 /// The line of the environment that tells a launched program's agent which signals are its session's triggers, and who its parent, the supervisor, is:

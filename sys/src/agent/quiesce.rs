@@ -3,11 +3,12 @@
 //! Those that block the signal at the moment (libc does so for instants, in pthread_create and kin) are looked at until they do not: one that always does
 //! would never come, and nobody should stand still for it. Then one thread is called, and connects; then those that blocked the signal; then all
 //! others, until no newcomer appears. Whatever fails, the connection is closed, and everyone inside is released; who comes later finds the session over, and goes on.
-use super::look::{self, Absent, Doing};
+use super::look::{self, Absent, Doing, Present};
 use super::state;
 use super::visit::{Answers, Heed, Visit};
 use crate::channel::{Channel, Listener};
 use crate::mem::RemoteMem;
+use crate::procfs::status::Status;
 use crate::tracer::{Snapshot, ThreadState};
 use crate::{fault, procfs, seccomp, Error, Result};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -118,67 +119,32 @@ impl From<Absent> for Shut {
     }
 }
 
-/// A process one of whose threads has been called: it may have come by now, and stands still then. Who drops this drops the listener, too: to whom
-/// comes later nobody listens, and it goes on.
-#[derive(Debug)]
-pub struct Called {
-    /// Others have been waited for since: what its threads were doing is old.
-    ahead: bool,
-    pid: i32,
-    filters: u32,
-    seen: BTreeMap<i32, Doing>,
-    blocking: BTreeSet<i32>,
-    first: First,
-}
-
 /// Whom to call first.
 #[derive(Debug)]
 struct First {
     /// Those who have not been called yet.
     order: std::vec::IntoIter<i32>,
-    /// Who has been.
-    called: Option<i32>,
     slots: i32,
     since: Instant,
 }
 
-/// Calls a process that has one thread, without waiting for it, to be frozen after others; None where that would take a wait.
-pub fn call_ahead(pid: i32, l: &Listener) -> Option<Called> {
-    let alone = procfs::tasks(pid).is_ok_and(|t| t.len() == 1);
-    let called = alone.then(|| call(pid, l, Duration::ZERO).ok())??;
-    Some(Called { ahead: true, ..called })
-}
-
-/// Looks at a process, and calls the first of its threads, without waiting for it: [`freeze`] has to follow. `patience`: how long a thread that blocks the
-/// signal is looked at before anybody is called.
-pub fn call(pid: i32, l: &Listener, patience: Duration) -> std::result::Result<Called, Shut> {
-    fault::target(pid);
-    let filters = look::present(pid)?;
-    let (seen, blocking) = look_at_all(pid, None, patience)?;
-    // rather one that did not block it a moment ago, and one that stays
-    let mut order: Vec<i32> = seen.keys().copied().collect();
-    order.sort_by_key(|t| (blocking.contains(t), *t != pid));
-    let mut first = First::new(pid, order)?;
-    first.call_next(&Call { pid, nonce: l.key(), filters, seen: &seen }, code_serve())?;
-    Ok(Called { ahead: false, pid, filters, seen, blocking, first })
-}
-
-/// Calls all threads of a process in. `uid`: its user, as which it connects. `patience`: as for [`call`]. `visit`: what is asked of each as it comes in.
+/// Calls all threads of a process in. `uid`: its user, as which it connects. `patience`: how long a thread that blocks the signal is looked at before anybody
+/// is called. `visit`: what is asked of each as it comes in.
 pub fn freeze(
-    called: Called,
+    pid: i32,
     uid: u32,
     l: &Listener,
     patience: Duration,
     visit: &mut Visit<'_>,
 ) -> std::result::Result<Quiesced, Shut> {
-    let Called { ahead, pid, filters, seen, blocking, first } = called;
     fault::target(pid);
+    let Present { filters, status, mem } = look::present(pid)?;
+    let (seen, blocking) = look_at_all(pid, &mem, Some(&status), None, patience)?;
+    // rather one that did not block it a moment ago, and one that stays
+    let mut order: Vec<i32> = seen.keys().copied().collect();
+    order.sort_by_key(|t| (blocking.contains(t), *t != pid));
     let call = Call { pid, nonce: l.key(), filters, seen: &seen };
-    let mut q = first.come(&call, code_serve(), uid, l)?;
-    if ahead {
-        q.call_others(l, patience, visit)?;
-        return Ok(q);
-    }
+    let mut q = First::new(order, seen.len()).come(&call, code_serve(), uid, l)?;
     match q.call_all(&call, &blocking, visit) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
@@ -204,7 +170,9 @@ pub fn open(pid: i32, uid: u32, l: &Listener, patience: Duration) -> std::result
     };
     let nothing = BTreeMap::new();
     let call = Call { pid, nonce: l.key(), filters: 0, seen: &nothing };
-    let mut q = First::new(pid, first.collect())?.come(&call, code_open(), uid, l)?;
+    let first: Vec<i32> = first.collect();
+    let threads = first.len();
+    let mut q = First::new(first, threads).come(&call, code_open(), uid, l)?;
     if RemoteMem::open(pid).is_err() {
         let why = other("it cannot be looked into, and not because it is not dumpable");
         return Err(Shut { why, pause: q.release() });
@@ -218,30 +186,24 @@ fn ended(pid: i32, tid: i32) -> bool {
 }
 
 impl First {
-    fn new(pid: i32, order: Vec<i32>) -> Way<First> {
-        let slots = (procfs::tasks(pid).map_err(other)?.len() * 2 + NEWCOMERS) as i32;
-        Ok(First { order: order.into_iter(), called: None, slots, since: Instant::now() })
+    fn new(order: Vec<i32>, threads: usize) -> First {
+        First { order: order.into_iter(), slots: (threads * 2 + NEWCOMERS) as i32, since: Instant::now() }
     }
 
     /// Calls the next one that has not ended (with all signals blocked, as libc ends a thread).
     fn call_next(&mut self, call: &Call<'_>, code: i32) -> Way<i32> {
         for tid in self.order.by_ref() {
             if !ended(call.pid, tid) && call.send(tid, code, self.slots).map_err(other)? {
-                self.called = Some(tid);
                 return Ok(tid);
             }
         }
         Err(Absent::Blocks(call.pid))
     }
 
-    /// Waits for the one that was called, or calls it; if it ends before it comes, the next one.
+    /// Calls one and waits for it; if it ends before it comes, the next one.
     fn come(mut self, call: &Call<'_>, code: i32, uid: u32, l: &Listener) -> std::result::Result<Quiesced, Shut> {
         let (pid, since, slots) = (call.pid, self.since, self.slots);
-        let mut server = match self.called {
-            Some(tid) => tid,
-            None => self.call_next(call, code)?,
-        };
-        // it may have been called long ago
+        let mut server = self.call_next(call, code)?;
         let began = Instant::now();
         loop {
             let sock = loop {
@@ -276,12 +238,18 @@ fn late(pid: i32, tid: i32) -> Absent {
     }
 }
 
-/// What each thread but the serving one is doing, and those that were seen blocking the signal, all of which do not any more.
-fn look_at_all(pid: i32, server: Option<i32>, patience: Duration) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
+/// What each thread but the serving one is doing (`status`: of the first one, as it was just seen), and those that were seen blocking the signal, all of which do not any more.
+fn look_at_all(
+    pid: i32,
+    mem: &RemoteMem,
+    mut status: Option<&Status>,
+    server: Option<i32>,
+    patience: Duration,
+) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
     let until = Instant::now() + patience;
     loop {
-        let all = look_once(pid, server, until)?;
-        match look::room(pid, &all.0, all.0.len() + usize::from(server.is_some())) {
+        let all = look_once(pid, mem, status.take(), server, until)?;
+        match look::room(pid, mem, &all.0, all.0.len() + usize::from(server.is_some())) {
             // it may be just beginning, or ending: then it is not counted
             Err(Absent::Stack(_)) if Instant::now() < until => glance(),
             room => return room.map(|()| all),
@@ -290,20 +258,29 @@ fn look_at_all(pid: i32, server: Option<i32>, patience: Duration) -> Way<(BTreeM
 }
 
 /// The same, whether they have room or not.
-fn look_once(pid: i32, server: Option<i32>, until: Instant) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
+fn look_once(
+    pid: i32,
+    mem: &RemoteMem,
+    status: Option<&Status>,
+    server: Option<i32>,
+    until: Instant,
+) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
     let mut tids = procfs::tasks(pid).map_err(other)?;
     tids.retain(|tid| Some(*tid) != server);
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
-    let mem = RemoteMem::open(pid).map_err(other)?;
     for tid in &tids {
-        match look::blocks(pid, *tid) {
+        let blocks = match status.filter(|_| *tid == pid) {
+            Some(s) => Ok(look::blocks_then(s)),
+            None => look::blocks(pid, *tid),
+        };
+        match blocks {
             Ok(true) => drop(blocking.insert(*tid)),
             Ok(false) => {}
             Err(e) if e.is_gone() => continue,
             Err(e) => return Err(other(e)),
         }
         let doing = look::doing(pid, *tid);
-        if look::calls_in_32_bit(&mem, &doing) {
+        if look::calls_in_32_bit(mem, &doing) {
             return Err(in_32_bit(*tid));
         }
         seen.insert(*tid, doing);
@@ -316,7 +293,7 @@ fn look_once(pid: i32, server: Option<i32>, until: Instant) -> Way<(BTreeMap<i32
             glance();
         }
         let doing = look::doing(pid, *tid);
-        if look::calls_in_32_bit(&mem, &doing) {
+        if look::calls_in_32_bit(mem, &doing) {
             return Err(in_32_bit(*tid));
         }
         seen.insert(*tid, doing);
@@ -337,7 +314,9 @@ impl Quiesced {
         patience: Duration,
         visit: &mut Visit<'_>,
     ) -> std::result::Result<(), Shut> {
-        let came = look_at_all(self.pid, Some(self.server), patience).and_then(|(seen, blocking)| {
+        let looked = RemoteMem::open(self.pid).map_err(other);
+        let looked = looked.and_then(|mem| look_at_all(self.pid, &mem, None, Some(self.server), patience));
+        let came = looked.and_then(|(seen, blocking)| {
             let call = Call { pid: self.pid, nonce: l.key(), filters: self.filters, seen: &seen };
             self.call_all(&call, &blocking, visit)
         });

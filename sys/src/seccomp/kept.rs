@@ -46,11 +46,16 @@ impl fmt::Display for Unknown {
 
 /// Reads them. `status`: of the process's first thread.
 pub fn kept(pid: i32, status: &Status) -> Result<Kept, Unknown> {
+    kept_in(RemoteMem::open(pid).ok().as_ref(), status)
+}
+
+/// The same of memory that is open, if it may be.
+pub(crate) fn kept_in(mem: Option<&RemoteMem>, status: &Status) -> Result<Kept, Unknown> {
     let there = match (status.seccomp, status.seccomp_filters) {
         (Some(2), n) => n,
         _ => Some(0),
     };
-    let page = page(pid);
+    let page = mem.and_then(|mem| Some((mem, page(mem)?)));
     let Some((mem, page)) = page else {
         return if there == Some(0) { Ok(Kept::default()) } else { Err(Unknown::NoAgent) };
     };
@@ -74,7 +79,7 @@ pub fn kept(pid: i32, status: &Status) -> Result<Kept, Unknown> {
 
 /// How often the program has begun to set a filter, as far as its agent has seen.
 pub fn begun(pid: i32) -> u32 {
-    page(pid).map_or(0, |(_, p)| p.begun)
+    RemoteMem::open(pid).ok().and_then(|mem| page(&mem)).map_or(0, |p| p.begun)
 }
 
 struct Page {
@@ -84,21 +89,19 @@ struct Page {
     used: u32,
 }
 
-fn page(pid: i32) -> Option<(RemoteMem, Page)> {
-    let mem = RemoteMem::open(pid).ok()?;
+fn page(mem: &RemoteMem) -> Option<Page> {
     let mut b = [0; size_of::<AgentPage>()];
     mem.read(AGENT_PAGE, &mut b).ok()?;
     let word = |at: usize| b[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
     if !b.starts_with(&AGENT_MAGIC) || word(offset_of!(AgentPage, version)) != wire::WIRE_VERSION as u32 {
         return None;
     }
-    let page = Page {
+    Some(Page {
         flags: word(offset_of!(AgentPage, flags)),
         begun: word(offset_of!(AgentPage, filters_begun)),
         ended: word(offset_of!(AgentPage, filters_ended)),
         used: word(offset_of!(AgentPage, filters_used)),
-    };
-    Some((mem, page))
+    })
 }
 
 /// Filters one behind the other: instructions and flags (u32 each), the program.

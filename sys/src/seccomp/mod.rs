@@ -6,6 +6,7 @@ mod bpf;
 mod kept;
 pub mod needs;
 
+pub(crate) use kept::kept_in;
 pub use kept::{begun, kept, Kept, Unknown};
 
 use serde::{Deserialize, Serialize};
