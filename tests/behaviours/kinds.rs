@@ -35,10 +35,6 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("fd_mqueue/gone", queue_gone));
     all.extend(Case::by_both_doors("pidfd/stranger", stranger));
     all.extend(Case::by_both_doors("pidfd/given-up", given_up));
-    all.extend(Case::by_both_doors("pidfd/thread", |bed, agent| {
-        let mut target = Start::program("fd_pidfd").args(["--what", "thread"]).by_agent(agent).ready(bed)?;
-        refused(bed, &mut target, &["descriptor ", "it is a handle of thread ", "let the program close it"])
-    }));
     all
 }
 

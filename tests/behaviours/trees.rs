@@ -22,6 +22,8 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("trees/vfork", vfork));
     all.extend(Case::each("trees/pipeline", pipeline));
     all.extend(Case::each("trees/multiprocessing", multiprocessing));
+    all.extend(Case::each("trees/asyncio", asyncio));
+    all.extend(Case::each("trees/handles", handles));
     all.extend(Case::each("trees/dead-in-another-session", dead_in_another_session));
     all.extend(Case::each("trees/refused-once", refused_once));
     all.extend(Case::each("trees/fork-bomb", fork_bomb));
@@ -359,6 +361,79 @@ if __name__ == '__main__':
     there(dir.join("proof"))?;
     let proof = fs::read_to_string(dir.join("proof"))?;
     ensure!(proof == "3 True", "it says {proof}");
+    Ok(())
+}
+
+/// Python's asyncio with the watcher that has a pidfd of each child: one that ends after the restore is noticed, with its status, and so is one to which a
+/// signal is sent.
+fn asyncio(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import asyncio, os, warnings
+warnings.simplefilter('ignore')
+if hasattr(asyncio, 'PidfdChildWatcher'): asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+def handles(): return sum('pidfd' in os.readlink('/proc/self/fd/' + n) for n in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + n))
+async def main():
+    sh = asyncio.create_subprocess_exec
+    waits = await sh('sh', '-c', 'while [ ! -e gate ]; do sleep 0.01; done; exit 9')
+    sleeps = await sh('sleep', '1000')
+    said = await sh('cat', stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+    before = handles()
+    open('ready', 'w').close()
+    one = await waits.wait()
+    sleeps.terminate()
+    two = await sleeps.wait()
+    out, _ = await said.communicate(b'hello')
+    proof = '%d %d %d %s %d' % (before, one, two, out.decode(), said.returncode)
+    open('proof.new', 'w').write(proof); os.rename('proof.new', 'proof')
+asyncio.run(main())
+";
+    launched(bed, &dir, script)?;
+    there(dir.join("ready"))?;
+    for options in [&[][..], &["--kill"]] {
+        bed.ctl(&[&["checkpoint", "job"], options].concat())?.expect(0)?;
+    }
+    bed.reap();
+    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("proof"))?;
+    let proof = fs::read_to_string(dir.join("proof"))?;
+    ensure!(proof == "3 9 -15 hello 0", "it says {proof}");
+    Ok(())
+}
+
+/// A handle of a daemon, which is the supervisor's child: it lives when it is restored, and its end is seen.
+fn handles(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import os, select, time
+r, w = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.write(w, b'%d ' % os.getpid())
+        while not os.path.exists('end'): time.sleep(0.001)
+    os._exit(0)
+os.wait()
+daemon = int(os.read(r, 20))
+handle = os.pidfd_open(daemon)
+open('ready', 'w').close()
+while not os.path.exists('gate'): time.sleep(0.002)
+lives = not select.select([handle], [], [], 0)[0]
+open('end', 'w').close()
+ends = bool(select.select([handle], [], [], 10)[0])
+open('proof.new', 'w').write('%s %s' % (lives, ends)); os.rename('proof.new', 'proof')
+";
+    launched(bed, &dir, script)?;
+    there(dir.join("ready"))?;
+    for options in [&[][..], &["--kill"]] {
+        bed.ctl(&[&["checkpoint", "job"], options].concat())?.expect(0)?;
+    }
+    bed.reap();
+    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("proof"))?;
+    let proof = fs::read_to_string(dir.join("proof"))?;
+    ensure!(proof == "True True", "it says {proof}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 #include <sys/wait.h>
 
 static const char *about = "pidfds: of the process itself, of processes that have ended (one with two handles)";
-static const char *usage = "  --what stranger|thread [--given-up]   only one, of another process or of a thread of its own: refused\n";
+static const char *usage = "  --what stranger [--given-up]   only one, of another process: refused\n";
 
 static const char *what;
 static bool given_up;
@@ -27,18 +27,9 @@ static int status(int fd) {
     struct info i = {.mask = 8};
     return ioctl(fd, GET_INFO, &i) || !(i.mask & 8) ? -1 : i.status;
 }
-static void *nothing(void *p) { for (;;) pause(); return p; }
 static void setup(void) {
     if (what) {
-        pthread_t t;
-        if (!strcmp(what, "stranger")) other = handle(getppid(), 0);
-        else {
-            other = -1;
-            MUST0(pthread_create(&t, NULL, nothing, NULL));
-        }
-        for (int tid = getpid() + 1; other < 0 && tid < getpid() + 100; tid++) // its thread has one of the next numbers
-            if (!syscall(SYS_tgkill, getpid(), tid, 0)) other = (int)syscall(SYS_pidfd_open, tid, O_EXCL);
-        if (other < 0) skip("no handle of a thread (PIDFD_THREAD, kernel 6.9)");
+        other = handle(getppid(), 0);
         return;
     }
     int block[2];

@@ -37,6 +37,9 @@ pub struct FileView {
     pub ours: bool,
     /// For sockets: what they are.
     pub socket: Option<SocketView>,
+    /// For handles of processes: it is of one that is captured too, has yet to be waited for by one of those, or of a thread of theirs. Before the freeze also
+    /// of one that may be about to be.
+    pub relative: bool,
     /// For epoll sets: a descriptor of each target, in fdinfo's order; None: only another process still holds it.
     pub watched: Vec<Option<i32>>,
 }
@@ -197,6 +200,7 @@ pub(super) fn list(pid: i32, look: &mut dyn Look, frozen: Option<i32>) -> Step<V
             decided: None,
             ours: false,
             socket: None,
+            relative: false,
             watched: Vec::new(),
         });
     }

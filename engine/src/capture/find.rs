@@ -2,7 +2,7 @@
 use super::files::{self, Ends, FileView, Look, Outside};
 use super::shared::Others;
 use super::threads::{Heard, Shares, Whole};
-use super::{died, door, explain, Fault, Step};
+use super::{died, door, explain, handles, Fault, Step};
 use crate::{objects, Door, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
@@ -204,16 +204,19 @@ fn of(r: &Reason, all: &[Survey], whose: &[usize]) -> Reason {
 pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
     one_time(all);
     let members: Vec<i32> = all.iter().map(|s| s.pid).collect();
+    // whom those who lose their parents get
+    let above = all.first().map(|s| s.stat.ppid);
     let ends = Ends::of(all.iter().flat_map(|s| &s.files));
     let mut looks = all.iter().map(Survey::look).collect::<Result<Vec<_>>>()?;
     for (s, look) in all.iter_mut().zip(&mut looks) {
         files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), s.files.iter_mut(), &ends);
+        handles::mark(s.files.iter_mut(), &members, above);
     }
     others.mark(&members, &mut all.iter_mut().flat_map(|s| &mut s.files).collect::<Vec<_>>());
     for (s, look) in all.iter_mut().zip(&mut looks) {
         let block = s.block();
         files::decide(&mut s.files, &s.external, block.as_ref());
-        s.open_files(look.as_mut(), &members, &ends).map_err(|f| explain(f, &s.attempted, "find", false))?;
+        s.open_files(look.as_mut(), (&members, above), &ends).map_err(|f| explain(f, &s.attempted, "find", false))?;
     }
     Ok(())
 }
@@ -417,7 +420,7 @@ impl Survey {
 
     /// Refusals of open files. The process runs: what was opened, closed and its number given to another while it was looked at
     /// is seen as a mixture. So a refusal counts only if a second look finds the same open file there; the freeze decides.
-    fn open_files(&mut self, look: &mut dyn Look, members: &[i32], ends: &Ends) -> Step<()> {
+    fn open_files(&mut self, look: &mut dyn Look, members: (&[i32], Option<i32>), ends: &Ends) -> Step<()> {
         self.files_refused = Default::default();
         if look.is_blind() {
             return Ok(()); // the freeze will tell
@@ -427,7 +430,8 @@ impl Survey {
             let mut again = files::list(self.pid, look, None)?;
             let now = ends.and(&Ends::of(again.iter()));
             files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), again.iter_mut(), &now);
-            Others::default().mark(members, &mut again.iter_mut().collect::<Vec<_>>());
+            handles::mark(again.iter_mut(), members.0, members.1);
+            Others::default().mark(members.0, &mut again.iter_mut().collect::<Vec<_>>());
             files::decide(&mut again, &self.external, self.block().as_ref());
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));

@@ -5,6 +5,7 @@ mod dropped;
 mod files;
 mod find;
 mod gather;
+mod handles;
 mod locked;
 mod memory;
 mod observe;

@@ -85,5 +85,6 @@ fn copy(v: &FileView, hands: &AllHands) -> Step<OwnedFd> {
 pub(super) fn mark(o: &mut Opened, members: &[i32], hands: &AllHands, others: &mut Others) {
     let ends = Ends::of(o.views.iter());
     files::mark_ends(&mut |v| copy(v, hands).ok(), o.views.iter_mut(), &ends);
+    super::handles::mark(o.views.iter_mut(), members, None);
     others.mark(members, &mut o.views.iter_mut().collect::<Vec<_>>());
 }

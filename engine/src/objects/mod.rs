@@ -37,7 +37,7 @@ pub use memfd::Memfd;
 pub(crate) use memfd::{seal as memfd_seal, whole as memfd_whole};
 pub use mqueue::Mqueue;
 pub use named::{Device, Directory, OPath, Regular};
-pub use pidfd::PidFd;
+pub use pidfd::{Handle, PidFd};
 pub use pipe::Pipe;
 pub use proc::ProcFile;
 pub use stdio::Stdio;
@@ -78,6 +78,7 @@ pub static ALL: &[&dyn Object] = &[
     &SignalFd,
     &Epoll,
     &Inotify,
+    &Handle,
     &PidFd,
     &Device,
     &Mqueue,

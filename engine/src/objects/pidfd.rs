@@ -1,5 +1,5 @@
-//! pidfd_open(2): of the process itself, and of processes that have ended. One of somebody else is that one's, and is refused unless it is given up:
-//! then it is, in a restored program, of a process that has ended.
+//! pidfd_open(2): of the process itself, of others that are captured with it and of threads, and of processes that have ended. One of somebody else is that
+//! one's, and is refused unless it is given up: then it is, in a restored program, of a process that has ended.
 use super::{encode, Object};
 use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Made, Maker, Remake};
@@ -10,28 +10,70 @@ use image::v1::files::OpenFile;
 use image::v1::objects::Kind;
 use std::os::unix::net::UnixStream;
 use sys::channel::Channel;
-use sys::procfs;
+use sys::procfs::{self, State};
 use sys::program::{Arg::Imm, Program};
 
-/// A handle of a process.
+/// A handle of the process itself, of one that has ended, or of a stranger.
 pub struct PidFd;
+/// A handle of another process that is captured too, which may have ended but was not waited for; or of a thread.
+pub struct Handle;
 
 /// Whose a handle is.
 enum Whose {
     Own,
-    /// It has ended, and was waited for.
-    Ended,
-    Thread(i32),
+    /// Its number, as the program knows it.
+    Relative(i32),
+    /// It has ended, and was waited for, or will be by nobody who is captured: how, if that is known by its PID.
+    Ended(Option<i32>),
     /// PID and name; 0: of a process that cannot be seen from here.
     Stranger(i32, String),
 }
 
-fn whose(f: &FileView, pid: i32) -> Whose {
-    match f.info.pidfd.as_ref().map_or(0, |p| p.pid) {
-        -1 => Whose::Ended,
-        p if p == pid => Whose::Own,
-        p if procfs::tasks(pid).is_ok_and(|all| all.contains(&p)) => Whose::Thread(p),
-        p => Whose::Stranger(p, procfs::comm(p).map(|c| c.escape_ascii().to_string()).unwrap_or_default()),
+fn whose(f: &FileView) -> Whose {
+    let Some(of) = f.info.pidfd.as_ref() else { return Whose::Stranger(0, String::new()) };
+    let ended = |s: &procfs::stat::Stat| s.state == State::Zombie && s.num_threads <= 1;
+    match of.pid {
+        p if p == f.pid => Whose::Own,
+        p if f.relative => Whose::Relative(of.ns_pid.last().copied().unwrap_or(p)),
+        -1 => Whose::Ended(None),
+        0 => Whose::Stranger(0, String::new()),
+        p => match procfs::stat::read(p) {
+            Ok(s) if ended(&s) => Whose::Ended(Some(s.exit_code)),
+            Ok(s) => Whose::Stranger(p, s.comm.escape_ascii().to_string()),
+            Err(e) if e.is_gone() => Whose::Ended(None),
+            Err(_) => Whose::Stranger(p, String::new()),
+        },
+    }
+}
+
+fn is_pidfd(f: &FileView) -> bool {
+    f.link == b"anon_inode:[pidfd]"
+}
+
+impl Object for Handle {
+    fn kind(&self) -> Kind {
+        Kind::Handle
+    }
+
+    fn claims(&self, f: &FileView) -> bool {
+        is_pidfd(f) && matches!(whose(f), Whose::Relative(_))
+    }
+
+    fn capture(&self, f: &FileView, _o: &mut Observer<'_>) -> Result<Vec<u8>> {
+        let pid = if let Whose::Relative(pid) = whose(f) { pid } else { 0 };
+        Ok(encode(&anon::Handle { pid }))
+    }
+}
+
+impl Remake for Handle {
+    /// All processes and threads are there.
+    fn make(&self, m: &mut Maker<'_>, _id: u32, f: &OpenFile) -> Step<Made> {
+        let h: anon::Handle = files::decode(f)?;
+        let mut p = Program::new();
+        let fd = p.call(libc::SYS_pidfd_open, &[m.number_of(h.pid).into(), Imm((f.flags & HOW) as u64)]);
+        p.named(format!("opening a handle of process or thread {}", h.pid));
+        let r = m.run(&p)?;
+        m.take(r.get(fd))
     }
 }
 
@@ -41,19 +83,15 @@ impl Object for PidFd {
     }
 
     fn claims(&self, f: &FileView) -> bool {
-        f.link == b"anon_inode:[pidfd]"
+        is_pidfd(f)
     }
 
-    fn inspect(&self, f: &FileView, _all: &[FileView], pid: i32) -> Vec<Reason> {
-        let why = match whose(f, pid) {
-            Whose::Own | Whose::Ended => return Vec::new(),
+    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
+        let why = match whose(f) {
             Whose::Stranger(..) if f.decided == Some(External::Close) => return Vec::new(),
-            Whose::Thread(tid) => {
-                let why = format!("it is a handle of thread {tid} (PIDFD_THREAD), which is not kept yet");
-                return vec![Reason::new(f.describe(), why, "let the program close it")];
-            }
             Whose::Stranger(0, _) => "it is a handle of a process outside this PID namespace".to_string(),
             Whose::Stranger(p, name) => format!("it is a handle of PID {p} ({name}), which is not the program's own"),
+            _ => return Vec::new(),
         };
         let remedy = format!(
             "close it, or give it up (--external close, --external {}=close): it is then a handle of a process that has ended",
@@ -64,14 +102,15 @@ impl Object for PidFd {
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
         let ino = f.stat.as_ref().map_or(0, |s| s.ino);
-        let (own, status) = match whose(f, o.survey.pid) {
+        let (own, status) = match whose(f) {
             Whose::Own => (true, None),
             Whose::Stranger(p, name) => {
                 let what = format!("it is a handle of PID {p} ({name}); after a restore of a process that has ended");
                 o.reported.push(format!("{}: {what}", f.describe()));
                 (false, None)
             }
-            _ => (false, sys::pidfd::exit_status(&o.descriptor(f.first_fd())?)),
+            Whose::Ended(how) => (false, sys::pidfd::exit_status(&o.descriptor(f.first_fd())?).or(how)),
+            Whose::Relative(_) => (false, None),
         };
         Ok(encode(&anon::PidFd { own, ino, status }))
     }

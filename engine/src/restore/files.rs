@@ -80,6 +80,7 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const MQUEUE: u32 = Kind::Mqueue as u32;
     const PROC: u32 = Kind::Proc as u32;
     const FIFO: u32 = Kind::Fifo as u32;
+    const HANDLE: u32 = Kind::Handle as u32;
     Some(match kind {
         REGULAR => &named::Regular,
         DIRECTORY | PATH => &named::Name,
@@ -101,6 +102,7 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         MQUEUE => &objects::Mqueue,
         PROC => &objects::ProcFile,
         FIFO => &objects::Fifo,
+        HANDLE => &objects::Handle,
         _ => return None,
     })
 }
@@ -225,6 +227,11 @@ impl<'a> Maker<'a> {
     /// The new process's copy of the standard stream that it is to get; None: the caller's is closed.
     pub fn stdio(&self, n: usize) -> Option<i32> {
         self.puppet.stdio.get(n).copied().flatten()
+    }
+
+    /// What a PID or TID of the image is here, as the program sees it.
+    pub fn number_of(&self, pid: i32) -> i32 {
+        self.puppet.ids.of(pid)
     }
 
     /// A path of the image as it is here, NUL-terminated in a program.

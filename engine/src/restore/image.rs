@@ -174,12 +174,22 @@ fn related(tree: &Tree<'_>) -> std::result::Result<(), String> {
             return Err(format!("the parent {} of ended process {} makes no sense", z.parent, z.pid));
         }
     }
+    if let Some(pid) = handles(tree).find(|pid| !numbers.contains(pid)) {
+        return Err(format!("a handle of process or thread {pid}, which is not in it, makes no sense"));
+    }
     let open = tree.all.first().map_or(0, |i| i.files.open.len() as u32);
     let mut locks = tree.all.iter().flat_map(|i| &i.files.locks);
     match locks.find(|(id, l)| *id >= open || l.start > l.end) {
         Some((id, _)) => Err(format!("a lock on open file {id} makes no sense")),
         None => Ok(()),
     }
+}
+
+/// Whose handles there are; one whose record cannot be understood is met when it is made.
+fn handles<'t>(tree: &'t Tree<'_>) -> impl Iterator<Item = i32> + 't {
+    let open = tree.all.first().into_iter().flat_map(|i| i.files.open.iter());
+    let of = |f: &OpenFile| rmp_serde::from_slice::<v1::anon::Handle>(&f.data).ok().map(|h| h.pid);
+    open.filter(|f| f.kind == objects::Kind::Handle as u32).filter_map(of)
 }
 
 impl Image<'_> {

@@ -51,9 +51,9 @@ pub enum Phase {
     Place,
     /// The content of its memory.
     Fill,
-    /// Its descriptors.
+    /// Its threads, and its descriptors.
     Files,
-    /// Its threads and attributes.
+    /// What its threads have, and attributes.
     Threads,
     /// Every thread goes on where it was.
     Wake,
@@ -190,17 +190,19 @@ impl Run<'_> {
         })?;
         self.enter(Phase::Files)?;
         each(all, &tree, &mut notes, |_, p, image, _| process::places(p, image, o))?;
-        let made = files::all(all, &tree, self.o, &mut notes)?;
-        self.enter(Phase::Threads)?;
-        // one after the other, while this process has no threads: they have numbers, too; and an open file's owner may be a thread of any
-        for (i, (p, image)) in all.iter_mut().zip(&tree.all).enumerate() {
-            let mut own = Vec::new();
-            process::group(p, image, tree.all[0].process.pgid, o, &mut own)?;
-            notes.extend(named(i, image, own));
+        // one after the other, while this process has no threads: they have numbers, too; and an open file may be a handle of a thread of any, or owned by it
+        for (p, image) in all.iter_mut().zip(&tree.all) {
             threads::start(p, image)?;
             if p.pids == crate::Pids::Fresh {
                 fresh::settle(p, image)?;
             }
+        }
+        let made = files::all(all, &tree, self.o, &mut notes)?;
+        self.enter(Phase::Threads)?;
+        for (i, (p, image)) in all.iter_mut().zip(&tree.all).enumerate() {
+            let mut own = Vec::new();
+            process::group(p, image, tree.all[0].process.pgid, o, &mut own)?;
+            notes.extend(named(i, image, own));
         }
         each(all, &tree, &mut notes, |i, p, image, notes| {
             files::owners(p, image, &made[i], notes)?;

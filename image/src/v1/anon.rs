@@ -111,3 +111,11 @@ pub struct PidFd {
     /// How that one ended (wait status), where the kernel tells.
     pub status: Option<i32>,
 }
+
+/// pidfd_open(2), of another process of the image, which may have ended, or of a thread (PIDFD_THREAD).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Handle {
+    /// PID, or TID, in the innermost PID namespace.
+    pub pid: i32,
+}

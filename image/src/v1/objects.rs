@@ -44,6 +44,8 @@ pub enum Kind {
     Mqueue = 22,
     /// A file of /proc or /sys: [`Named`].
     Proc = 23,
+    /// pidfd_open(2) of another process of the image, or of a thread: [`super::anon::Handle`].
+    Handle = 26,
 }
 
 /// A file with a name.
