@@ -26,6 +26,7 @@ pub(crate) mod sealed;
 pub(crate) mod seccomp;
 mod stdio;
 mod sysv;
+pub(crate) mod sysvipc;
 mod threads;
 mod unnamed;
 pub(crate) mod vdso;
@@ -202,8 +203,9 @@ impl Run<'_> {
                 fresh::settle(p, image)?;
             }
         }
+        let made = (made, sysvipc::put(all, &tree, &mut notes)?);
         each(all, &tree, &mut notes, |i, p, image, notes| {
-            files::owners(p, image, &made[i], notes)?;
+            files::owners(p, image, &made.0[i], notes)?;
             p.adopt()?;
             process::attributes(p, image, notes)?;
             agent::tell(p, image, o)?;
@@ -213,7 +215,9 @@ impl Run<'_> {
             process::last(p, image, o, notes)
         })?;
         self.enter(Phase::Wake)?;
-        wake::wake(all, &tree, notes)
+        let restored = wake::wake(all, &tree, notes)?;
+        made.1.keep();
+        Ok(restored)
     }
 }
 
