@@ -39,6 +39,7 @@ fn the_tables_have_the_values_of_the_code() {
         FOOTER_INDEX_CRC FOOTER_HASH FOOTER_CRC FOOTER_LEN EXPORT_NAME EXPORT_MANIFEST EXPORT_PACK
     ];
     code.push(("SECTION_TREE", dormouse_image::v1::SECTION_TREE.into()));
+    code.push(("SECTION_SYSVIPC", dormouse_image::v1::SECTION_SYSVIPC.into()));
     let doc = documented();
     for (name, value) in &code {
         let found: Vec<u64> = doc.iter().filter(|d| d.0 == *name).map(|d| d.1).collect();

@@ -29,6 +29,7 @@ pub mod sockdiag;
 pub mod sockopt;
 pub mod spawn;
 pub mod syscalls;
+pub mod sysv;
 pub mod tracer;
 pub mod tty;
 

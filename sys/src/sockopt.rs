@@ -87,12 +87,23 @@ pub fn fresh(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(r) })
 }
 
-/// One message without taking it out (MSG_PEEK | MSG_DONTWAIT): bytes, sender's sockaddr, whether ancillary data came with it.
-/// With SO_PEEK_OFF set, each call sees the next.
-pub fn peek(fd: &impl AsFd, max: usize) -> io::Result<(Vec<u8>, Vec<u8>, bool)> {
+/// A message that was looked at.
+#[derive(Debug, Default)]
+pub struct Peeked {
+    /// Its bytes.
+    pub data: Vec<u8>,
+    /// Sender's sockaddr.
+    pub from: Vec<u8>,
+    /// Copies of the descriptors that come with it (SCM_RIGHTS).
+    pub rights: Vec<OwnedFd>,
+}
+
+/// One message without taking it out (MSG_PEEK | MSG_DONTWAIT). With SO_PEEK_OFF set, each call sees the next.
+pub fn peek(fd: &impl AsFd, max: usize) -> io::Result<Peeked> {
     let mut data = vec![0u8; max];
     let mut from = vec![0u8; 128];
-    let mut control = [0u8; 512];
+    // 253 descriptors are the most (SCM_MAX_FD), and credentials may come with them; words, as headers are aligned to them
+    let mut control = [0u64; 256];
     let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
     // SAFETY: msghdr is plain data for which all zeros is valid.
     let mut m: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -101,7 +112,7 @@ pub fn peek(fd: &impl AsFd, max: usize) -> io::Result<(Vec<u8>, Vec<u8>, bool)> 
     m.msg_iov = &mut iov;
     m.msg_iovlen = 1;
     m.msg_control = control.as_mut_ptr().cast();
-    m.msg_controllen = control.len();
+    m.msg_controllen = size_of_val(&control);
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: every pointer in `m` is to a live buffer of the length beside it.
     let n = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut m, flags) };
@@ -110,5 +121,27 @@ pub fn peek(fd: &impl AsFd, max: usize) -> io::Result<(Vec<u8>, Vec<u8>, bool)> 
     }
     data.truncate(n as usize);
     from.truncate(m.msg_namelen as usize);
-    Ok((data, from, m.msg_controllen > 0))
+    let mut rights = Vec::new();
+    // SAFETY: the kernel has filled `msg_controllen` bytes of `control`, which these walk and stay within.
+    let mut at = unsafe { libc::CMSG_FIRSTHDR(&m) };
+    while !at.is_null() {
+        // SAFETY: a header that the walk gave.
+        let head = unsafe { &*at };
+        if (head.cmsg_level, head.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            let count = (head.cmsg_len - size_of::<libc::cmsghdr>()) / size_of::<i32>();
+            for i in 0..count {
+                // SAFETY: behind such a header are descriptors, new in this process, which nobody else owns.
+                let fd = unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(at).cast::<i32>().add(i).read_unaligned()) };
+                rights.push(fd);
+            }
+        }
+        // SAFETY: as above.
+        at = unsafe { libc::CMSG_NXTHDR(&m, at) };
+    }
+    if m.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(io::Error::other(
+            "not all descriptors that come with a message could be copied (limit of open files)",
+        ));
+    }
+    Ok(Peeked { data, from, rights })
 }

@@ -31,6 +31,16 @@ pub fn cases() -> Vec<Case> {
             refused(bed, &mut target, &[why])
         }));
     }
+    for (what, why) in [
+        ("nobody", "is not kept: nobody has it open"),
+        ("joined", "with other bytes around, and with which they come cannot be seen"),
+        ("gone", "whose sender has gone, and with which bytes they come cannot be seen"),
+    ] {
+        all.extend(Case::by_both_doors(&format!("tree_rights/{what}"), move |bed, agent| {
+            let mut target = Start::program("tree_rights").args(["--what", what]).by_agent(agent).ready(bed)?;
+            refused_in_the_freeze(bed, &mut target, &["descriptor ", "in flight in its queue", why])
+        }));
+    }
     all.extend(Case::each("sysv_shm/removed", segment_removed));
     all.extend(Case::each("fd_mqueue/gone", queue_gone));
     all.extend(Case::by_both_doors("pidfd/stranger", stranger));
@@ -139,6 +149,11 @@ fn reported(bed: &mut Bed, target: &Target, options: &[&str]) -> Result<String> 
 /// Refused by `check` and by `checkpoint`, whatever is to become of it, in these words; nothing is stored, and it goes on.
 fn refused(bed: &mut Bed, target: &mut Target, words: &[&str]) -> Result<()> {
     bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, words)?;
+    refused_in_the_freeze(bed, target, words)
+}
+
+/// The same of what `check` cannot know.
+fn refused_in_the_freeze(bed: &mut Bed, target: &mut Target, words: &[&str]) -> Result<()> {
     for options in [&[][..], &["--kill"]] {
         bed.ctl(&target.checkpoint_args(options))?.refused(3, words)?;
         unharmed::entirely(target.pid)?;

@@ -17,6 +17,7 @@ mod refusal;
 mod resume;
 mod seccomp;
 mod sessions;
+mod sysv;
 mod terminal;
 mod trees;
 mod triggers;
@@ -49,6 +50,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(resume::cases());
     all.extend(seccomp::cases());
     all.extend(sessions::cases());
+    all.extend(sysv::cases());
     all.extend(terminal::cases());
     all.extend(trees::cases());
     all.extend(triggers::cases());

@@ -168,7 +168,10 @@ const NOT_FRESH: &[(&str, &str)] = &[
     ("thr_sync", "it holds a robust mutex, which names it by its TID"),
     ("tree", "its processes know each other by their PIDs"),
     ("tree_pidfd", "its processes know each other by their PIDs"),
+    ("tree_msg", "its processes know each other by their PIDs"),
+    ("tree_rights", "its processes know each other by their PIDs"),
     ("tree_seal", "its processes know each other by their PIDs"),
+    ("tree_sem", "its processes know each other by their PIDs"),
     ("tree_unnamed", "its processes know each other by their PIDs"),
 ];
 

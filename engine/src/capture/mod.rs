@@ -19,6 +19,7 @@ mod seccomp;
 mod shared;
 mod swapped;
 mod sysv;
+pub(crate) mod sysvipc;
 mod threads;
 mod told;
 mod tree;

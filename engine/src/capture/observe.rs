@@ -102,6 +102,8 @@ pub(super) struct Common {
     kept: Mutex<Vec<((sys::procfs::Dev, u64), u32)>>,
     /// Files without a name whose content is stored.
     pub unnamed: Mutex<Vec<Unnamed>>,
+    /// System V semaphores and message queues.
+    pub ipc: Mutex<super::sysvipc::AllFound>,
     /// There is more than one process.
     pub several: bool,
 }
@@ -114,6 +116,7 @@ impl Common {
             contents: Mutex::default(),
             kept: Mutex::default(),
             unnamed: Mutex::default(),
+            ipc: Mutex::default(),
             several,
         })
     }

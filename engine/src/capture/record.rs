@@ -10,6 +10,7 @@ use image::store::NewCheckpoint;
 use image::v1::files::Files;
 use image::v1::process::Thread;
 use image::v1::seccomp::Filter;
+use image::v1::sysvipc::SysvIpc;
 use image::v1::tree::{Member, Tree};
 use image::v1::{self, memory::Memory, meta::Meta};
 use image::{ManifestWriter, PackRef};
@@ -262,7 +263,9 @@ pub(super) fn publish(
     let latest = |of: fn(&Clocks) -> u64| all.iter().map(|r| of(&r.seen.clocks)).max().unwrap_or_default();
     let (monotonic_ns, boottime_ns) = (latest(|c| c.monotonic), latest(|c| c.boottime));
     let pause = all.iter().map(|r| r.pause).max().unwrap_or_default();
-    let reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
+    let mut reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
+    let states = all.iter().flat_map(|r| &r.threads);
+    let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, &mut reported)?;
     let mut members = all.into_iter().zip(&kinship.parents);
     let (first, _) = members.next().ok_or_else(none)?;
     opened.fds = first.seen.fds;
@@ -293,6 +296,9 @@ pub(super) fn publish(
     let tree = Tree { members: members.map(|(r, parent)| r.member(*parent)).collect(), zombies: kinship.zombies };
     if tree != Tree::default() {
         m.write_section(v1::SECTION_TREE, v1::VERSION, true, &tree)?;
+    }
+    if ipc != SysvIpc::default() {
+        m.write_section(v1::SECTION_SYSVIPC, v1::VERSION, true, &ipc)?;
     }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;

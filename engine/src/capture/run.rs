@@ -237,6 +237,7 @@ impl<'a> Run<'a> {
         }
         all[0].survey.refuse_for(reasons)?;
         super::unnamed::keep(&mut all, &begun, &mut files)?;
+        super::sysvipc::look(&mut all, common)?;
         files.contents = std::mem::take(&mut *lock(&common.contents));
         let mut recorded = Vec::with_capacity(all.len());
         let own = opened.fds.into_iter().zip(opened.locks);

@@ -7,6 +7,7 @@ mod anon;
 pub(crate) mod content;
 mod deleted;
 mod fifo;
+mod in_flight;
 mod inode;
 mod inotify;
 mod linked;

@@ -130,10 +130,10 @@ const RCV_SHUTDOWN: u8 = 1;
 /// A buffer of the largest size that a machine's default lets set holds some hundreds; somebody may have raised that.
 const MOST_MESSAGES: usize = 1 << 16;
 
-/// Everything queued to be read, left where it is. `None`: ancillary data is among it, which is not kept.
+/// Everything queued to be read, left where it is.
 ///
 /// SO_PEEK_OFF (socket(7)) makes each peek see what follows; it is put back. `s`: kind and shutdown of the socket.
-pub(super) fn queue(fd: &OwnedFd, s: &Socket) -> std::io::Result<Option<Vec<Message>>> {
+pub(super) fn queue(fd: &OwnedFd, s: &Socket) -> std::io::Result<Vec<Waiting>> {
     let before = sys::sockopt::get(fd, SOL_SOCKET, libc::SO_PEEK_OFF, 4)?;
     sys::sockopt::set(fd, SOL_SOCKET, libc::SO_PEEK_OFF, &0i32.to_ne_bytes())?;
     let r = peek_all(fd, s);
@@ -141,33 +141,56 @@ pub(super) fn queue(fd: &OwnedFd, s: &Socket) -> std::io::Result<Option<Vec<Mess
     r
 }
 
-fn peek_all(fd: &OwnedFd, s: &Socket) -> std::io::Result<Option<Vec<Message>>> {
+/// A message that waits, with copies of the descriptors that come with it.
+pub(super) type Waiting = (Message, Vec<OwnedFd>);
+
+/// Without descriptors.
+pub(super) fn messages(all: Vec<Waiting>) -> Vec<Message> {
+    all.into_iter().map(|(m, _)| m).collect()
+}
+
+fn peek_all(fd: &OwnedFd, s: &Socket) -> std::io::Result<Vec<Waiting>> {
     const LARGEST: usize = 1 << 20;
     let stream = s.kind == libc::SOCK_STREAM;
     // The end of packets looks like an empty one, for ever (__unix_dgram_recvmsg in net/unix/af_unix.c), to the program too: it is where all bytes were seen.
     let ends = s.kind == libc::SOCK_SEQPACKET && s.shutdown & RCV_SHUTDOWN != 0;
     let mut left = if ends { sys::fdstate::readable(fd)? as i64 } else { i64::MAX };
-    let mut out: Vec<Message> = Vec::new();
+    let mut out: Vec<Waiting> = Vec::new();
     loop {
         if left <= 0 {
-            return Ok(Some(out));
+            return Ok(out);
         }
         if out.len() > MOST_MESSAGES {
             return Err(std::io::Error::other("no end is found of what waits in a socket to be read"));
         }
         match sys::sockopt::peek(fd, LARGEST) {
-            Ok((data, _, _)) if stream && data.is_empty() => return Ok(Some(out)),
-            // credentials (SO_PASSCRED) come with every message and are made anew; descriptors in flight are refused before
-            Ok((mut data, mut from, _)) => {
-                data.shrink_to_fit();
-                from.shrink_to_fit();
-                left -= data.len() as i64;
-                out.push(Message { from: from.into(), data: data.into() });
+            Ok(m) if stream && m.data.is_empty() => return Ok(out),
+            // credentials (SO_PASSCRED) come with every message and are made anew
+            Ok(m) => {
+                left -= m.data.len() as i64;
+                out.push(waiting(m.data, m.from, m.rights));
             }
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(Some(out)),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(out),
             Err(e) => return Err(e),
         }
     }
+}
+
+fn waiting(mut data: Vec<u8>, mut from: Vec<u8>, rights: Vec<OwnedFd>) -> Waiting {
+    data.shrink_to_fit();
+    from.shrink_to_fit();
+    (Message { from: from.into(), data: data.into(), rights: Vec::new() }, rights)
+}
+
+/// What messages take of the sender's buffer if each was sent at once. None: they do not fit there. Tried out on a pair of our own, since only the
+/// kernel knows.
+pub(super) fn in_one_piece_each(all: &[Message]) -> Option<i32> {
+    let (a, _b) = std::os::unix::net::UnixStream::pair().ok()?;
+    a.set_nonblocking(true).ok()?;
+    for m in all {
+        std::io::Write::write(&mut &a, &m.data).ok().filter(|n| *n == m.data.len())?;
+    }
+    sys::fdstate::unsent(&a).ok()
 }
 
 /// How many empty messages wait in a queue beside those that were seen in it, by what all take of the sender's buffer (`taken`). An empty one that was
@@ -257,6 +280,32 @@ pub(super) fn bind(p: &mut Program, fd: Arg, s: &Socket) {
     int(p, wanted as i32);
 }
 
+/// `struct msghdr` of x86-64.
+const MSGHDR: usize = 56;
+/// SCM_MAX_FD
+pub(super) const MOST_RIGHTS: usize = 253;
+
+/// Sends a message with descriptors.
+fn send_with(p: &mut Program, fd: i32, data: &[u8], rights: &[i32], flags: Arg) -> CallId {
+    let bytes = p.bytes(data);
+    let iov = p.bytes(&[0u64.to_ne_bytes(), (data.len() as u64).to_ne_bytes()].concat());
+    p.pointer(iov, 0, bytes);
+    // struct cmsghdr: length, level, type
+    let mut control = (16 + 4 * rights.len() as u64).to_ne_bytes().to_vec();
+    for word in [SOL_SOCKET, libc::SCM_RIGHTS].iter().chain(rights) {
+        control.extend_from_slice(&word.to_ne_bytes());
+    }
+    let len = control.len() as u64;
+    let control = p.bytes(&control);
+    let mut head = [0u8; MSGHDR];
+    head[24..32].copy_from_slice(&1u64.to_ne_bytes());
+    head[40..48].copy_from_slice(&len.to_ne_bytes());
+    let head = p.bytes(&head);
+    p.pointer(head, 16, iov);
+    p.pointer(head, 32, control);
+    p.call(libc::SYS_sendmsg, &[fd.into(), head, flags])
+}
+
 /// Sends queued messages through `fd` (the other end of a pair, or a socket that is connected).
 pub(super) fn refill(m: &mut Maker<'_>, fd: i32, queue: &[Message], stream: bool) -> Step<()> {
     const CHUNK: usize = 512 << 10;
@@ -267,10 +316,15 @@ pub(super) fn refill(m: &mut Maker<'_>, fd: i32, queue: &[Message], stream: bool
         if parts.is_empty() {
             parts.push(&[]);
         }
+        let mut rights = message.rights.iter().map(|id| m.passable(*id)).collect::<Step<Vec<i32>>>()?;
         for part in parts {
             let mut p = Program::new();
-            let data = p.bytes(part);
-            let n = p.call(libc::SYS_sendto, &[fd.into(), data, Imm(part.len() as u64), flags]);
+            let n = if rights.is_empty() {
+                let data = p.bytes(part);
+                p.call(libc::SYS_sendto, &[fd.into(), data, Imm(part.len() as u64), flags])
+            } else {
+                send_with(&mut p, fd, part, &std::mem::take(&mut rights), flags)
+            };
             p.named("filling its queue");
             let r = m.run(&p)?;
             if r.get(n)? as usize != part.len() {

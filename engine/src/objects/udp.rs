@@ -34,7 +34,7 @@ impl Object for Udp {
             s.options.extend(m.options().into_iter().map(|(level, name, value)| (level, name, value.into())));
         }
         if sys::fdstate::is_readable(&fd).map_err(failed)? {
-            s.queue = sock::queue(&fd, &s).map_err(failed)?.unwrap_or_default();
+            s.queue = sock::messages(sock::queue(&fd, &s).map_err(failed)?);
             let n = s.queue.len();
             o.reported.push(format!("{}: {n} datagrams that wait to be read: a restore from this checkpoint starts without those whose sender cannot be stood in for, and without empty ones that an earlier checkpoint has looked at", f.describe()));
         }

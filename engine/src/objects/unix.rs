@@ -35,7 +35,7 @@ pub(super) fn name(addr: &[u8]) -> &[u8] {
 }
 
 fn in_flight(f: &FileView) -> Vec<Reason> {
-    let why = "descriptors are in flight in its queue (SCM_RIGHTS), which are not kept yet";
+    let why = "descriptors are in flight in its queue (SCM_RIGHTS), which are kept in connected sockets only";
     let reason = || Reason::new(f.describe(), why, "let the program receive them first");
     f.info.scm_fds.filter(|n| *n > 0).map(|_| reason()).into_iter().collect()
 }
@@ -79,7 +79,7 @@ impl Object for UnixListen {
                 s.backlog = v.unix.as_ref().map_or(libc::SOMAXCONN, |u| u.wqueue as i32);
             } else if s.kind == libc::SOCK_DGRAM {
                 let failed = |e| o.explain(crate::capture::Fault::from(e));
-                s.queue = sock::queue(&fd, &s).map_err(failed)?.unwrap_or_default();
+                s.queue = sock::messages(sock::queue(&fd, &s).map_err(failed)?);
                 let named = s.queue.iter().filter(|m| !name(&m.from).is_empty()).count();
                 if named > 0 {
                     let what = "datagrams wait to be read whose sender's name is not kept: they cannot be answered";
@@ -101,17 +101,24 @@ impl Object for UnixPair {
         unix(f).is_some_and(|s| s.own_peer || peer_is_closed(s))
     }
 
-    fn inspect(&self, f: &FileView, _all: &[FileView], _pid: i32) -> Vec<Reason> {
-        in_flight(f)
-    }
-
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
         let (mut s, fd) = sock::common(f, o)?;
         let failed = |e| o.explain(crate::capture::Fault::from(e));
-        s.queue = sock::queue(&fd, &s).map_err(failed)?.unwrap_or_default();
+        let waiting = sock::queue(&fd, &s).map_err(failed)?;
+        s.queue = super::in_flight::known(f, o, waiting)?;
         s.file_mode = file_mode(&s, o.survey.pid);
         let peer = o.files().iter().find(|v| s.peer != 0 && v.stat.as_ref().is_some_and(|t| t.ino == s.peer));
-        if let (libc::SOCK_STREAM, Some(peer), false) = (s.kind, peer, s.queue.is_empty()) {
+        if s.kind == libc::SOCK_STREAM && has_rights(&s) {
+            let taken = peer.map(|p| Ok(sys::fdstate::unsent(&o.descriptor_of(p)?).map_err(failed)?)).transpose()?;
+            if let Some(r) = super::in_flight::joined(f, &s.queue, taken) {
+                return Err(crate::Error {
+                    kind: crate::Kind::Refused,
+                    attempted: o.survey.attempted.clone(),
+                    reasons: vec![r],
+                });
+            }
+        }
+        if let (libc::SOCK_STREAM, Some(peer), false) = (s.kind, peer, s.queue.is_empty() || has_rights(&s)) {
             let taken = sys::fdstate::unsent(&o.descriptor_of(peer)?).map_err(failed)?;
             let all: Vec<u8> = s.queue.iter().flat_map(|m| m.data.iter().copied()).collect();
             let size = sock::chunk(all.len(), taken);
@@ -137,6 +144,11 @@ impl Object for UnixPair {
         }
         Ok(encode(&s))
     }
+}
+
+/// Descriptors are in flight to it.
+fn has_rights(s: &Socket) -> bool {
+    s.queue.iter().any(|m| !m.rights.is_empty())
 }
 
 /// A unix socket's name is a path in the file system.
@@ -304,25 +316,58 @@ impl Remake for UnixPair {
                 unname(m, s)?;
             }
         }
-        let stream = mine.kind == libc::SOCK_STREAM;
-        sock::refill(m, b, &mine.queue, stream)?;
-        sock::refill(m, a, &theirs.queue, stream)?;
         let mut p = Program::new();
-        match other {
-            Some((i, s)) => {
-                shut(&mut p, a, mine.shutdown);
-                shut(&mut p, b, s.shutdown);
-                m.also(i, b);
+        let later = has_rights(&mine) || has_rights(&theirs);
+        let kept = later.then(|| {
+            let above = m.temp_base().into();
+            p.call(libc::SYS_fcntl, &[b.into(), Imm(libc::F_DUPFD_CLOEXEC as u64), above])
+        });
+        match kept {
+            Some(c) => {
+                let b = m.run(&p)?.get(c)? as i32;
+                m.fill_later(id, b);
             }
-            None => {
-                p.call(libc::SYS_close, &[b.into()]);
-                // of a datagram socket the end of its peer does not shut it down
-                shut(&mut p, a, mine.shutdown);
-            }
+            None => fill(m, (a, &mine), (b, &theirs))?,
         }
-        m.run(&p)?;
+        match other {
+            Some((i, _)) => m.also(i, b),
+            None if later => {
+                let mut p = Program::new();
+                p.call(libc::SYS_close, &[b.into()]);
+                m.run(&p)?;
+            }
+            None => {}
+        }
         Ok(Made::At(a))
     }
+
+    /// What is sent may be any open file of the tree: by now all are there.
+    fn finish(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<()> {
+        let Some(b) = m.to_be_filled(id) else { return Ok(()) };
+        let mine: Socket = files::decode(f)?;
+        let other = m.image.files.open.iter().filter(|o| o.kind == Kind::UnixPair as u32);
+        let all = other.map(files::decode::<Socket>).collect::<Step<Vec<_>>>()?;
+        let theirs = all.into_iter().find(|s| mine.peer != 0 && s.ino == mine.peer).unwrap_or_default();
+        let a = m.passable(id)?;
+        fill(m, (a, &mine), (b, &theirs))
+    }
+}
+
+/// Fills the queues of both ends, and shuts them down as they were. What has no inode is closed.
+fn fill(m: &mut Maker<'_>, (a, mine): (i32, &Socket), (b, theirs): (i32, &Socket)) -> Step<()> {
+    let stream = mine.kind == libc::SOCK_STREAM;
+    sock::refill(m, b, &mine.queue, stream)?;
+    sock::refill(m, a, &theirs.queue, stream)?;
+    let mut p = Program::new();
+    if theirs.ino != 0 {
+        shut(&mut p, a, mine.shutdown);
+        shut(&mut p, b, theirs.shutdown);
+    } else {
+        p.call(libc::SYS_close, &[b.into()]);
+        // of a datagram socket the end of its peer does not shut it down
+        shut(&mut p, a, mine.shutdown);
+    }
+    m.run(&p).map(drop)
 }
 
 /// A pair, above the image's descriptors.

@@ -155,6 +155,8 @@ pub struct Maker<'a> {
     left: &'a mut HashMap<u32, (usize, i32)>,
     /// Index of the process.
     at: usize,
+    /// When all have their numbers: who has each, by the PID that it knows, and its descriptor.
+    holders: Option<&'a HashMap<u32, (i32, i32)>>,
 }
 
 impl<'a> Maker<'a> {
@@ -166,7 +168,7 @@ impl<'a> Maker<'a> {
         notes: &'a mut Vec<String>,
         (made, left): &'a mut Begun,
     ) -> Maker<'a> {
-        Maker { puppet, image, o, notes, made, left, at: 0 }
+        Maker { puppet, image, o, notes, made, left, at: 0, holders: None }
     }
 
     /// A descriptor of the file without a name with this content, if it was made already: for a mapping, or in another process.
@@ -204,6 +206,32 @@ impl<'a> Maker<'a> {
     /// Final descriptors of an open file. Before `finish`, only those of files made earlier are there.
     pub fn fds(&self, id: u32) -> Vec<i32> {
         self.image.fds_of(id).collect()
+    }
+
+    /// The queues of a pair of sockets, of which this is the one made first, are filled in `finish`; `fd`: its peer.
+    pub fn fill_later(&mut self, id: u32, fd: i32) {
+        self.puppet.unfilled.insert(id, fd);
+    }
+
+    /// The peer, if that is so.
+    pub fn to_be_filled(&mut self, id: u32) -> Option<i32> {
+        self.puppet.unfilled.remove(&id)
+    }
+
+    /// In `finish`: a descriptor in this process of an open file of any.
+    pub fn passable(&mut self, id: u32) -> Step<i32> {
+        if let Some(fd) = self.image.fds_of(id).next() {
+            return Ok(fd);
+        }
+        let f = self.image.files.open.get(id as usize);
+        let what = f.map_or_else(|| format!("open file {id}"), |f| self.describe(id, f));
+        let Some(holder) = self.holders.and_then(|h| h.get(&id)).copied() else {
+            let why = "a descriptor of it was in flight, and nobody has it";
+            return Err(cannot(what, why, "run `ctl verify`; restore an earlier checkpoint"));
+        };
+        let mut p = Program::new();
+        let c = copied(&mut p, &what, holder, self.temp_base());
+        Ok(self.run(&p)?.get(c)? as i32)
     }
 
     /// It was given up and cannot end: it is closed.
@@ -299,7 +327,7 @@ pub fn all(
         unnamed::lend_open(puppets, at, tree)?;
         let passed = pass(puppets, at, image, &made, &left)?;
         let (made, left) = (&mut made, &mut left);
-        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at };
+        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: None };
         let mut numbers = Numbers::new(image);
         for (id, fd) in passed {
             let f = &image.files.open[id as usize];
@@ -321,9 +349,15 @@ pub fn all(
         }
     }
     let mut open = Vec::new();
+    let mut holders = HashMap::new();
+    for (p, image) in puppets.iter().zip(&tree.all) {
+        for d in &image.files.fds {
+            holders.entry(d.open).or_insert((p.inner, d.fd));
+        }
+    }
     for (at, image) in tree.all.iter().enumerate() {
         let (made, left) = (&mut made, &mut left);
-        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at };
+        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: Some(&holders) };
         let is_open = |m: &Maker<'_>, id: u32| m.made.get(&id) != Some(&Made::Closed);
         for (id, f) in image.own_files().filter(|(id, _)| is_open(&m, *id)).collect::<Vec<_>>() {
             way(f, image, id)?.finish(&mut m, id, f).map_err(|e| about(e, image, id, f))?;
@@ -332,7 +366,7 @@ pub fn all(
     }
     for (at, image) in tree.all.iter().enumerate() {
         let (made, left) = (&mut made, &mut left);
-        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at };
+        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: None };
         let mut prog = Program::new();
         let (base, keep) = (image.highest_fd() + 1, m.puppet.sock);
         if base < keep {

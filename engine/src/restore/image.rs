@@ -2,6 +2,7 @@
 use super::{Fault, Step};
 use crate::{Error, Kind};
 use ::image::v1::files::{Content, Fd, Files, Lock, OpenFile};
+use ::image::v1::sysvipc::SysvIpc;
 use ::image::v1::tree::{Member, Tree as Section, Zombie};
 use ::image::v1::{self, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Filter};
 use ::image::{CheckpointHandle, PAGE_SIZE};
@@ -16,6 +17,8 @@ pub struct Tree<'a> {
     pub all: Vec<Image<'a>>,
     /// Processes that had ended, and whose parents had yet to wait for them.
     pub zombies: Vec<Zombie>,
+    /// System V semaphores and message queues.
+    pub ipc: SysvIpc,
 }
 
 /// What a process has open.
@@ -82,7 +85,8 @@ impl<'a> Tree<'a> {
             filters: handle.manifest().read_section(v1::SECTION_SECCOMP)?.unwrap_or_default(),
         };
         let (open, contents) = (Arc::new(open), Arc::new(contents));
-        let mut tree = Tree { all: Vec::new(), zombies: rest.zombies };
+        let ipc = handle.manifest().read_section(v1::SECTION_SYSVIPC)?.unwrap_or_default();
+        let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc };
         for m in std::iter::once(first).chain(rest.members) {
             let (open, contents, fds, locks) = (open.clone(), contents.clone(), m.fds, m.locks);
             tree.all.push(Image {
@@ -107,6 +111,7 @@ impl<'a> Tree<'a> {
             sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
         }
         related(&tree).map_err(damaged)?;
+        super::sysvipc::sense(&tree.ipc).map_err(damaged)?;
         tree.join();
         Ok(tree)
     }

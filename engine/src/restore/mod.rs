@@ -26,6 +26,7 @@ pub(crate) mod sealed;
 pub(crate) mod seccomp;
 mod stdio;
 mod sysv;
+pub(crate) mod sysvipc;
 mod threads;
 mod unnamed;
 pub(crate) mod vdso;
@@ -204,8 +205,9 @@ impl Run<'_> {
             process::group(p, image, tree.all[0].process.pgid, o, &mut own)?;
             notes.extend(named(i, image, own));
         }
+        let made = (made, sysvipc::put(all, &tree, &mut notes)?);
         each(all, &tree, &mut notes, |i, p, image, notes| {
-            files::owners(p, image, &made[i], notes)?;
+            files::owners(p, image, &made.0[i], notes)?;
             p.adopt()?;
             process::attributes(p, image, notes)?;
             agent::tell(p, image, o)?;
@@ -215,7 +217,9 @@ impl Run<'_> {
             process::last(p, image, o, notes)
         })?;
         self.enter(Phase::Wake)?;
-        wake::wake(all, &tree, notes)
+        let restored = wake::wake(all, &tree, notes)?;
+        made.1.keep();
+        Ok(restored)
     }
 }
 

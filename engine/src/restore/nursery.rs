@@ -289,6 +289,7 @@ impl<'a, 't> Nursery<'a, 't> {
             tids: Vec::new(),
             ids: Ids::default(),
             // it has all descriptors of who bore it
+            unfilled: Default::default(),
             mapped: heir_of.and_then(|h| self.born[h].as_ref()).map(|h| h.mapped.clone()).unwrap_or_default(),
             woken: false,
         };

@@ -60,6 +60,8 @@ pub struct Puppet {
     pub ids: Ids,
     /// Its descriptors of files without a name that are mapped, by their content.
     pub mapped: std::collections::HashMap<u32, i32>,
+    /// Pairs of sockets whose queues are not filled yet, by the one that was made first: its peer.
+    pub unfilled: std::collections::HashMap<u32, i32>,
     /// It runs: not ours to kill any more.
     pub woken: bool,
 }

@@ -14,6 +14,7 @@ pub mod objects;
 pub mod process;
 pub mod seccomp;
 pub mod sockets;
+pub mod sysvipc;
 pub mod tree;
 
 /// Section: [`meta::Meta`].
@@ -30,6 +31,8 @@ pub const SECTION_FILES: u32 = 20;
 pub const SECTION_SECCOMP: u32 = 21;
 /// Section: [`tree::Tree`]; not there if there is one process.
 pub const SECTION_TREE: u32 = 22;
+/// Section: [`sysvipc::SysvIpc`]; not there if there are no such objects.
+pub const SECTION_SYSVIPC: u32 = 23;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -41,6 +44,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_FILES,
     SECTION_SECCOMP,
     SECTION_TREE,
+    SECTION_SYSVIPC,
 ];
 
 /// Version of each section that this build writes.

@@ -40,4 +40,6 @@ pub struct Message {
     pub from: ByteBuf,
     /// Content.
     pub data: ByteBuf,
+    /// Descriptors that come with it (SCM_RIGHTS): indices in `Files::open`.
+    pub rights: Vec<u32>,
 }

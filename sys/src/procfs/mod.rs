@@ -34,7 +34,7 @@ pub mod vma_at;
 mod process;
 pub use process::{
     boot_id, children, cmdline, comm, cwd, exe, is_ending, pid_exists, pids, root, split_cmdline, start_time, tasks,
-    Link,
+    waits, Link,
 };
 
 /// A file of testdata.

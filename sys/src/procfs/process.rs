@@ -80,6 +80,18 @@ pub(super) fn children_by_parent(pid: Pid) -> Result<Vec<Pid>> {
     Ok(pids()?.into_iter().filter(is_child).collect())
 }
 
+/// A thread that sleeps in one of these calls with this first argument; only what the caller may look into is seen (proc_pid_syscall(5)).
+pub fn waits(calls: &[i64], first: u64) -> Option<Pid> {
+    let in_it = |text: String| {
+        let mut words = text.split_ascii_whitespace();
+        let nr = words.next().and_then(|w| w.parse().ok());
+        let arg = words.next().and_then(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok());
+        nr.is_some_and(|nr: i64| calls.contains(&nr)) && arg.is_some_and(|a| a as u32 == first as u32)
+    };
+    let look = |tid: &Pid| std::fs::read_to_string(format!("/proc/{tid}/syscall")).is_ok_and(in_it);
+    pids().ok()?.into_iter().flat_map(|pid| tasks(pid).unwrap_or_default()).find(look)
+}
+
 /// True if a process or thread of this number exists, a zombie too, whoever owns it.
 pub fn pid_exists(pid: Pid) -> bool {
     pid > 0 && Path::new(&format!("/proc/{pid}/stat")).exists()

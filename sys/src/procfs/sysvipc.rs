@@ -1,9 +1,11 @@
-//! `/proc/sysvipc/shm`: the segments of System V shared memory (proc(5), ipc/shm.c `sysvipc_shm_proc_show`).
+//! `/proc/sysvipc`: segments of System V shared memory, sets of semaphores, message queues (proc(5); `sysvipc_shm_proc_show` and kin in ipc/).
 
 use super::bytes::{dec, int32, lines, oct, Words};
 use super::{read_with, ParseError, Result};
 
 const FILE: &str = "sysvipc/shm";
+const SEM: &str = "sysvipc/sem";
+const MSG: &str = "sysvipc/msg";
 /// SHM_DEST: it goes when nobody is attached any more.
 const DEST: u64 = 0o1000;
 
@@ -22,6 +24,104 @@ pub struct Shm {
     pub size: u64,
     /// Mappings of it, of all processes.
     pub attached: u64,
+}
+
+/// What sets and queues have in common (`struct ipc_perm`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Perm {
+    /// Key; 0: IPC_PRIVATE.
+    pub key: i32,
+    /// semid, msqid.
+    pub id: i32,
+    /// Permissions.
+    pub mode: u32,
+    /// User and group of the owner.
+    pub owner: (u32, u32),
+    /// Of who made it.
+    pub creator: (u32, u32),
+}
+
+/// A set of semaphores.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sem {
+    /// Number, key, permissions.
+    pub perm: Perm,
+    /// How many.
+    pub count: u32,
+    /// Time of the last operation, seconds since 1970; 0: none.
+    pub used: u64,
+    /// When it was made, or a value was set.
+    pub changed: u64,
+}
+
+/// A message queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Msg {
+    /// Number, key, permissions.
+    pub perm: Perm,
+    /// Bytes that wait.
+    pub bytes: u64,
+    /// Messages that wait.
+    pub messages: u64,
+    /// Who sent the last one, as this PID namespace numbers it; 0: nobody, or one outside.
+    pub sender: i32,
+    /// Who received the last one.
+    pub receiver: i32,
+    /// When the last one was sent, seconds since 1970; 0: never.
+    pub sent: u64,
+    /// When the last one was received.
+    pub received: u64,
+    /// When it was made, or its permissions were set.
+    pub changed: u64,
+}
+
+fn owners<'a>(words: &mut impl Iterator<Item = &'a [u8]>) -> Option<[(u32, u32); 2]> {
+    let mut id = || words.next().and_then(|w| u32::try_from(dec(w)?).ok());
+    Some([(id()?, id()?), (id()?, id()?)])
+}
+
+fn sem_line(line: &[u8]) -> Option<Sem> {
+    let mut words = Words::new(line);
+    let (key, id) = (int32(words.next()?)?, int32(words.next()?)?);
+    let mode = oct(words.next()?)? as u32;
+    let count = u32::try_from(dec(words.next()?)?).ok()?;
+    let [owner, creator] = owners(&mut words)?;
+    let (used, changed) = (dec(words.next()?)?, dec(words.next()?)?);
+    Some(Sem { perm: Perm { key, id, mode: mode & 0o777, owner, creator }, count, used, changed })
+}
+
+fn msg_line(line: &[u8]) -> Option<Msg> {
+    let mut words = Words::new(line);
+    let (key, id) = (int32(words.next()?)?, int32(words.next()?)?);
+    let mode = oct(words.next()?)? as u32;
+    let (bytes, messages) = (dec(words.next()?)?, dec(words.next()?)?);
+    let (sender, receiver) = (int32(words.next()?)?, int32(words.next()?)?);
+    let [owner, creator] = owners(&mut words)?;
+    let (sent, received, changed) = (dec(words.next()?)?, dec(words.next()?)?, dec(words.next()?)?);
+    let perm = Perm { key, id, mode: mode & 0o777, owner, creator };
+    Some(Msg { perm, bytes, messages, sender, receiver, sent, received, changed })
+}
+
+/// Parses the list of sets of semaphores.
+pub fn parse_sem(text: &[u8]) -> std::result::Result<Vec<Sem>, ParseError> {
+    let one = |(number, line)| sem_line(line).ok_or_else(|| ParseError::new(SEM, number, "unexpected set", line));
+    lines(text).skip(1).map(one).collect()
+}
+
+/// Parses the list of message queues.
+pub fn parse_msg(text: &[u8]) -> std::result::Result<Vec<Msg>, ParseError> {
+    let one = |(number, line)| msg_line(line).ok_or_else(|| ParseError::new(MSG, number, "unexpected queue", line));
+    lines(text).skip(1).map(one).collect()
+}
+
+/// The sets of semaphores of this IPC namespace.
+pub fn sem() -> Result<Vec<Sem>> {
+    read_with(std::path::Path::new("/proc/sysvipc/sem"), parse_sem)
+}
+
+/// The message queues of this IPC namespace.
+pub fn msg() -> Result<Vec<Msg>> {
+    read_with(std::path::Path::new("/proc/sysvipc/msg"), parse_msg)
 }
 
 fn parse_line(line: &[u8]) -> Option<Shm> {
@@ -57,5 +157,20 @@ mod tests {
         assert_eq!(parse(text).unwrap(), [a, b]);
         assert!(parse(b"key\n1 2 x").is_err());
         assert!(shm().is_ok());
+    }
+
+    #[test]
+    fn sets_and_queues_are_read() {
+        let text = b"       key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime\n1234567890    2654221   600          3  1000  1001     2     3 1700000001 1700000000\n";
+        let perm = Perm { key: 1234567890, id: 2654221, mode: 0o600, owner: (1000, 1001), creator: (2, 3) };
+        let set = Sem { perm, count: 3, used: 1700000001, changed: 1700000000 };
+        assert_eq!(parse_sem(text).unwrap(), [set]);
+        let text = b"       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      stime      rtime      ctime\n        -1          7  1644          10          2    11    12     1     2     3     4          5          6          8\n";
+        let perm = Perm { key: -1, id: 7, mode: 0o644, owner: (1, 2), creator: (3, 4) };
+        let (bytes, messages, sender, receiver) = (10, 2, 11, 12);
+        let queue = Msg { perm, bytes, messages, sender, receiver, sent: 5, received: 6, changed: 8 };
+        assert_eq!(parse_msg(text).unwrap(), [queue]);
+        assert!(parse_sem(b"key\n1 2 x").is_err() && parse_msg(b"key\n1 2 x").is_err());
+        assert!(sem().is_ok() && msg().is_ok());
     }
 }
