@@ -17,6 +17,7 @@ mod named;
 mod pidfd;
 mod pipe;
 mod proc;
+mod pty;
 mod sock;
 mod stdio;
 mod tcp;
@@ -40,6 +41,7 @@ pub use named::{Device, Directory, OPath, Regular};
 pub use pidfd::PidFd;
 pub use pipe::Pipe;
 pub use proc::ProcFile;
+pub use pty::{PtyMaster, PtySlave};
 pub use stdio::Stdio;
 pub use tcp::Tcp;
 pub use udp::Udp;
@@ -70,6 +72,8 @@ pub static ALL: &[&dyn Object] = &[
     &Pipe,
     &Fifo,
     &Udp,
+    &PtyMaster,
+    &PtySlave,
     &Stdio,
     &Tcp,
     &UnixListen,

@@ -80,6 +80,8 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const MQUEUE: u32 = Kind::Mqueue as u32;
     const PROC: u32 = Kind::Proc as u32;
     const FIFO: u32 = Kind::Fifo as u32;
+    const PTY_MASTER: u32 = Kind::PtyMaster as u32;
+    const PTY_SLAVE: u32 = Kind::PtySlave as u32;
     Some(match kind {
         REGULAR => &named::Regular,
         DIRECTORY | PATH => &named::Name,
@@ -101,6 +103,8 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         MQUEUE => &objects::Mqueue,
         PROC => &objects::ProcFile,
         FIFO => &objects::Fifo,
+        PTY_MASTER => &objects::PtyMaster,
+        PTY_SLAVE => &objects::PtySlave,
         _ => return None,
     })
 }
@@ -225,6 +229,11 @@ impl<'a> Maker<'a> {
     /// The new process's copy of the standard stream that it is to get; None: the caller's is closed.
     pub fn stdio(&self, n: usize) -> Option<i32> {
         self.puppet.stdio.get(n).copied().flatten()
+    }
+
+    /// Its descriptors of a pseudo terminal, by the number that that has in the image: master, and slave.
+    pub fn pty(&self, number: u32) -> Option<(i32, Option<i32>)> {
+        self.puppet.ptys.get(&number).copied()
     }
 
     /// A path of the image as it is here, NUL-terminated in a program.

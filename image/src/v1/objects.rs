@@ -44,6 +44,10 @@ pub enum Kind {
     Mqueue = 22,
     /// A file of /proc or /sys: [`Named`].
     Proc = 23,
+    /// Master of a pseudo terminal: [`super::pty::Master`].
+    PtyMaster = 32,
+    /// Slave of one whose master is in the image: [`super::pty::Slave`].
+    PtySlave = 33,
 }
 
 /// A file with a name.

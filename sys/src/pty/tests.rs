@@ -80,7 +80,13 @@ fn lines_and_a_part_of_one_stay_what_they_are() {
     same(|_| {}, &[b"part"], b"", &[], b"part");
     same(|_| {}, &[], b"x", &[], b"");
     // ended by VEOF, empty, and with quoted bytes that mean something
-    same(|_| {}, &[b"abc\x04\x04line\n", b"a\x16\nb\x16\x04c\x16\x16\n", b"q\x16\x04\x16\x03"], b"", &[b"abc", b"", b"line\n", b"a\nb\x04c\x16\n"], b"q\x04\x03");
+    same(
+        |_| {},
+        &[b"abc\x04\x04line\n", b"a\x16\nb\x16\x04c\x16\x16\n", b"q\x16\x04\x16\x03"],
+        b"",
+        &[b"abc", b"", b"line\n", b"a\nb\x04c\x16\n"],
+        b"q\x04\x03",
+    );
     let semicolon = |t: &mut Termios| {
         t.control_chars[Key::VEOL as usize] = b';';
         t.local_flags.remove(LocalFlags::ECHO);
