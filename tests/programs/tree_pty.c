@@ -165,6 +165,7 @@ static void setup(void) {
     for (int i = 0; i < 1000 && !told(FOREGROUND, ASK).resized; i++) sleep_ms(1);
     then[FOREGROUND] = told(FOREGROUND, ASK);
     MUST(write(masters[0], "typed\npar", 9));
+    for (int n = 0; n < 10; sched_yield()) MUST(ioctl(masters[0], FIONREAD, &n)); // its echo
     told(SHELL, WRITE);
     told(INNER, WRITE);
 }
