@@ -20,6 +20,7 @@ pub mod pidfd;
 pub mod probe;
 pub mod procfs;
 pub mod program;
+pub mod pty;
 pub mod restart;
 pub mod rlimit;
 pub mod sched;

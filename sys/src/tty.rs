@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 const TCGETS2: libc::c_ulong = 0x802c_542a;
 const TCSETS2: libc::c_ulong = 0x402c_542b;
 /// sizeof(struct termios2)
-const TERMIOS2: usize = 44;
+pub(crate) const TERMIOS2: usize = 44;
 
 /// What a terminal is set to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,4 +52,41 @@ pub fn set_winsize(fd: &impl AsFd, w: (u16, u16, u16, u16)) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// The parts of a `struct termios2` that are of interest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Words {
+    /// c_iflag.
+    pub input: u32,
+    /// c_oflag.
+    pub output: u32,
+    /// c_lflag.
+    pub local: u32,
+    /// c_cc.
+    pub keys: [u8; KEYS],
+}
+
+/// Where c_cc begins, and how many there are.
+const KEYS_AT: usize = 17;
+const KEYS: usize = 19;
+
+impl Words {
+    /// None: it has not the length.
+    pub fn of(termios: &[u8]) -> Option<Words> {
+        let word = |at: usize| termios.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+        let keys = termios.get(KEYS_AT..KEYS_AT + KEYS)?.try_into().ok()?;
+        (termios.len() == TERMIOS2).then_some(())?;
+        Some(Words { input: word(0)?, output: word(4)?, local: word(12)?, keys })
+    }
+
+    /// The settings with these in the place of its own.
+    pub fn within(&self, termios: &[u8; TERMIOS2]) -> [u8; TERMIOS2] {
+        let mut t = *termios;
+        for (at, word) in [(0, self.input), (4, self.output), (12, self.local)] {
+            t[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        t[KEYS_AT..KEYS_AT + KEYS].copy_from_slice(&self.keys);
+        t
+    }
 }

@@ -13,6 +13,7 @@ mod matrix;
 mod musl;
 mod newcomer;
 mod own_trigger;
+mod ptys;
 mod refusal;
 mod resume;
 mod seccomp;
@@ -46,6 +47,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(musl::cases());
     all.extend(newcomer::cases());
     all.extend(own_trigger::cases(stage)?);
+    all.extend(ptys::cases());
     all.extend(refusal::cases());
     all.extend(resume::cases());
     all.extend(seccomp::cases());

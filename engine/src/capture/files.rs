@@ -1,5 +1,6 @@
 //! Open files of a target as the kinds in [`crate::objects`] see them: one view for each open file description, with
 //! all its descriptors.
+use super::ptys::{self, PtyView};
 use super::Step;
 use crate::{External, Externals};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -25,7 +26,7 @@ pub struct FileView {
     pub stat: Option<FdStat>,
     /// fdinfo.
     pub info: FdInfo,
-    /// For pipes and sockets: every end of it seen is the target's own.
+    /// For pipes and sockets: every end of it seen is the target's own. For pseudo terminals: the master is.
     pub both_ends: bool,
     /// Of what would be made again as the target's own: another process that holds it too, "PID 12 (make)".
     pub held: Option<String>,
@@ -40,6 +41,8 @@ pub struct FileView {
     /// For handles of processes: it is of one that is captured too, has yet to be waited for by one of those, or of a thread of theirs. Before the freeze also
     /// of one that may be about to be.
     pub relative: bool,
+    /// For ends of pseudo terminals: which.
+    pub pty: Option<PtyView>,
     /// For epoll sets: a descriptor of each target, in fdinfo's order; None: only another process still holds it.
     pub watched: Vec<Option<i32>>,
 }
@@ -201,10 +204,12 @@ pub(super) fn list(pid: i32, look: &mut dyn Look, frozen: Option<i32>) -> Step<V
             ours: false,
             socket: None,
             relative: false,
+            pty: None,
             watched: Vec::new(),
         });
     }
     look_at_sockets(look, frozen, &mut views)?;
+    ptys::look_at(look, frozen, &mut views)?;
     look_at_epolls(look, &mut views);
     Ok(views)
 }
@@ -328,12 +333,14 @@ pub(super) fn decide(views: &mut [FileView], e: &Externals, block: Option<&Block
     }
 }
 
-/// The ends that processes captured together hold: of pipes, and sockets.
+/// The ends that processes captured together hold: of pipes, sockets and pseudo terminals.
 #[derive(Default)]
 pub(super) struct Ends {
     /// Link, and whether it reads and writes.
     pipes: Vec<(Vec<u8>, bool, bool)>,
     inodes: HashSet<u64>,
+    /// Numbers of pseudo terminals whose masters they hold.
+    masters: HashSet<u32>,
 }
 
 impl Ends {
@@ -342,6 +349,7 @@ impl Ends {
         let mut ends = Ends::default();
         for v in views {
             ends.inodes.extend(v.stat.as_ref().map(|s| s.ino));
+            ends.masters.extend(v.pty.as_ref().filter(|p| p.master).map(|p| p.number));
             let mode = v.info.flags & libc::O_ACCMODE as u32;
             if v.is_pipe() {
                 ends.pipes.push((v.link.clone(), mode != libc::O_WRONLY as u32, mode != libc::O_RDONLY as u32));
@@ -353,11 +361,12 @@ impl Ends {
     /// These and those.
     pub fn and(&self, other: &Ends) -> Ends {
         let pipes = self.pipes.iter().chain(&other.pipes).cloned().collect();
-        Ends { pipes, inodes: self.inodes.union(&other.inodes).copied().collect() }
+        let masters = self.masters.union(&other.masters).copied().collect();
+        Ends { pipes, inodes: self.inodes.union(&other.inodes).copied().collect(), masters }
     }
 }
 
-/// Marks pipes both of whose ends are there, and sockets whose peer is. `copy`: of a descriptor of a view.
+/// Marks pipes both of whose ends are there, sockets whose peer is, and pseudo terminals whose master is. `copy`: of a descriptor of a view.
 pub(super) fn mark_ends<'v>(
     copy: &mut dyn FnMut(&FileView) -> Option<OwnedFd>,
     views: impl Iterator<Item = &'v mut FileView>,
@@ -368,6 +377,8 @@ pub(super) fn mark_ends<'v>(
             let has = |read: bool| ends.pipes.iter().any(|p| p.0 == v.link && if read { p.1 } else { p.2 });
             v.both_ends =
                 (has(true) && has(false)) || copy(v).and_then(|fd| is_alone(&fd, v.is_fifo())).unwrap_or(false);
+        } else if let Some(p) = &v.pty {
+            v.both_ends = ends.masters.contains(&p.number);
         } else if let Some(s) = v.socket.as_mut() {
             s.own_peer = s.unix.as_ref().and_then(|u| u.peer).is_some_and(|p| ends.inodes.contains(&p.into()));
         }

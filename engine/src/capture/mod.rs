@@ -13,6 +13,7 @@ mod opened;
 mod owner;
 mod pending;
 mod preflight;
+mod ptys;
 mod record;
 mod run;
 mod seccomp;
@@ -30,6 +31,7 @@ pub use files::{FileView, SocketView};
 pub use find::{inherited, Survey};
 pub(crate) use memory::build_id;
 pub use observe::Observer;
+pub use ptys::PtyView;
 
 use crate::{CaptureOptions, Captured, Error, Externals, Kind, Result};
 use image::store::{NewCheckpoint, Store};

@@ -252,6 +252,14 @@ impl<'a> Observer<'a> {
         self.explain(Fault::Sys(e))
     }
 
+    /// An error for a reason that only a look at an open file's state has told.
+    pub(crate) fn refused(&self, mut r: Reason) -> Error {
+        if self.common.several {
+            r.object = format!("{}: {}", self.survey.describe(), r.object);
+        }
+        Error { kind: crate::Kind::Refused, attempted: self.survey.attempted.clone(), reasons: vec![r] }
+    }
+
     pub(crate) fn explain(&self, f: Fault) -> Error {
         super::explain(f, &self.survey.attempted, "observe", true)
     }
@@ -452,6 +460,7 @@ impl<'a> Observer<'a> {
         } else {
             files::list(pid, &mut files::Outside::new(pid)?, Some(ours))?
         };
+        super::ptys::ask_close_on_exec(&mut self.channel, &mut views)?;
         files::decide(&mut views, &self.survey.external, self.block.as_ref());
         lock(&self.common.hands).insert(pid, hands);
         Ok(views)

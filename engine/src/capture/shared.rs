@@ -61,6 +61,7 @@ impl Others {
                 false if link.starts_with(b"/memfd:") => {
                     procfs::fd::read(other, fd).ok().and_then(|f| memfd(f.stat.ok().as_ref()))
                 }
+                false if link.starts_with(b"/dev/pt") => pty_end(other, fd, &link),
                 false => Some(link),
                 true => procfs::fdinfo::read(other, fd).ok().and_then(|i| eventfd(&i)),
             };
@@ -80,7 +81,10 @@ impl Others {
 
 /// It would be made again as the program's own.
 fn is_own(v: &FileView) -> bool {
-    v.is_pipe() && v.both_ends || v.socket.as_ref().is_some_and(|s| s.own_peer) || is_eventfd(&v.link) || v.is_memfd()
+    (v.is_pipe() || v.pty.is_some()) && v.both_ends
+        || v.socket.as_ref().is_some_and(|s| s.own_peer)
+        || is_eventfd(&v.link)
+        || v.is_memfd()
 }
 
 fn is_eventfd(link: &[u8]) -> bool {
@@ -97,9 +101,27 @@ fn identity(v: &FileView) -> Option<Vec<u8>> {
         eventfd(&v.info)
     } else if v.is_memfd() {
         memfd(v.stat.as_ref())
+    } else if let Some(p) = &v.pty {
+        Some(pty(p.number))
     } else {
         Some(v.link.clone())
     }
+}
+
+/// The same for both ends.
+fn pty(number: u32) -> Vec<u8> {
+    format!("pty {number}").into_bytes()
+}
+
+/// An end of a pseudo terminal, by its link: a slave says it itself.
+fn pty_end(other: i32, fd: i32, link: &[u8]) -> Option<Vec<u8>> {
+    let slave = link.strip_prefix(b"/dev/pts/").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+    let number = slave.or_else(|| procfs::fdinfo::read(other, fd).ok()?.tty_index)?;
+    // another instance of devpts (a container's) has numbers of its own
+    let dev =
+        |root: String| std::fs::metadata(format!("{root}/dev/pts")).map(|m| std::os::unix::fs::MetadataExt::dev(&m));
+    let elsewhere = dev(format!("/proc/{other}/root")).ok().zip(dev(String::new()).ok()).is_some_and(|(a, b)| a != b);
+    (!elsewhere).then(|| pty(number))
 }
 
 fn eventfd(info: &procfs::fdinfo::FdInfo) -> Option<Vec<u8>> {

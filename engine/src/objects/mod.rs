@@ -18,6 +18,7 @@ mod named;
 mod pidfd;
 mod pipe;
 mod proc;
+mod pty;
 mod sock;
 mod stdio;
 mod tcp;
@@ -41,6 +42,7 @@ pub use named::{Device, Directory, OPath, Regular};
 pub use pidfd::{Handle, PidFd};
 pub use pipe::Pipe;
 pub use proc::ProcFile;
+pub use pty::{PtyMaster, PtySlave};
 pub use stdio::Stdio;
 pub use tcp::Tcp;
 pub use udp::Udp;
@@ -71,6 +73,8 @@ pub static ALL: &[&dyn Object] = &[
     &Pipe,
     &Fifo,
     &Udp,
+    &PtyMaster,
+    &PtySlave,
     &Stdio,
     &Tcp,
     &UnixListen,

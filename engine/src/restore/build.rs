@@ -52,7 +52,8 @@ pub fn build(
     let sockets = (tree.all.len() + 1 + super::family::staying(tree) + 1) as i32;
     let base = own.into_iter().max().unwrap_or(2).max(highest).max(63) + 1 + 2 * sockets;
     let contents = tree.all.first().map_or(0, |i| i.files.contents.len() as u64);
-    let _raised = raised(base as u64 + sockets as u64 + SPARE_FDS + contents)?;
+    let terminals = super::ptys::descriptors(tree);
+    let _raised = raised(base as u64 + sockets as u64 + SPARE_FDS + contents + terminals)?;
     let mut socks = Vec::new();
     for _ in 0..sockets {
         let (ours, theirs) = UnixStream::pair().map_err(|e| Fault::Io("socketpair".into(), e))?;
@@ -60,6 +61,7 @@ pub fn build(
         socks.push(Sock { ours, number: theirs.as_raw_fd(), theirs: Some(theirs) });
     }
     let stdio = o.stdio.map(|fd| nest::dup_above(fd, base).ok());
+    let ptys = super::ptys::make(tree, base, notes)?;
     let slots = tree.all.iter().map(|i| i.threads.len() as u64 - 1).max().unwrap_or(0);
     let layout = Layout::new(slots, 0);
     let staging = tree.all.iter().map(super::place::staging).max().unwrap_or(0);
@@ -68,7 +70,7 @@ pub fn build(
     let at = free(&occupied(tree)?, SEARCH_FROM, parts.iter().sum())?;
     let layout = layout.at(at);
     let shares = Shares::map(at + parts[0] + parts[1], &tree.shares())?;
-    let mut n = Nursery::new(tree, (o, pids), (layout, shares), (socks, stdio), notes)?;
+    let mut n = Nursery::new(tree, (o, pids), (layout, shares), (socks, stdio, ptys), notes)?;
     match pids {
         Pids::Private => n.private()?,
         _ => n.direct()?,

@@ -4,7 +4,7 @@
 //! others after. What has lost its parent is born by a helper that ends, and so becomes the reaper's; a session or group whose leader is gone is founded by a
 //! helper of the leader's number. A process has its memory before it bears any other, which then has it too (heirloom.rs).
 use super::nursery::{Helper, Nursery};
-use super::{cannot, Image, Step, Tree};
+use super::{cannot, ptys, Image, Step, Tree};
 use crate::{Reason, RestoreOptions};
 use ::image::v1::tree::Zombie;
 use std::collections::BTreeMap;
@@ -99,6 +99,8 @@ pub fn grow(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
         let there = dying.remove(&z.pid);
         die(n, z, there)?;
     }
+    let tree = n.tree;
+    ptys::settle(n, |i| own_session(i, &tree.all[i], o))?;
     for f in others {
         n.end_helper(f.helper)?;
     }
@@ -177,6 +179,7 @@ fn branch(n: &mut Nursery<'_, '_>, i: usize, o: &RestoreOptions<'_>, founders: &
     }
     if own {
         n.run(i, &calls(&[(libc::SYS_setsid, &[])]))?;
+        ptys::control(n, i)?;
     }
     for c in younger {
         n.bear_at(Some(i), c)?;

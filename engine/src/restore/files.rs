@@ -81,6 +81,8 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const PROC: u32 = Kind::Proc as u32;
     const FIFO: u32 = Kind::Fifo as u32;
     const HANDLE: u32 = Kind::Handle as u32;
+    const PTY_MASTER: u32 = Kind::PtyMaster as u32;
+    const PTY_SLAVE: u32 = Kind::PtySlave as u32;
     Some(match kind {
         REGULAR => &named::Regular,
         DIRECTORY | PATH => &named::Name,
@@ -103,6 +105,8 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         PROC => &objects::ProcFile,
         FIFO => &objects::Fifo,
         HANDLE => &objects::Handle,
+        PTY_MASTER => &objects::PtyMaster,
+        PTY_SLAVE => &objects::PtySlave,
         _ => return None,
     })
 }
@@ -260,6 +264,11 @@ impl<'a> Maker<'a> {
     /// What a PID or TID of the image is here, as the program sees it.
     pub fn number_of(&self, pid: i32) -> i32 {
         self.puppet.ids.of(pid)
+    }
+
+    /// Its descriptors of a pseudo terminal, by the number that that has in the image: master, and slave.
+    pub fn pty(&self, number: u32) -> Option<(i32, Option<i32>)> {
+        self.puppet.ptys.get(&number).copied()
     }
 
     /// A path of the image as it is here, NUL-terminated in a program.

@@ -21,6 +21,7 @@ mod nursery;
 pub(crate) mod pids;
 pub(crate) mod place;
 mod process;
+pub(crate) mod ptys;
 mod puppet;
 pub(crate) mod sealed;
 pub(crate) mod seccomp;

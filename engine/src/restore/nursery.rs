@@ -2,6 +2,7 @@
 use super::build::{namespaces_refused, pid_taken, range, retire_init, set, set_up_init, Shares, PR_SET_PTRACER};
 use super::fresh::Ids;
 use super::pids::Rights;
+use super::ptys::{self, Pty};
 use super::puppet::{end, reap, Puppet};
 use super::{build, cannot, clock, vdso, Fault, Step, Tree};
 use crate::{Pids, RestoreOptions};
@@ -68,6 +69,8 @@ pub struct Nursery<'a, 't> {
     /// One for each process, one for the cradle, one for helpers.
     socks: Vec<Sock>,
     stdio: [Option<OwnedFd>; 3],
+    /// Pseudo terminals.
+    pub ptys: Vec<Pty>,
     own_vdso: Vec<vdso::Part>,
     born: Vec<Option<Puppet>>,
     /// Of each the one whose memory it has by its birth.
@@ -96,7 +99,7 @@ impl<'a, 't> Nursery<'a, 't> {
         tree: &'a Tree<'t>,
         (o, pids): (&'a RestoreOptions<'a>, Pids),
         (layout, shares): (Layout, Shares),
-        (socks, stdio): (Vec<Sock>, [Option<OwnedFd>; 3]),
+        (socks, stdio, ptys): (Vec<Sock>, [Option<OwnedFd>; 3], Vec<Pty>),
         notes: &'a mut Vec<String>,
     ) -> Step<Nursery<'a, 't>> {
         let n = tree.all.len();
@@ -107,6 +110,7 @@ impl<'a, 't> Nursery<'a, 't> {
             layout,
             socks,
             stdio,
+            ptys,
             own_vdso: vdso::own()?,
             born: std::iter::repeat_with(|| None).take(n).collect(),
             heirs: vec![None; n],
@@ -120,8 +124,13 @@ impl<'a, 't> Nursery<'a, 't> {
 
     fn kept(&self) -> Vec<i32> {
         let mut kept: Vec<i32> = self.socks.iter().map(|s| s.number).collect();
-        kept.extend(self.stdio.iter().flatten().map(AsRawFd::as_raw_fd));
+        kept.extend(self.stdio().into_iter().chain(ptys::numbers(&self.ptys)));
         kept
+    }
+
+    /// Numbers of the standard streams that the program is to get.
+    pub fn stdio(&self) -> Vec<i32> {
+        self.stdio.iter().flatten().map(AsRawFd::as_raw_fd).collect()
     }
 
     fn ours(&self, sock: usize) -> Step<UnixStream> {
@@ -282,6 +291,7 @@ impl<'a, 't> Nursery<'a, 't> {
             vdso_at: 0,
             sock: self.socks[i].number,
             stdio: [0, 1, 2].map(|n| self.stdio[n].as_ref().map(AsRawFd::as_raw_fd)),
+            ptys: ptys::by_number(&self.ptys),
             temp_base: self.kept().into_iter().max().unwrap_or(0) + 3,
             status: None,
             mem: RemoteMem::open(here)?,

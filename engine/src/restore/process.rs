@@ -95,8 +95,12 @@ pub fn group(
     if p.ours {
         notes.extend(session_note(image.process.pid == image.process.sid, o.own_session).map(str::to_owned));
     }
+    if p.ptys.keys().any(|n| super::ptys::device(*n) == image.process.tty) {
+        // has it since it was born (ptys.rs)
+        return Ok(());
+    }
     if o.own_session && p.ours {
-        for fd in 0..3 {
+        for fd in (0..3).filter(|fd| !is_pty(image, *fd)) {
             prog.may(libc::SYS_ioctl, &[fd.into(), Imm(TIOCSCTTY), Imm(0)]);
         }
     } else if (own_group || !p.ours && image.process.pgid != outside)
@@ -110,6 +114,12 @@ pub fn group(
         }
     }
     p.run(&prog).map(drop)
+}
+
+/// Whether a descriptor is of a pseudo terminal whose master is in the image, too.
+fn is_pty(image: &Image<'_>, fd: i32) -> bool {
+    let open = image.files.fds.iter().find(|d| d.fd == fd).and_then(|d| image.files.open.get(d.open as usize));
+    open.is_some_and(|f| f.kind == ::image::v1::objects::Kind::PtySlave as u32)
 }
 
 /// What is said of its session, by whether it led one and does.

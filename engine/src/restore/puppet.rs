@@ -46,6 +46,8 @@ pub struct Puppet {
     pub sock: i32,
     /// Its copies of the standard streams that it is to get; None: closed.
     pub stdio: [Option<i32>; 3],
+    /// Its descriptors of pseudo terminals, by their numbers in the image: master, and slave if that was ever opened.
+    pub ptys: BTreeMap<u32, (i32, Option<i32>)>,
     /// All descriptors from here on are free for temporary use.
     pub temp_base: i32,
     /// Where the program's wait status will come from.

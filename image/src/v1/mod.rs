@@ -12,6 +12,7 @@ pub mod meta;
 pub mod mqueue;
 pub mod objects;
 pub mod process;
+pub mod pty;
 pub mod seccomp;
 pub mod sockets;
 pub mod sysvipc;

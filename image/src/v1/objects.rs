@@ -46,6 +46,10 @@ pub enum Kind {
     Proc = 23,
     /// pidfd_open(2) of another process of the image, or of a thread: [`super::anon::Handle`].
     Handle = 26,
+    /// Master of a pseudo terminal: [`super::pty::Master`].
+    PtyMaster = 32,
+    /// Slave of one whose master is in the image: [`super::pty::Slave`].
+    PtySlave = 33,
 }
 
 /// A file with a name.
