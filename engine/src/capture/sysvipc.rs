@@ -23,6 +23,8 @@ pub(super) struct Found<T> {
     own: bool,
     /// Who uses it outside.
     other: Option<String>,
+    /// The number of one of the program's is among the last users, but of before that began.
+    younger: Option<i32>,
     /// A process that has ended and may have been another's is among the last users.
     visited: bool,
     /// How many threads wait for it.
@@ -42,11 +44,23 @@ pub(super) struct AllFound {
 struct Members {
     /// Their PIDs here and in the innermost namespace.
     inner: BTreeMap<i32, i32>,
+    /// Their effective users.
+    users: BTreeMap<i32, u32>,
 }
 
 impl Members {
-    fn new(all: &[Observer<'_>]) -> Members {
-        Members { inner: all.iter().map(|o| (o.survey.pid, o.survey.inner_pid())).collect() }
+    fn new(all: &[Observer<'_>]) -> Step<Members> {
+        let mut users = BTreeMap::new();
+        for o in all {
+            users.insert(o.survey.pid, procfs::status::read(o.survey.pid)?.uid.effective);
+        }
+        Ok(Members { inner: all.iter().map(|o| (o.survey.pid, o.survey.inner_pid())).collect(), users })
+    }
+
+    /// Whether this user of an object can be the member of its number: numbers are used again.
+    fn may_use(&self, pid: i32, p: &sysvipc::Perm) -> bool {
+        let open = p.mode & 0o066 != 0;
+        self.users.get(&pid).is_some_and(|u| open || *u == 0 || *u == p.owner.0 || *u == p.creator.0)
     }
 
     /// The PID in the innermost namespace of one of them; 0: it is none.
@@ -54,20 +68,26 @@ impl Members {
         self.inner.get(&pid).copied().unwrap_or(0)
     }
 
-    /// What is known of an object by who used it last; `used`: somebody has.
-    fn found<T>(&self, object: T, last: &[i32], used: bool) -> Found<T> {
-        let own = last.iter().any(|pid| self.inner(*pid) != 0);
-        let other = last.iter().find(|pid| self.inner(**pid) == 0 && lives(**pid)).map(|pid| who(*pid));
+    /// What is known of an object by who used it last; `when`: that was, 0: never.
+    fn found<T>(&self, object: T, perm: &sysvipc::Perm, last: &[i32], when: u64) -> Found<T> {
+        let may: Vec<i32> = last.iter().copied().filter(|pid| self.may_use(*pid, perm)).collect();
+        let own = may.iter().any(|pid| lives(*pid, when));
+        let younger = may.first().filter(|_| !own).copied();
+        let other = last.iter().find(|pid| self.inner(**pid) == 0 && lives(**pid, when)).map(|pid| who(*pid));
         // it has a number that is not seen from here
-        let hidden = used && last.iter().all(|pid| *pid == 0);
+        let hidden = when != 0 && last.iter().all(|pid| *pid == 0);
         let other = other.or_else(|| hidden.then(|| "a process outside of this PID namespace".into()));
-        Found { object, own, other, visited: false, waiting: 0, unknown: None }
+        Found { object, own, other, visited: false, younger, waiting: 0, unknown: None }
     }
 }
 
-/// Whether a process is there that can use anything.
-pub(crate) fn lives(pid: i32) -> bool {
-    pid > 0 && procfs::stat::read(pid).is_ok_and(|s| !s.state.is_ended())
+/// Whether the process that used an object at this time (seconds since 1970) is there: one that began later has its number only.
+pub(crate) fn lives(pid: i32, when: u64) -> bool {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let up = sys::clock::Clocks::now().map_or(0, |c| c.boottime / 1_000_000_000);
+    let began = |start: u64| now.saturating_sub(up.saturating_sub(start * sys::clock::TICK as u64 / 1_000_000_000));
+    // one second: as exact as the times are
+    pid > 0 && procfs::stat::read(pid).is_ok_and(|s| !s.state.is_ended() && began(s.starttime) <= when + 1)
 }
 
 /// "PID 12 (nginx)".
@@ -91,7 +111,7 @@ pub(super) fn look(all: &mut [Observer<'_>], common: &Common) -> Step<()> {
     if sets.is_empty() && queues.is_empty() {
         return Ok(());
     }
-    let members = Members::new(all);
+    let members = Members::new(all)?;
     let mut found = AllFound::default();
     let mut known = Vec::new();
     for s in &sets {
@@ -104,7 +124,10 @@ pub(super) fn look(all: &mut [Observer<'_>], common: &Common) -> Step<()> {
             last: last.iter().map(|pid| members.inner(*pid)).collect(),
             undo: Vec::new(),
         };
-        let mut one = members.found(object, &last, s.used != 0);
+        // to set a value is a use, too, but the time of that is no other than that of the making
+        let set = last.iter().any(|pid| *pid != 0);
+        let when = s.used.max(if set { s.changed } else { 0 });
+        let mut one = members.found(object, &s.perm, &last, when);
         one.waiting = now.iter().map(|s| s.waiting).sum();
         found.sets.push(one);
         known.push(now);
@@ -113,7 +136,7 @@ pub(super) fn look(all: &mut [Observer<'_>], common: &Common) -> Step<()> {
         owed(all, &mut found.sets, &known)?;
     }
     for q in &queues {
-        let (last, used) = ([q.sender, q.receiver], q.sent != 0 || q.received != 0);
+        let (last, when) = ([q.sender, q.receiver], q.sent.max(q.received));
         let object = MessageQueue {
             perm: perm(&q.perm),
             most: sysv::most(q.perm.id).unwrap_or(0),
@@ -121,7 +144,7 @@ pub(super) fn look(all: &mut [Observer<'_>], common: &Common) -> Step<()> {
             receiver: members.inner(q.receiver),
             messages: Vec::new(),
         };
-        let mut one = members.found(object, &last, used);
+        let mut one = members.found(object, &q.perm, &last, when);
         // what a client has put in, which has ended, is not the program's to take out again
         one.visited = last.iter().any(|pid| *pid != 0 && members.inner(*pid) == 0);
         if one.other.is_none() {
@@ -294,7 +317,14 @@ fn used<T>(f: &Found<T>, waits: bool, object: &str, reported: &mut Vec<String>) 
         }
         None if own && f.visited => Some(v1::USE_VISITED),
         None if own => Some(v1::USE_OWN),
-        _ => None,
+        None => {
+            if let Some(pid) = f.younger {
+                let what = "was the last user before it began, so it is taken for another's, which had that number";
+                reported.push(format!("{object}: PID {pid} {what}: it stays as it is"));
+            }
+            None
+        }
+        Some(_) => None,
     }
 }
 

@@ -109,7 +109,7 @@ impl Object for UnixPair {
         s.file_mode = file_mode(&s, o.survey.pid);
         let peer = o.files().iter().find(|v| s.peer != 0 && v.stat.as_ref().is_some_and(|t| t.ino == s.peer));
         if s.kind == libc::SOCK_STREAM && has_rights(&s) {
-            let taken = peer.map(|p| Ok(sys::fdstate::unsent(&o.descriptor_of(p)?).map_err(failed)?)).transpose()?;
+            let taken = peer.map(|p| sys::fdstate::unsent(&o.descriptor_of(p)?).map_err(failed)).transpose()?;
             if let Some(r) = super::in_flight::joined(f, &s.queue, taken) {
                 return Err(crate::Error {
                     kind: crate::Kind::Refused,
@@ -343,7 +343,7 @@ impl Remake for UnixPair {
 
     /// What is sent may be any open file of the tree: by now all are there.
     fn finish(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<()> {
-        let Some(b) = m.to_be_filled(id) else { return Ok(()) };
+        let Some(b) = m.take_unfilled(id) else { return Ok(()) };
         let mine: Socket = files::decode(f)?;
         let other = m.image.files.open.iter().filter(|o| o.kind == Kind::UnixPair as u32);
         let all = other.map(files::decode::<Socket>).collect::<Step<Vec<_>>>()?;

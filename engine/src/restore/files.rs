@@ -218,7 +218,7 @@ impl<'a> Maker<'a> {
     }
 
     /// The peer, if that is so.
-    pub fn to_be_filled(&mut self, id: u32) -> Option<i32> {
+    pub fn take_unfilled(&mut self, id: u32) -> Option<i32> {
         self.puppet.unfilled.remove(&id)
     }
 

@@ -81,7 +81,7 @@ pub fn check(ipc: &SysvIpc, rights: &Rights) -> Vec<Reason> {
             let Some(i) = c.there(&SETS, &s.perm, &perms) else { continue };
             let same = all[i].count as usize == s.values.len();
             if c.same(&SETS, &s.perm, perms[i], same) && s.perm.used == USE_OWN {
-                c.used(&SETS, &s.perm, &set_users(s));
+                c.used(&SETS, &s.perm, &set_users(s, &all[i]));
             }
         }
     }
@@ -112,15 +112,16 @@ fn default_most() -> u64 {
 }
 
 /// Who lives and has used a set, or waits for it.
-fn set_users(s: &SemaphoreSet) -> Option<String> {
+fn set_users(s: &SemaphoreSet, here: &here::Sem) -> Option<String> {
     let all = sysv::semaphores(s.perm.id, s.values.len() as u32).unwrap_or_default();
-    let last = all.iter().find(|n| lives(n.last)).map(|n| who(n.last));
+    let when = here.used.max(here.changed);
+    let last = all.iter().find(|n| lives(n.last, when)).map(|n| who(n.last));
     last.or_else(|| all.iter().any(|n| n.waiting > 0).then(|| "a process that waits for it".into()))
 }
 
 fn queue_users(q: &here::Msg) -> Option<String> {
     let waits = || sys::procfs::waits(&[libc::SYS_msgrcv, libc::SYS_msgsnd], q.perm.id as u64);
-    [q.sender, q.receiver].into_iter().find(|pid| lives(*pid)).or_else(waits).map(who)
+    [q.sender, q.receiver].into_iter().find(|pid| lives(*pid, q.sent.max(q.received))).or_else(waits).map(who)
 }
 
 struct Check(Vec<Reason>);
