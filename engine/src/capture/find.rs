@@ -437,7 +437,8 @@ impl Survey {
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
         }
         // nor what a child holds that is gone, or frozen too, when the freeze comes
-        let unsure = |f: &&FileView| has_unix_peer(f) || f.held.is_some();
+        // nor what waits in a terminal
+        let unsure = |f: &&FileView| has_unix_peer(f) || f.held.is_some() || f.pty.is_some();
         let pairs: Vec<i32> = self.files.iter().filter(unsure).map(FileView::first_fd).collect();
         for ((fd, ..), reasons) in first {
             self.files_refused[usize::from(pairs.contains(&fd))].extend(reasons);

@@ -11,7 +11,7 @@ use std::io::Error;
 use std::mem::zeroed;
 
 mod access;
-mod child;
+pub(crate) mod child;
 mod machine;
 mod memory;
 mod namespaces;

@@ -55,15 +55,12 @@ fn same(change: impl Fn(&mut Termios), typed: &[&[u8]], written: &[u8], expected
     put(&other_master, &other, &w).unwrap();
     for (master, slave) in [(&master, &slave), (&other_master, &other)] {
         let mut got = reads(slave);
-        if before.termios != tty::get(slave).unwrap().termios {
-            panic!("its settings have changed");
-        }
+        assert_eq!(before.termios, tty::get(slave).unwrap().termios);
         if !reads_lines(&before.termios) {
             got = vec![got.concat()];
             assert_eq!(got, words(&[rest]));
         } else {
-            let without_eof = |l: &Vec<u8>| l.clone();
-            assert_eq!(got, expected.iter().map(|l| without_eof(&l.to_vec())).collect::<Vec<_>>());
+            assert_eq!(got, words(expected));
             if !rest.is_empty() {
                 type_in(master, b"!\n");
                 assert_eq!(reads(slave), vec![[rest, b"!\n"].concat()]);
@@ -140,6 +137,32 @@ fn what_stands_still_stands_still() {
             type_in(slave, b"after");
             assert_eq!(reads(master).concat(), b"beforeafter");
         }
+    }
+}
+
+/// Killed in the middle of it at whatever instant, who looks has taken nothing away.
+#[test]
+fn the_death_of_who_looks_loses_nothing() {
+    let (master, slave) = pair(|_| {});
+    type_in(&master, b"one\ntwo\x04part");
+    type_in(&slave, b"said\n");
+    let (before, settings) = (waiting(&master, Some(slave.as_fd())).unwrap(), tty::get(&slave).unwrap());
+    assert_eq!((before.lines.len(), before.rest.len(), before.output.len()), (2, 4, 18));
+    for round in 0..200u32 {
+        let (mut over, alive) = std::io::pipe().unwrap();
+        let child = crate::probe::child::fork(|| loop {
+            let _ = waiting(&master, Some(slave.as_fd()));
+        });
+        drop(alive);
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < std::time::Duration::from_micros(20 * u64::from(round)) {
+            std::thread::yield_now();
+        }
+        drop(child.unwrap());
+        // its own child has ended, too
+        assert_eq!(std::io::Read::read(&mut over, &mut [0]).unwrap(), 0);
+        assert_eq!(waiting(&master, Some(slave.as_fd())).unwrap(), before, "in round {round}");
+        assert_eq!(tty::get(&slave).unwrap(), settings);
     }
 }
 
