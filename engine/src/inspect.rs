@@ -118,6 +118,7 @@ pub(crate) fn kind_name(k: u32) -> &'static str {
         (Kind::Mqueue, "message queue"),
         (Kind::Proc, "file of /proc or /sys"),
         (Kind::Handle, "pidfd"),
+        (Kind::Uring, "io_uring"),
     ];
     NAMES.iter().find(|n| n.0 as u32 == k).map_or("unknown", |n| n.1)
 }

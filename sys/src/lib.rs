@@ -31,5 +31,6 @@ pub mod spawn;
 pub mod syscalls;
 pub mod tracer;
 pub mod tty;
+pub mod uring;
 
 pub use error::{Error, Result};

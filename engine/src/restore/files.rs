@@ -81,6 +81,7 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const PROC: u32 = Kind::Proc as u32;
     const FIFO: u32 = Kind::Fifo as u32;
     const HANDLE: u32 = Kind::Handle as u32;
+    const URING: u32 = Kind::Uring as u32;
     Some(match kind {
         REGULAR => &named::Regular,
         DIRECTORY | PATH => &named::Name,
@@ -103,6 +104,7 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         PROC => &objects::ProcFile,
         FIFO => &objects::Fifo,
         HANDLE => &objects::Handle,
+        URING => &objects::Uring,
         _ => return None,
     })
 }
@@ -242,6 +244,11 @@ impl<'a> Maker<'a> {
     /// A copy of one of its descriptors in this process; shares the open file.
     pub fn borrow_fd(&self, fd: i32) -> Step<std::os::fd::OwnedFd> {
         Ok(sys::pidfd::PidFd::open(self.puppet.pid)?.get(fd)?)
+    }
+
+    /// Its mappings as they are now.
+    pub fn maps(&self) -> Step<Vec<sys::procfs::maps::Vma>> {
+        Ok(sys::procfs::maps::read(self.puppet.pid)?)
     }
 
     /// Makes a child of the new process that serves on its descriptor `sock`, and sends no signal when it ends; its PID there.

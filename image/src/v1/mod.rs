@@ -15,6 +15,7 @@ pub mod process;
 pub mod seccomp;
 pub mod sockets;
 pub mod tree;
+pub mod uring;
 
 /// Section: [`meta::Meta`].
 pub const SECTION_META: u32 = 16;
