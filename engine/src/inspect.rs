@@ -120,6 +120,7 @@ pub(crate) fn kind_name(k: u32) -> &'static str {
         (Kind::Handle, "pidfd"),
         (Kind::PtyMaster, "pty master"),
         (Kind::PtySlave, "pty"),
+        (Kind::Uring, "io_uring"),
     ];
     NAMES.iter().find(|n| n.0 as u32 == k).map_or("unknown", |n| n.1)
 }

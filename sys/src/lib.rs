@@ -33,5 +33,6 @@ pub mod syscalls;
 pub mod sysv;
 pub mod tracer;
 pub mod tty;
+pub mod uring;
 
 pub use error::{Error, Result};

@@ -41,6 +41,26 @@ pub fn cases() -> Vec<Case> {
             refused_in_the_freeze(bed, &mut target, &["descriptor ", "in flight in its queue", why])
         }));
     }
+    for (what, why) in [
+        ("sqpoll", "(IORING_SETUP_SQPOLL), which is not kept yet"),
+        ("files", "1 places for files are registered, and the kernel tells only paths of them"),
+        ("single", "it belongs to one thread (IORING_SETUP_SINGLE_ISSUER"),
+        ("eventfd", "an eventfd is registered (IORING_REGISTER_EVENTFD)"),
+        ("poll", "1 requests are in flight, and wait for a descriptor"),
+        ("timeout", "it has had 2 requests and 1 completions"),
+        ("submitted", "1 requests wait to be submitted"),
+        ("buffers", "buffers are provided to it (group 777)"),
+        ("registered", "its descriptor is registered (IORING_REGISTER_RING_FDS)"),
+        ("worker", "(iou-wrk), works for it, and cannot be stopped"),
+    ] {
+        all.extend(Case::by_both_doors(&format!("uring/{what}"), move |bed, agent| {
+            let mut target = Start::program("uring").args(["--what", what]).by_agent(agent).ready(bed)?;
+            match what {
+                "sqpoll" | "files" | "worker" => refused(bed, &mut target, &["descriptor ", why]),
+                _ => refused_in_the_freeze(bed, &mut target, &["descriptor ", why]),
+            }
+        }));
+    }
     all.extend(Case::each("sysv_shm/removed", segment_removed));
     all.extend(Case::each("fd_mqueue/gone", queue_gone));
     all.extend(Case::by_both_doors("pidfd/stranger", stranger));
@@ -152,7 +172,7 @@ fn refused(bed: &mut Bed, target: &mut Target, words: &[&str]) -> Result<()> {
     refused_in_the_freeze(bed, target, words)
 }
 
-/// The same of what `check` cannot know.
+/// The same of what changes from one moment to the next, or is asked of an open file itself: a check does not know it.
 fn refused_in_the_freeze(bed: &mut Bed, target: &mut Target, words: &[&str]) -> Result<()> {
     for options in [&[][..], &["--kill"]] {
         bed.ctl(&target.checkpoint_args(options))?.refused(3, words)?;

@@ -24,6 +24,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("trees/multiprocessing", multiprocessing));
     all.extend(Case::each("trees/asyncio", asyncio));
     all.extend(Case::each("trees/handles", handles));
+    all.extend(Case::each("trees/shared-ring", shared_ring));
     all.extend(Case::each("trees/dead-in-another-session", dead_in_another_session));
     all.extend(Case::each("trees/refused-once", refused_once));
     all.extend(Case::each("trees/fork-bomb", fork_bomb));
@@ -435,6 +436,24 @@ open('proof.new', 'w').write('%s %s' % (lives, ends)); os.rename('proof.new', 'p
     let proof = fs::read_to_string(dir.join("proof"))?;
     ensure!(proof == "True True", "it says {proof}");
     Ok(())
+}
+
+/// A ring of io_uring that a child has, too, is refused by name.
+fn shared_ring(bed: &mut Bed) -> Result<()> {
+    let dir = bed.folder()?;
+    let script = "
+import ctypes, os, time
+SETUP = 425
+assert ctypes.CDLL(None).syscall(SETUP, 4, ctypes.create_string_buffer(120)) >= 0
+os.fork()
+open('ready', 'w').close()
+while True: time.sleep(1000)
+";
+    launched(bed, &dir, script)?;
+    there(dir.join("ready"))?;
+    bed.ctl(&["checkpoint", "job"])?.refused(3, &["(anon_inode:[io_uring])", "another process has it too, PID "])?;
+    bed.reap();
+    end_session(bed, "job")
 }
 
 /// A grandchild in vfork, whose parent could not be stopped: it is refused by name before anybody is stopped. When it has ended the others are kept.

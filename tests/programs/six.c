@@ -7,7 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-static const char *about = "six things that are refused at once: an established TCP connection (with itself), io_uring, fanotify, netlink, userfaultfd, memory that it watches; all unharmed by the refusal";
+static const char *about = "six things that are refused at once: an established TCP connection (with itself), io_uring with a registered file, fanotify, netlink, userfaultfd, memory that it watches; all unharmed by the refusal";
 
 static int tcp, ring, watch, netlink, faults;
 static char *watched;
@@ -20,6 +20,7 @@ static void setup(void) {
     MUST(connect(tcp, (struct sockaddr *)&a, n));
     struct io_uring_params p = {0};
     ring = (int)syscall(SYS_io_uring_setup, 4, &p);
+    if (ring >= 0) MUST(syscall(SYS_io_uring_register, ring, IORING_REGISTER_FILES, &tcp, 1));
     if (ring < 0) ring = MUST(socket(AF_ALG, SOCK_SEQPACKET, 0)); // no io_uring here: a crypto socket is the second
     watch = MUST(fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | FAN_NONBLOCK, O_RDONLY));
     MUST(fanotify_mark(watch, FAN_MARK_ADD, FAN_DELETE_SELF, AT_FDCWD, dir));

@@ -546,11 +546,10 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     let close = "unmap it before the checkpoint";
     match m.vma.kind() {
         VmaKind::AnonHugepage => return Some(("hugetlb pages are not kept yet", "run it without MAP_HUGETLB")),
+        // judged with its descriptor
+        VmaKind::AnonInode(b"io_uring") => return None,
         VmaKind::AnonInode(_) => {
-            return Some((
-                "it belongs to a kernel object that is not kept yet (io_uring, perf, ...)",
-                "close that object first",
-            ))
+            return Some(("it belongs to a kernel object that is not kept yet (perf, ...)", "close that object first"))
         }
         VmaKind::Socket => return Some(("packet rings are not kept", "close the packet socket")),
         _ => {}

@@ -137,6 +137,10 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         VmaKind::Vdso => out.backing = BACKING_VDSO,
         VmaKind::Vvar | VmaKind::VvarVclock => out.backing = BACKING_VVAR,
         VmaKind::AioRing => out.backing = BACKING_AIO,
+        VmaKind::AnonInode(b"io_uring") => {
+            out.backing = BACKING_URING;
+            out.share = v.inode;
+        }
         VmaKind::SysvShm { .. } => {
             out.backing = BACKING_SYSV;
             out.file = mapped.segment(v)?;

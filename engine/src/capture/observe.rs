@@ -287,6 +287,7 @@ impl<'a> Observer<'a> {
             Door::Agent => Some(self.pending(&told)?),
         };
         self.asynchronous(&maps)?;
+        self.survey.refuse_for(objects::uring_strays(self.survey.pid, &self.views, &fds, &maps))?;
         self.report_dropped(&maps);
         self.unforkable(&maps)?;
         let lacks = self.smaps.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
@@ -452,7 +453,9 @@ impl<'a> Observer<'a> {
         let ours = self.own_descriptor()?;
         let mut hands = Hands { copies: Copies::default(), pidfd: PidFd::open(pid)? };
         let mut views = if self.agent.is_some() {
-            let numbers: Vec<i32> = procfs::fd::numbers(pid)?.into_iter().filter(|fd| *fd != ours).collect();
+            // rings of io_uring cannot be passed over (SCM_RIGHTS)
+            let passed = |(fd, link): (i32, Vec<u8>)| (fd != ours && link != objects::RING).then_some(fd);
+            let numbers: Vec<i32> = procfs::fd::links(pid)?.into_iter().filter_map(passed).collect();
             let uid = self.survey.status.uid.effective;
             hands.copies = Copies::fetch(&mut self.channel, l, uid, &numbers)?;
             let mut look = FromInside { channel: &mut self.channel, copies: &hands.copies, pid: inner };

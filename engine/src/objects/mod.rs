@@ -24,6 +24,7 @@ mod stdio;
 mod tcp;
 mod udp;
 mod unix;
+mod uring;
 
 use crate::capture::{FileView, Observer};
 use crate::{Reason, Result};
@@ -47,6 +48,8 @@ pub use stdio::Stdio;
 pub use tcp::Tcp;
 pub use udp::Udp;
 pub use unix::{UnixListen, UnixPair};
+pub use uring::Uring;
+pub(crate) use uring::{strays as uring_strays, RING};
 
 /// How a kind of open file is captured.
 pub trait Object: Sync {
@@ -85,6 +88,7 @@ pub static ALL: &[&dyn Object] = &[
     &Inotify,
     &Handle,
     &PidFd,
+    &Uring,
     &Device,
     &Mqueue,
     &ProcFile,
@@ -118,8 +122,6 @@ pub fn refusal(f: &FileView) -> Reason {
     }
     let (why, remedy) = if link.starts_with(b"socket:") {
         ("this kind of socket is not kept yet", close)
-    } else if link == b"anon_inode:[io_uring]" {
-        ("io_uring is not kept yet", "close the ring, or run the program without io_uring")
     } else if link.starts_with(b"anon_inode:") {
         ("this kind of kernel object is not kept yet", close)
     } else if f.deleted {

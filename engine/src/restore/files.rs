@@ -83,6 +83,7 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const HANDLE: u32 = Kind::Handle as u32;
     const PTY_MASTER: u32 = Kind::PtyMaster as u32;
     const PTY_SLAVE: u32 = Kind::PtySlave as u32;
+    const URING: u32 = Kind::Uring as u32;
     Some(match kind {
         REGULAR => &named::Regular,
         DIRECTORY | PATH => &named::Name,
@@ -107,6 +108,7 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         HANDLE => &objects::Handle,
         PTY_MASTER => &objects::PtyMaster,
         PTY_SLAVE => &objects::PtySlave,
+        URING => &objects::Uring,
         _ => return None,
     })
 }
@@ -279,6 +281,11 @@ impl<'a> Maker<'a> {
     /// A copy of one of its descriptors in this process; shares the open file.
     pub fn borrow_fd(&self, fd: i32) -> Step<std::os::fd::OwnedFd> {
         Ok(sys::pidfd::PidFd::open(self.puppet.pid)?.get(fd)?)
+    }
+
+    /// Its mappings as they are now.
+    pub fn maps(&self) -> Step<Vec<sys::procfs::maps::Vma>> {
+        Ok(sys::procfs::maps::read(self.puppet.pid)?)
     }
 
     /// Makes a child of the new process that serves on its descriptor `sock`, and sends no signal when it ends; its PID there.

@@ -131,7 +131,7 @@ pub fn place(
             BACKING_VDSO if p.fit == vdso::Fit::Forward => {
                 map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None);
             }
-            BACKING_VDSO | BACKING_VVAR | BACKING_AIO | BACKING_UNNAMED | BACKING_SYSV => {}
+            BACKING_VDSO | BACKING_VVAR | BACKING_AIO | BACKING_UNNAMED | BACKING_SYSV | BACKING_URING => {}
             other => {
                 return Err(cannot(
                     format!("mapping {:x}-{:x}", v.start, v.end),

@@ -24,6 +24,8 @@ pub const BACKING_UNNAMED: u32 = 8;
 
 /// Mapping of a segment of System V shared memory: `file` is its index in [`Memory::segments`].
 pub const BACKING_SYSV: u32 = 9;
+/// Mapping of a ring of io_uring(7): `share` is its inode.
+pub const BACKING_URING: u32 = 12;
 
 /// An address space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +61,7 @@ pub struct Vma {
     pub file: u32,
     /// Offset in the file (or in the shared memory), bytes.
     pub offset: u64,
-    /// Identity of shared anonymous memory: equal for mappings of the same.
+    /// Identity of shared anonymous memory, or of a ring of io_uring: equal for mappings of the same.
     pub share: u64,
     /// Two-letter flags as smaps shows them, concatenated ("rdwrmrmw...").
     pub flags: String,

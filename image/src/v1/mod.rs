@@ -17,6 +17,7 @@ pub mod seccomp;
 pub mod sockets;
 pub mod sysvipc;
 pub mod tree;
+pub mod uring;
 
 /// Section: [`meta::Meta`].
 pub const SECTION_META: u32 = 16;

@@ -46,6 +46,8 @@ pub enum Kind {
     Proc = 23,
     /// pidfd_open(2) of another process of the image, or of a thread: [`super::anon::Handle`].
     Handle = 26,
+    /// io_uring_setup(2): [`super::uring::Uring`].
+    Uring = 27,
     /// Master of a pseudo terminal: [`super::pty::Master`].
     PtyMaster = 32,
     /// Slave of one whose master is in the image: [`super::pty::Slave`].

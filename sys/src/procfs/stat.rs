@@ -78,6 +78,11 @@ impl Stat {
         self.flags & 0x0020_0000 != 0
     }
 
+    /// PF_IO_WORKER: a thread that the kernel has made in the process for io_uring, and that nothing can stop.
+    pub fn is_io_worker(&self) -> bool {
+        self.flags & 0x10 != 0
+    }
+
     /// PF_EXITING: it has begun to end, and soon has no descriptors any more.
     pub fn is_exiting(&self) -> bool {
         self.flags & 0x4 != 0

@@ -1,0 +1,455 @@
+//! Rings of io_uring(7): what they tell of themselves in fdinfo (io_uring/fdinfo.c), by calls that change nothing, and in their memory; and how a new one is
+//! brought where an old one was.
+use crate::procfs::{read_with, ParseError, Pid};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// Bytes of an entry of the submission queue, and of the completion queue.
+pub const SQE: usize = 64;
+/// See [`SQE`].
+pub const CQE: usize = 16;
+/// IORING_SETUP_CQSIZE: the completion queue's entries are given.
+pub const SETUP_CQSIZE: u32 = 1 << 3;
+/// IORING_SETUP_SUBMIT_ALL: an entry that makes no sense does not end the submission of those after it.
+pub const SETUP_SUBMIT_ALL: u32 = 1 << 7;
+/// IORING_SETUP_NO_SQARRAY: the submission queue has no indices.
+pub const SETUP_NO_SQARRAY: u32 = 1 << 16;
+/// IORING_OFF_SQES
+const OFF_SQES: libc::off_t = 0x1000_0000;
+const SYS_SETUP: libc::c_long = 425;
+const SYS_ENTER: libc::c_long = 426;
+const SYS_REGISTER: libc::c_long = 427;
+const REGISTER_EVENTFD: u32 = 4;
+const REGISTER_PROBE: u32 = 8;
+const REGISTER_PBUF_STATUS: u32 = 26;
+const REGISTER_NAPI: u32 = 27;
+
+/// What its fdinfo says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Entries of the submission and the completion queue.
+    pub entries: (u32, u32),
+    /// The kernel's head of the submission queue, and the program's tail.
+    pub sq: (u32, u32),
+    /// The program's head of the completion queue, and the kernel's tail.
+    pub cq: (u32, u32),
+    /// TID of the kernel's thread that submits (IORING_SETUP_SQPOLL).
+    pub thread: Option<i32>,
+    /// Places for registered files.
+    pub files: u32,
+    /// Registered buffers: address and bytes; zeros: an empty place.
+    pub buffers: Vec<(u64, u64)>,
+    /// Requests that wait for a descriptor to become ready.
+    pub polls: usize,
+    /// Completions that had no room.
+    pub overflow: usize,
+    /// Registered credentials.
+    pub personalities: usize,
+    /// It polls network devices.
+    pub napi: bool,
+    /// Indices of entries between head and tail of the submission queue, as far as they are shown.
+    pub submitted: Vec<u32>,
+    /// Those entries have 128 bytes (IORING_SETUP_SQE128).
+    pub wide_sqes: bool,
+    /// Entries of the completion queue have 32 bytes (IORING_SETUP_CQE32); only told where some wait to be read.
+    pub wide_cqes: bool,
+}
+
+/// Parses fdinfo; None: nothing of a ring is there (another thread was at it).
+fn parse(text: &str) -> Option<Told> {
+    let (mut told, mut section) = (Told::default(), "");
+    let mut seen = 0;
+    for line in text.lines().filter(|l| !l.trim().is_empty()) {
+        if line.starts_with(' ') {
+            match section {
+                "SQEs" => {
+                    told.submitted.extend(line.trim().split(':').next().and_then(|n| n.parse::<u32>().ok()));
+                    told.wide_sqes |= line.contains(" e0:");
+                }
+                "CQEs" => told.wide_cqes |= line.contains("extra1:"),
+                "UserBufs" => told.buffers.push(buffer(line)?),
+                "PollList" => told.polls += 1,
+                "CqOverflowList" => told.overflow += 1,
+                "Personalities" => told.personalities += 1,
+                _ => {}
+            }
+            continue;
+        }
+        let (key, value) = line.split_once(':')?;
+        let value = value.trim();
+        let number = || value.parse::<u32>();
+        section = key;
+        seen += 1;
+        match key {
+            "SqMask" => told.entries.0 = u32::from_str_radix(value.trim_start_matches("0x"), 16).ok()?.wrapping_add(1),
+            "CqMask" => told.entries.1 = u32::from_str_radix(value.trim_start_matches("0x"), 16).ok()?.wrapping_add(1),
+            "CachedSqHead" => told.sq.0 = number().ok()?,
+            "SqTail" => told.sq.1 = number().ok()?,
+            "CqHead" => told.cq.0 = number().ok()?,
+            "CachedCqTail" => told.cq.1 = number().ok()?,
+            "SqThread" => told.thread = value.parse().ok().filter(|n| *n >= 0),
+            "UserFiles" => told.files = number().ok()?,
+            "NAPI" => told.napi = value != "disabled",
+            _ => seen -= 1,
+        }
+    }
+    (seen >= 8 && told.entries.0 > 0 && told.entries.1 > 0).then_some(told)
+}
+
+/// "    0: 0x7f31172e2000/8192" or "    1: <none>"
+fn buffer(line: &str) -> Option<(u64, u64)> {
+    let (_, what) = line.split_once(':')?;
+    match what.trim() {
+        "<none>" => Some((0, 0)),
+        what => {
+            let (at, len) = what.strip_prefix("0x")?.split_once('/')?;
+            Some((u64::from_str_radix(at, 16).ok()?, len.parse().ok()?))
+        }
+    }
+}
+
+/// What descriptor `fd` of a process says; None: the kernel does not tell just now.
+pub fn told(pid: Pid, fd: i32) -> crate::procfs::Result<Option<Told>> {
+    let path = format!("/proc/{pid}/fdinfo/{fd}");
+    read_with(std::path::Path::new(&path), |text| Ok::<_, ParseError>(parse(&String::from_utf8_lossy(text))))
+}
+
+/// What calls tell that change nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Only the thread that it belongs to may use it (IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN).
+    pub single_issuer: bool,
+    /// It takes some kinds of request only (IORING_REGISTER_RESTRICTIONS).
+    pub restricted: bool,
+    /// It was not enabled yet (IORING_SETUP_R_DISABLED).
+    pub disabled: bool,
+    /// It polls for completions (IORING_SETUP_IOPOLL).
+    pub polls: bool,
+    /// An eventfd is registered.
+    pub eventfd: bool,
+    /// A group of provided buffers.
+    pub buffers: Option<u16>,
+    /// Whether it has any such, or polls for completions, this kernel does not tell (before 6.9).
+    pub untold: bool,
+}
+
+fn check(r: libc::c_long) -> io::Result<i32> {
+    if r < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(r as i32)
+}
+
+/// The errno of a call of which nothing but that is wanted; 0: it succeeded.
+fn errno_of_register(ring: &impl AsFd, what: u32, arg: *mut libc::c_void, n: u32) -> i32 {
+    // SAFETY: the callers' arguments are null, an address that is never mapped, or memory of the size that the operation has, exclusively borrowed.
+    let r = check(unsafe { libc::syscall(SYS_REGISTER, ring.as_fd().as_raw_fd(), what, arg, n) });
+    r.err().and_then(|e| e.raw_os_error()).unwrap_or(0)
+}
+
+/// Asks a ring by calls that fail, or change nothing.
+pub fn ask(ring: &impl AsFd) -> Asked {
+    // struct io_uring_probe without operations
+    let mut probe = [0u8; 16];
+    let mut none: i32 = -1;
+    // SAFETY: to submit nothing and wait for nothing takes integers and a null pointer.
+    let entered =
+        check(unsafe { libc::syscall(SYS_ENTER, ring.as_fd().as_raw_fd(), 0, 0, 0, std::ptr::null::<u8>(), 0) });
+    let disabled = entered.is_err_and(|e| e.raw_os_error() == Some(libc::EBADFD));
+    let general = errno_of_register(ring, REGISTER_PROBE, probe.as_mut_ptr().cast(), 0);
+    // one that is registered is told of before the new one is looked at, which there is none of
+    let eventfd = errno_of_register(ring, REGISTER_EVENTFD, (&raw mut none).cast(), 1);
+    let untold = !tells();
+    let ours = general == 0 && !untold;
+    Asked {
+        single_issuer: general == libc::EEXIST,
+        restricted: general == libc::EACCES,
+        disabled,
+        polls: ours && napi(ring) == libc::EINVAL,
+        eventfd: eventfd == libc::EBUSY,
+        buffers: (0..=u16::MAX).find(|group| ours && provided(ring, *group) != libc::ENOENT),
+        untold,
+    }
+}
+
+/// A ring that polls is told of before the argument is read, which nobody has there.
+fn napi(ring: &impl AsFd) -> i32 {
+    errno_of_register(ring, REGISTER_NAPI, std::ptr::without_provenance_mut(1), 1)
+}
+
+/// ENOENT: there is no such group of provided buffers.
+fn provided(ring: &impl AsFd, group: u16) -> i32 {
+    let mut status = [0u32; 10];
+    status[0] = group.into();
+    errno_of_register(ring, REGISTER_PBUF_STATUS, status.as_mut_ptr().cast(), 1)
+}
+
+/// Whether this kernel has these two operations: of a new ring.
+fn tells() -> bool {
+    setup(1, 1, 0).is_ok_and(|(ring, _)| napi(&ring) == libc::EFAULT && provided(&ring, 0) == libc::ENOENT)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Params {
+    sq_entries: u32,
+    cq_entries: u32,
+    flags: u32,
+    rest: [u32; 7],
+    sq: [u32; 10],
+    cq: [u32; 10],
+}
+
+/// Bytes of `struct io_uring_params`.
+pub const PARAMS: usize = size_of::<Params>();
+
+/// `struct io_uring_params` for a ring of so many entries.
+pub fn params(sq: u32, cq: u32, flags: u32) -> Vec<u8> {
+    let words = [sq, cq, flags | SETUP_CQSIZE];
+    let mut b: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    b.resize(PARAMS, 0);
+    b
+}
+
+/// Where things lie in a ring's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offsets {
+    /// `struct io_sqring_offsets`: head, tail, mask, entries, flags, dropped, array.
+    pub sq: [u32; 7],
+    /// `struct io_cqring_offsets`: head, tail, mask, entries, overflow, entries of the queue, flags.
+    pub cq: [u32; 7],
+}
+
+impl Offsets {
+    /// As an image has them.
+    pub fn words(&self) -> Vec<u32> {
+        self.sq.iter().chain(&self.cq).copied().collect()
+    }
+}
+
+/// A ring of this process, and where things lie in it.
+pub fn setup(sq: u32, cq: u32, flags: u32) -> io::Result<(OwnedFd, Offsets)> {
+    let mut p = Params { cq_entries: cq, flags: flags | SETUP_CQSIZE, ..Params::default() };
+    // SAFETY: the call reads and writes one Params.
+    let fd = check(unsafe { libc::syscall(SYS_SETUP, sq, &raw mut p) })?;
+    // SAFETY: the descriptor was just made and nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    if (p.sq_entries, p.cq_entries) != (sq, cq) {
+        return Err(io::Error::other(format!("it would have {} and {} entries", p.sq_entries, p.cq_entries)));
+    }
+    let first = |w: [u32; 10]| [w[0], w[1], w[2], w[3], w[4], w[5], w[6]];
+    Ok((fd, Offsets { sq: first(p.sq), cq: first(p.cq) }))
+}
+
+/// A part of a ring's memory, in this process.
+struct Map {
+    at: *mut u8,
+    len: usize,
+}
+
+impl Map {
+    fn new(ring: &impl AsFd, len: usize, offset: libc::off_t) -> io::Result<Map> {
+        let (prot, fd) = (libc::PROT_READ | libc::PROT_WRITE, ring.as_fd().as_raw_fd());
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps no memory of ours.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, offset) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Map { at: at.cast(), len })
+    }
+
+    fn range(&self, at: u32, len: usize) -> io::Result<*mut u8> {
+        let end = (at as usize).checked_add(len).filter(|end| *end <= self.len);
+        end.ok_or_else(|| io::Error::other("beyond the ring's memory"))?;
+        Ok(self.at.wrapping_add(at as usize))
+    }
+
+    fn read(&self, at: u32, len: usize) -> io::Result<Vec<u8>> {
+        let from = self.range(at, len)?;
+        let mut out = vec![0; len];
+        // SAFETY: `from` has `len` bytes of the mapping, which lives; the kernel and others may write there, and bytes of theirs are all values.
+        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), len) };
+        Ok(out)
+    }
+
+    fn write(&self, at: u32, b: &[u8]) -> io::Result<()> {
+        let to = self.range(at, b.len())?;
+        // SAFETY: `to` has room for all of `b` in the mapping, which lives, is no memory of Rust's and may be written.
+        unsafe { std::ptr::copy_nonoverlapping(b.as_ptr(), to, b.len()) };
+        Ok(())
+    }
+
+    fn word(&self, at: u32) -> io::Result<u32> {
+        Ok(self.read(at, 4)?.try_into().map_or(0, u32::from_ne_bytes))
+    }
+
+    fn set(&self, at: u32, word: u32) -> io::Result<()> {
+        self.write(at, &word.to_ne_bytes())
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one's own, and nobody has a reference into it.
+        unsafe { libc::munmap(self.at.cast(), self.len) };
+    }
+}
+
+/// The memory of a ring of anybody's, shared with it.
+pub struct Memory {
+    rings: Map,
+    sqes: Map,
+    o: Offsets,
+    entries: (u32, u32),
+    array: bool,
+}
+
+/// What is in a ring's memory, but for what follows from its entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    /// Head and tail of the submission queue.
+    pub sq: (u32, u32),
+    /// Head and tail of the completion queue.
+    pub cq: (u32, u32),
+    /// Flags of both.
+    pub flags: (u32, u32),
+    /// Requests whose index made no sense.
+    pub dropped: u32,
+    /// Completions that were lost.
+    pub overflow: u32,
+    /// Indices; empty where there are none.
+    pub array: Vec<u8>,
+    /// Entries of the submission queue.
+    pub sqes: Vec<u8>,
+    /// Entries of the completion queue.
+    pub cqes: Vec<u8>,
+}
+
+impl Memory {
+    /// Maps it. `entries`: of both queues; `array`: the submission queue has indices.
+    pub fn map(ring: &impl AsFd, entries: (u32, u32), o: Offsets, array: bool) -> io::Result<Memory> {
+        let cqes = o.cq[5] as usize + entries.1 as usize * CQE;
+        let indices = if array { o.sq[6] as usize + entries.0 as usize * 4 } else { 0 };
+        let rings = Map::new(ring, cqes.max(indices), 0)?;
+        Ok(Memory { rings, sqes: Map::new(ring, entries.0 as usize * SQE, OFF_SQES)?, o, entries, array })
+    }
+
+    /// Reads all of it.
+    pub fn read(&self) -> io::Result<Content> {
+        let (r, o) = (&self.rings, &self.o);
+        let bytes = if self.array { self.entries.0 as usize * 4 } else { 0 };
+        Ok(Content {
+            sq: (r.word(o.sq[0])?, r.word(o.sq[1])?),
+            cq: (r.word(o.cq[0])?, r.word(o.cq[1])?),
+            flags: (r.word(o.sq[4])?, r.word(o.cq[6])?),
+            dropped: r.word(o.sq[5])?,
+            overflow: r.word(o.cq[4])?,
+            array: if self.array { r.read(o.sq[6], bytes)? } else { Vec::new() },
+            sqes: self.sqes.read(0, self.entries.0 as usize * SQE)?,
+            cqes: r.read(o.cq[5], self.entries.1 as usize * CQE)?,
+        })
+    }
+
+    /// Writes all of it but what is the kernel's: head and flags of the submission queue, tail of the completion queue.
+    pub fn write(&self, c: &Content) -> io::Result<()> {
+        let (r, o) = (&self.rings, &self.o);
+        self.sqes.write(0, &c.sqes)?;
+        if self.array {
+            r.write(o.sq[6], &c.array)?;
+        }
+        r.write(o.cq[5], &c.cqes)?;
+        for (at, word) in
+            [(o.sq[5], c.dropped), (o.cq[4], c.overflow), (o.cq[6], c.flags.1), (o.cq[0], c.cq.0), (o.sq[1], c.sq.1)]
+        {
+            r.set(at, word)?;
+        }
+        Ok(())
+    }
+
+    /// What fdinfo (`told`) shows of the `n` entries before the head of the submission queue, which is set back for that: of an idle ring. It is the program's to
+    /// read only, and the kernel writes it with the next request: should this process die in between, the program finds the queue a little fuller.
+    pub fn look_back<T>(&self, n: u32, told: impl FnOnce() -> T) -> io::Result<T> {
+        let head = self.rings.word(self.o.sq[0])?;
+        self.rings.set(self.o.sq[0], head.wrapping_sub(n))?;
+        let said = told();
+        self.rings.set(self.o.sq[0], head)?;
+        Ok(said)
+    }
+
+    /// Lets a new ring have `n` requests that do nothing, so that its counters are those of one that has had as many.
+    pub fn advance(&self, ring: &impl AsFd, n: u32) -> io::Result<()> {
+        self.sqes.write(0, &vec![0; self.entries.0 as usize * SQE])?;
+        if self.array {
+            let indices: Vec<u8> = (0..self.entries.0).flat_map(u32::to_ne_bytes).collect();
+            self.rings.write(self.o.sq[6], &indices)?;
+        }
+        let at_once = self.entries.0.min(self.entries.1);
+        let mut done = 0;
+        while done < n {
+            let some = at_once.min(n - done);
+            self.rings.set(self.o.sq[1], done + some)?;
+            // SAFETY: to submit requests without waiting takes integers and a null pointer; those in the queue do nothing (IORING_OP_NOP).
+            let r =
+                unsafe { libc::syscall(SYS_ENTER, ring.as_fd().as_raw_fd(), some, 0, 0, std::ptr::null::<u8>(), 0) };
+            if check(r)? as u32 != some {
+                return Err(io::Error::other("it does not take requests"));
+            }
+            done += some;
+            self.rings.set(self.o.cq[0], done)?;
+        }
+        let c = (self.rings.word(self.o.sq[0])?, self.rings.word(self.o.cq[1])?);
+        if c != (n, n) {
+            return Err(io::Error::other(format!("it counts {} requests and {} completions instead of {n}", c.0, c.1)));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "pos:\t0\nflags:\t02000002\nmnt_id:\t17\nino:\t94544379\nSqMask:\t0x7\nSqHead:\t3\nSqTail:\t5\nCachedSqHead:\t4\nCqMask:\t0xf\nCqHead:\t1\nCqTail:\t2\n\
+CachedCqTail:\t3\nSQEs:\t2\n    0: opcode:NOP, fd:0, flags:0, off:0, user_data:0, e0:0x0\n    7: opcode:NOP, fd:0\nCQEs:\t1\n    0: user_data:77, res:0, flag:0\n\
+SqThread:\t-1\nSqThreadCpu:\t-1\nUserFiles:\t2\n    0: /dev/null\nUserBufs:\t2\n    0: 0x7f31172e2000/8192\n    1: <none>\nPollList:\n  op=6, task_works=0\n\
+CqOverflowList:\n  user_data=0, res=1, flags=0\nNAPI:\tdisabled\n";
+
+    #[test]
+    fn what_fdinfo_tells() {
+        let t = parse(TEXT).unwrap();
+        assert_eq!((t.entries, t.sq, t.cq), ((8, 16), (4, 5), (1, 3)));
+        assert_eq!((t.thread, t.files, t.polls, t.overflow, t.personalities, t.napi), (None, 2, 1, 1, 0, false));
+        assert_eq!((t.buffers, t.submitted), (vec![(0x7f31172e2000, 8192), (0, 0)], vec![0, 7]));
+        assert!(t.wide_sqes && !t.wide_cqes);
+        assert_eq!(parse("pos:\t0\nflags:\t02\n"), None);
+        assert_eq!(parse(&TEXT.replace("SqThread:\t-1", "SqThread:\t12")).unwrap().thread, Some(12));
+    }
+
+    #[test]
+    fn a_ring_is_brought_where_another_was() {
+        let Ok((old, o)) = setup(8, 32, 0) else { return };
+        let memory = Memory::map(&old, (8, 32), o, true).unwrap();
+        memory.advance(&old, 1003).unwrap();
+        let mut was = memory.read().unwrap();
+        assert_eq!((was.sq, was.cq), ((1003, 1003), (1003, 1003)));
+        was.cq.0 = 1000; // three that were not read
+        was.cqes[1000 % 32 * CQE] = 7;
+        let (new, _) = setup(8, 32, 0).unwrap();
+        let memory = Memory::map(&new, (8, 32), o, true).unwrap();
+        memory.advance(&new, 1003).unwrap();
+        memory.write(&was).unwrap();
+        assert_eq!(memory.read().unwrap(), was);
+    }
+
+    #[test]
+    fn what_calls_tell() {
+        let Ok((plain, _)) = setup(4, 8, 0) else { return };
+        let usual = Asked { untold: ask(&plain).untold, ..Asked::default() };
+        assert_eq!(ask(&plain), usual);
+        let disabled = setup(4, 8, 1 << 6).unwrap().0;
+        assert_eq!(ask(&disabled), Asked { disabled: true, ..usual });
+        let single = setup(4, 8, 1 << 12).unwrap().0;
+        // bound to the thread that asks here
+        assert!(std::thread::scope(|s| s.spawn(|| ask(&single)).join().unwrap()).single_issuer);
+    }
+}

@@ -1,0 +1,158 @@
+#include "common.h"
+#include <linux/io_uring.h>
+#include <sys/eventfd.h>
+
+static const char *about = "two rings of io_uring, one without indices, used before, idle: completions that wait to be read, a registered buffer, prepared entries, more requests";
+static const char *usage = "  --what sqpoll|files|single|eventfd|poll|timeout|submitted|buffers|worker|registered   one ring, which is refused\n";
+
+static const char *what;
+static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
+static int (*option)(const char *, const char *) = own_option;
+
+#ifndef IORING_SETUP_NO_SQARRAY
+#define IORING_SETUP_NO_SQARRAY (1U << 16)
+#endif
+
+struct ring {
+    int fd;
+    struct io_uring_params p;
+    char *rings;
+    struct io_uring_sqe *sqes;
+    unsigned tail; // of the submission queue, as the program has it
+};
+static struct ring one, two;
+static int file[2]; // a pipe
+static char *fixed;
+
+static unsigned *word(struct ring *r, unsigned at) { return (unsigned *)(r->rings + at); }
+
+static bool make(struct ring *r, unsigned entries, unsigned flags, unsigned completions) {
+    r->p = (struct io_uring_params){.flags = flags, .cq_entries = completions, .sq_thread_idle = 100};
+    r->fd = (int)syscall(SYS_io_uring_setup, entries, &r->p);
+    if (r->fd < 0) return false;
+    size_t bytes = r->p.cq_off.cqes + r->p.cq_entries * sizeof(struct io_uring_cqe), indices = r->p.sq_off.array + r->p.sq_entries * 4;
+    if (!(flags & IORING_SETUP_NO_SQARRAY) && indices > bytes) bytes = indices;
+    r->rings = MUST(mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->fd, IORING_OFF_SQ_RING));
+    r->sqes = MUST(mmap(NULL, r->p.sq_entries * sizeof *r->sqes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->fd, IORING_OFF_SQES));
+    if (!(flags & IORING_SETUP_NO_SQARRAY)) for (unsigned i = 0; i < r->p.sq_entries; i++) word(r, r->p.sq_off.array)[i] = r->p.sq_entries - 1 - i;
+    return true;
+}
+// The entry at the program's tail. In the ring with indices they run backwards.
+static struct io_uring_sqe *entry(struct ring *r, int op, int fd, void *at, unsigned len, uint64_t data) {
+    unsigned slot = r->tail++ & (r->p.sq_entries - 1);
+    struct io_uring_sqe *e = &r->sqes[r->p.flags & IORING_SETUP_NO_SQARRAY ? slot : r->p.sq_entries - 1 - slot];
+    memset(e, 0, sizeof *e);
+    e->opcode = (uint8_t)op, e->fd = fd, e->addr = (uintptr_t)at, e->len = len, e->user_data = data;
+    e->off = (uint64_t)-1;
+    if (op == IORING_OP_NOP || op == IORING_OP_TIMEOUT || op == IORING_OP_POLL_ADD) e->off = 0;
+    return e;
+}
+static int enter(struct ring *r, unsigned wait) {
+    unsigned n = r->tail - *word(r, r->p.sq_off.tail);
+    __atomic_store_n(word(r, r->p.sq_off.tail), r->tail, __ATOMIC_RELEASE);
+    return (int)syscall(SYS_io_uring_enter, r->fd, n, wait, wait ? IORING_ENTER_GETEVENTS : 0, NULL, 0);
+}
+static void finished(struct ring *r, uint64_t data, int result) {
+    unsigned *head = word(r, r->p.cq_off.head), tail = __atomic_load_n(word(r, r->p.cq_off.tail), __ATOMIC_ACQUIRE);
+    if (*head == tail) {
+        fail("a completion %llu, expected one, got none", (unsigned long long)data);
+        return;
+    }
+    struct io_uring_cqe *c = &((struct io_uring_cqe *)(r->rings + r->p.cq_off.cqes))[*head & (r->p.cq_entries - 1)];
+    CHECK_EQ(data, c->user_data, "data of the completion");
+    CHECK_EQ(result, c->res, "result of completion %llu", (unsigned long long)data);
+    __atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+}
+static void nothing(struct ring *r, uint64_t data) {
+    entry(r, IORING_OP_NOP, -1, NULL, 0, data);
+    CHECK_EQ(1, enter(r, 1), "a request taken (errno %d)", errno);
+    finished(r, data, 0);
+}
+
+static void refused(void) {
+    bool single = !strcmp(what, "single"), thread = !strcmp(what, "sqpoll");
+    if (!make(&one, 4, single ? IORING_SETUP_SINGLE_ISSUER : thread ? IORING_SETUP_SQPOLL : 0, 0)) skip("no such ring");
+    if (single || thread) return;
+    nothing(&one, 1);
+    static struct __kernel_timespec hour = {.tv_sec = 3600};
+    if (!strcmp(what, "files")) MUST(syscall(SYS_io_uring_register, one.fd, IORING_REGISTER_FILES, file, 1));
+    if (!strcmp(what, "eventfd")) {
+        int fd = MUST(eventfd(0, 0));
+        MUST(syscall(SYS_io_uring_register, one.fd, IORING_REGISTER_EVENTFD, &fd, 1));
+    }
+    if (!strcmp(what, "poll")) entry(&one, IORING_OP_READ, file[0], fixed, 4, 2), MUST(enter(&one, 0));
+    if (!strcmp(what, "timeout")) entry(&one, IORING_OP_TIMEOUT, -1, &hour, 1, 2), MUST(enter(&one, 0));
+    if (!strcmp(what, "submitted")) {
+        entry(&one, IORING_OP_NOP, -1, NULL, 0, 2);
+        *word(&one, one.p.sq_off.tail) = one.tail;
+    }
+    if (!strcmp(what, "buffers")) {
+        entry(&one, IORING_OP_PROVIDE_BUFFERS, 1, fixed, 64, 2)->off = 0;
+        one.sqes[one.p.sq_entries - 1 - (1 & (one.p.sq_entries - 1))].buf_group = 777;
+        MUST(enter(&one, 1));
+        finished(&one, 2, 0);
+    }
+    if (!strcmp(what, "registered")) {
+        struct io_uring_rsrc_update u = {.offset = -1U, .data = (uint64_t)one.fd};
+        MUST(syscall(SYS_io_uring_register, one.fd, IORING_REGISTER_RING_FDS, &u, 1));
+    }
+    if (!strcmp(what, "worker")) {
+        entry(&one, IORING_OP_NOP, -1, NULL, 0, 2)->flags = IOSQE_ASYNC; // by a thread, which stays
+        MUST(enter(&one, 1));
+        finished(&one, 2, 0);
+    }
+}
+
+static void setup(void) {
+    MUST(pipe(file));
+    fixed = MUST(mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (what) {
+        refused();
+        return;
+    }
+    if (!make(&one, 8, IORING_SETUP_CQSIZE, 64)) skip("no io_uring: %s", strerror(errno));
+    if (!make(&two, 16, IORING_SETUP_NO_SQARRAY, 0)) MUST(make(&two, 16, 0, 0) ? 0 : -1);
+    MUST(syscall(SYS_io_uring_register, one.fd, IORING_REGISTER_BUFFERS, &(struct iovec){fixed, PAGE}, 1));
+    MUST(fcntl(one.fd, F_DUPFD_CLOEXEC, 90));
+    for (uint64_t i = 0; i < 1003; i++) nothing(&one, i);
+    for (uint64_t i = 0; i < 21; i++) nothing(&two, i);
+    MUST(write(file[1], "content", 7));
+    entry(&one, IORING_OP_READ_FIXED, file[0], fixed, 3, 5001)->buf_index = 0;
+    entry(&one, IORING_OP_NOP, -1, NULL, 0, 5002);
+    MUST(enter(&one, 2)); // nobody reads these
+    entry(&one, IORING_OP_NOP, -1, NULL, 0, 5003); // prepared, not submitted
+    entry(&two, IORING_OP_NOP, -1, NULL, 0, 6001);
+    MUST(enter(&two, 1));
+}
+static void spoil(void) {
+    if (what) close(one.fd);
+    else ((struct io_uring_cqe *)(one.rings + one.p.cq_off.cqes))[*word(&one, one.p.cq_off.head) & 63].user_data = 9;
+}
+static void prove(void) {
+    if (what) {
+        struct stat s;
+        CHECK_OK(fstat(one.fd, &s), "the ring");
+        return;
+    }
+    finished(&one, 5001, 3), finished(&one, 5002, 0);
+    CHECK_MEM("con", fixed, 3, "what was read before");
+    CHECK_EQ(1, enter(&one, 1), "submitting what was prepared (errno %d)", errno);
+    finished(&one, 5003, 0);
+    entry(&one, IORING_OP_READ_FIXED, file[0], fixed + 8, 4, 5004)->buf_index = 0;
+    CHECK_EQ(1, enter(&one, 1), "reading into the registered buffer");
+    finished(&one, 5004, 4);
+    CHECK_MEM("tent", fixed + 8, 4, "what was read now");
+    finished(&two, 6001, 0);
+    for (uint64_t i = 0; i < 300; i++) nothing(&one, i), nothing(&two, i); // round the rings
+    for (uint64_t i = 0; i < 8; i++) entry(&one, IORING_OP_NOP, -1, NULL, 0, i); // full
+    CHECK_EQ(8, enter(&one, 8), "a full queue");
+    for (uint64_t i = 0; i < 8; i++) finished(&one, i, 0);
+    CHECK_EQ(one.tail, *word(&one, one.p.sq_off.head), "the kernel's head");
+    CHECK_EQ(0, *word(&one, one.p.sq_off.dropped), "entries that made no sense");
+    // in flight across nothing: the ring polls, too
+    entry(&two, IORING_OP_READ, file[0], fixed, 4, 7);
+    CHECK_EQ(1, enter(&two, 0), "a read that waits");
+    MUST(write(file[1], "late", 4));
+    CHECK_EQ(0, enter(&two, 1), "waiting for it");
+    finished(&two, 7, 4);
+}
