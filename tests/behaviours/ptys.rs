@@ -31,6 +31,8 @@ fn refused(bed: &mut Bed, agent: bool, what: &str, why: &str) -> Result<()> {
     let mut target = Start::program("tty_pair").args(["--what", what]).by_agent(agent).ready(bed)?;
     for options in [&[][..], &["--kill"]] {
         bed.ctl(&target.checkpoint_args(options))?.refused(3, &["descriptor", why])?;
+        // by the agent it may be just about to let go of the last one
+        unharmed::entirely(target.pid)?;
     }
     // to know this one takes a descriptor that nobody opens
     if what != "written" {
