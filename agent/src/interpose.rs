@@ -5,7 +5,7 @@ use crate::dispatch;
 use crate::filters::{self, SYS_PRCTL};
 use crate::libc::{real, result, Real};
 pub use crate::stacks::{pthread_create, sigaltstack};
-use crate::{page, triggers};
+use crate::{page, start, triggers};
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::SeqCst;
 use parasite::arch::copy;
@@ -406,7 +406,8 @@ pub unsafe extern "C" fn prctl(option: i32, a: u64, b: u64, c: u64, d: u64) -> i
     result(unsafe { filters::call(SYS_PRCTL, option as i64 as u64, a, b, c, d) }) as i32
 }
 
-/// Before a program becomes another one its triggers are ignored: until the agent is there again, one would end it.
+/// Before a program becomes another one its triggers are ignored, and the agent's own signal is blocked: until the agent is there again, one would end it.
+/// A block goes on over an execve (signal(7)), and what comes meanwhile is nothing to the agent that starts then (start.rs).
 macro_rules! exec {
     ($($name:ident($($arg:ident),*);)*) => {
         $(
@@ -416,6 +417,7 @@ macro_rules! exec {
             /// As libc's.
             pub unsafe extern "C" fn $name($($arg: u64),*) -> i32 {
                 let were = triggers::before_exec();
+                let blocked = start::block_for_exec();
                 let r = match real::$name.get() {
                     0 => result(ENOSYS) as i32,
                     // SAFETY: the C library's function of that name, with the caller's arguments.
@@ -424,6 +426,9 @@ macro_rules! exec {
                         f($($arg),*)
                     },
                 };
+                if blocked && !page::must_not_call() {
+                    start::unblock();
+                }
                 triggers::no_exec(were);
                 r
             }

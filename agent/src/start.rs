@@ -7,6 +7,9 @@ use wire::agent::{AGENT_FILTERS, AGENT_FILTERS_LEN, AGENT_MAGIC, AGENT_NAME, AGE
 const SYS_MMAP: u64 = 9;
 const SYS_MUNMAP: u64 = 11;
 const SYS_RT_SIGACTION: u64 = 13;
+const SYS_RT_SIGPROCMASK: u64 = 14;
+const SIG_BLOCK: u64 = 0;
+const SIG_UNBLOCK: u64 = 1;
 const SYS_PRCTL: u64 = 157;
 /// PROT_READ | PROT_WRITE
 pub const READ_WRITE: u64 = 3;
@@ -68,9 +71,12 @@ pub unsafe fn start() {
             return;
         }
         let entry = handler::on_signal as *const () as u64;
+        // what came while the program before this one became this one is not for this one: to ignore a signal takes away what waits of it
+        triggers::ignore(AGENT_SIGNAL);
         if !handle(AGENT_SIGNAL, entry) {
             return unmap(AGENT_PAGE, LEN);
         }
+        unblock();
         stacks::install(stacks::first());
         let page = page::at();
         (*page).version = wire::WIRE_VERSION as u32;
@@ -80,6 +86,28 @@ pub unsafe fn start() {
         page::set_ready();
         triggers::start();
     }
+}
+
+/// Blocks the agent's signal in this thread, unless no call but the program's own may be made; whether it was not blocked before.
+pub fn block_for_exec() -> bool {
+    page::ready() && !page::must_not_call() && mask(SIG_BLOCK) & OWN == 0
+}
+
+/// Lets the agent's signal come to this thread.
+pub fn unblock() {
+    mask(SIG_UNBLOCK);
+}
+
+/// The agent's signal in a mask.
+const OWN: u64 = 1 << (AGENT_SIGNAL - 1);
+
+/// Blocks the agent's signal, or does not any more; gives the mask as it was.
+fn mask(how: u64) -> u64 {
+    let mut old = 0u64;
+    let own = OWN;
+    // SAFETY: the kernel reads a mask and writes one (a word each).
+    unsafe { syscall6(SYS_RT_SIGPROCMASK, [how, &raw const own as u64, &raw mut old as u64, 8, 0, 0]) };
+    old
 }
 
 /// Sets a handler of ours; all signals are blocked while it runs.

@@ -31,7 +31,13 @@ pub(crate) fn over<T: Send, R: Send, E: Send>(
         work();
     } else {
         // a panic in one of them goes on when all have ended
-        std::thread::scope(|s| (0..AT_ONCE.min(n)).for_each(|_| drop(s.spawn(work))));
+        std::thread::scope(|s| {
+            let began = |_| std::thread::Builder::new().spawn_scoped(s, work).is_ok();
+            // where no thread is to be had, this one does it all
+            if (0..AT_ONCE.min(n)).filter(|i| began(*i)).count() == 0 {
+                work();
+            }
+        });
     }
     done.into_iter().map(|r| r.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }

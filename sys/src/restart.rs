@@ -29,6 +29,8 @@ pub const EINTR_CALLS: &[(i64, Option<usize>)] = &[
     (libc::SYS_rt_sigtimedwait, Some(2)),
     (libc::SYS_io_getevents, Some(4)),
     (IO_PGETEVENTS, Some(4)),
+    // a time-out, if any, is in a structure (IORING_ENTER_EXT_ARG)
+    (libc::SYS_io_uring_enter, None),
     (libc::SYS_read, None),
     (libc::SYS_readv, None),
     (libc::SYS_write, None),

@@ -82,8 +82,8 @@ pub fn have_lists(tasks: &[i32]) -> Vec<bool> {
         let same = |tid: &i32| crate::kcmp::shares(me, *tid, crate::kcmp::Resource::SysvSem);
         tasks.iter().map(|tid| !none || !same(tid).is_ok_and(|same| same)).collect()
     };
-    let all = std::thread::scope(|s| s.spawn(ask).join());
-    all.unwrap_or_else(|_| vec![true; tasks.len()])
+    let all = std::thread::scope(|s| std::thread::Builder::new().spawn_scoped(s, ask).ok()?.join().ok());
+    all.unwrap_or_else(|| vec![true; tasks.len()])
 }
 
 /// Removes a set of semaphores.

@@ -35,6 +35,7 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
         all.extend(Case::each(&format!("agent/descriptors-closed-{name}"), move |bed| descriptors_closed(bed, how)));
     }
     all.extend(Case::each("agent/signal-blocked", signal_blocked));
+    all.extend(Case::each("agent/exec-before-the-signal", exec_before_the_signal));
     all.extend(Case::each("agent/signal-of-the-programs-own", own_signal));
     all.extend(Case::each("agent/none", none));
     Ok(all)
@@ -111,6 +112,41 @@ wait()
     bed.ctl(&["checkpoint", "along", "--door", "agent"])?.expect(0)?;
     unharmed::entirely(pid)?;
     end(bed, "along")
+}
+
+/// A program executes another one, which has no agent, between the recorder's look and its signal: that ends nobody, and the other door is taken.
+fn exec_before_the_signal(bed: &mut Bed) -> Result<()> {
+    let script = "
+import os, sys, time
+open('ready', 'w').close()
+while not os.path.exists('act'): time.sleep(0.001)
+code = '''
+import os, time
+open('acted', 'w').close()
+while not os.path.exists('gate'): time.sleep(0.001)
+open('over', 'w').close()
+while True: time.sleep(1)
+'''
+os.execve(sys.executable, [sys.executable, '-c', code], {})
+";
+    let (pid, dir) = python(bed, "execs", script, None)?;
+    let there = |name: &str| run::until(name, LIMIT, || Ok(dir.join(name).exists()));
+    let mut ctl = bed.ctl_command(&["checkpoint", "execs", "--json"]);
+    ctl.env("DORMOUSE_FAULT", "agent:1:stop-self");
+    let (mut recorder, said, _) = bed.spawn(&mut ctl)?;
+    let me = recorder.id() as i32;
+    run::until("ctl before the signal", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
+    fs::write(dir.join("act"), "")?;
+    there("acted")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(me), nix::sys::signal::SIGCONT)?;
+    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
+    bed.let_go(&recorder);
+    let said = fs::read_to_string(said)?;
+    ensure!(run::code(status) == 0 && said.contains("\"attach\""), "it should be made by attach: {status}: {said}");
+    unharmed::entirely(pid)?;
+    fs::write(dir.join("gate"), "")?;
+    there("over")?;
+    end(bed, "execs")
 }
 
 /// What is open in a program that launcher has started: numbers and what they are.

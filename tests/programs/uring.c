@@ -2,7 +2,7 @@
 #include <linux/io_uring.h>
 #include <sys/eventfd.h>
 
-static const char *about = "two rings of io_uring, one without indices, used before, idle: completions that wait to be read, a registered buffer, prepared entries, more requests";
+static const char *about = "three rings of io_uring, one without indices, one large with a thread that waits in it, used before, idle: completions that wait to be read, a registered buffer, prepared entries, more requests";
 static const char *usage = "  --what sqpoll|files|single|eventfd|poll|timeout|submitted|buffers|worker|registered   one ring, which is refused\n";
 
 static const char *what;
@@ -20,7 +20,10 @@ struct ring {
     struct io_uring_sqe *sqes;
     unsigned tail; // of the submission queue, as the program has it
 };
-static struct ring one, two;
+static struct ring one, two, large;
+static pthread_t waiter;
+static volatile pid_t waiter_tid;
+static volatile int waited = -1;
 static int file[2]; // a pipe
 static char *fixed;
 
@@ -103,6 +106,11 @@ static void refused(void) {
     }
 }
 
+static void *waits(void *arg) {
+    waiter_tid = (int)tid_now();
+    long r = syscall(SYS_io_uring_enter, large.fd, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0);
+    return waited = r < 0 ? errno : 0, arg;
+}
 static void setup(void) {
     MUST(pipe(file));
     fixed = MUST(mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -123,6 +131,10 @@ static void setup(void) {
     entry(&one, IORING_OP_NOP, -1, NULL, 0, 5003); // prepared, not submitted
     entry(&two, IORING_OP_NOP, -1, NULL, 0, 6001);
     MUST(enter(&two, 1));
+    if (!make(&large, 512, 0, 0)) must_failed("io_uring_setup", __FILE__, __LINE__, errno);
+    nothing(&large, 1);
+    MUST0(pthread_create(&waiter, NULL, waits, NULL));
+    until_in_call(&waiter_tid, SYS_io_uring_enter);
 }
 static void spoil(void) {
     if (what) close(one.fd);
@@ -134,6 +146,12 @@ static void prove(void) {
         CHECK_OK(fstat(one.fd, &s), "the ring");
         return;
     }
+    CHECK_EQ(-1, waited, "a thread waits for a completion");
+    entry(&large, IORING_OP_NOP, -1, NULL, 0, 2);
+    CHECK_EQ(1, enter(&large, 0), "a request for it");
+    MUST0(pthread_join(waiter, NULL));
+    CHECK_EQ(0, waited, "errno of its wait");
+    finished(&large, 2, 0);
     finished(&one, 5001, 3), finished(&one, 5002, 0);
     CHECK_MEM("con", fixed, 3, "what was read before");
     CHECK_EQ(1, enter(&one, 1), "submitting what was prepared (errno %d)", errno);

@@ -34,7 +34,8 @@ pub fn onward(nr: i64, args: &[u64; 6]) -> Onward {
         // select, pselect6, ppoll, pause, rt_sigsuspend, msgsnd, msgrcv
         23 | 270 | 271 | 34 | 130 | 69 | 70 => Onward::Again,
         // epoll_wait, epoll_pwait, epoll_pwait2, semop, semtimedop, rt_sigtimedwait, io_getevents, io_pgetevents
-        232 | 281 | 441 | 65 | 220 | 128 | 208 | 333 => Onward::AgainWhole,
+        // and io_uring_enter, which says so only if it has submitted nothing (io_uring/io_uring.c)
+        232 | 281 | 441 | 65 | 220 | 128 | 208 | 333 | 426 => Onward::AgainWhole,
         // connect, read, readv, write, writev, accept, accept4, recvfrom, recvmsg, recvmmsg, sendto, sendmsg, sendmmsg, sendfile, splice,
         // preadv2, pwritev2: on a socket with a time-out of its own
         42 | 0 | 19 | 1 | 20 | 43 | 288 | 45 | 47 | 299 | 44 | 46 | 307 | 40 | 275 | 327 | 328 => Onward::AgainWhole,
@@ -49,6 +50,8 @@ pub fn mask_of(nr: i64, args: &[u64; 6]) -> Option<(u64, bool)> {
         271 => (args[3], false),       // ppoll
         281 | 441 => (args[4], false), // epoll_pwait, epoll_pwait2
         270 | 333 => (args[5], true),  // pselect6, io_pgetevents
+        // io_uring_enter: with IORING_ENTER_EXT_ARG the first word of a structure
+        426 => (args[4], args[3] & 8 != 0),
         _ => return None,
     };
     if at == 0 {

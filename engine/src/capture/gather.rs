@@ -230,11 +230,13 @@ impl Run<'_> {
     ) -> Step<()> {
         let runs: BTreeSet<i32> = surveys.iter().map(|s| s.pid).filter(|p| !inside.contains_key(p)).collect();
         let (root, root_runs) = (self.root, runs.contains(&self.root));
-        // of two that are each other's parents (a number may be another's by now) one has to be first
-        let first = runs.first().copied();
+        let parent_stands = |s: &Survey| runs.contains(&s.pid) && !runs.contains(&s.stat.ppid);
+        // where there is none, of two that are each other's parents (a number may be another's by now), the first
+        let first = runs.first().copied().filter(|_| !surveys.iter().any(parent_stands));
+        let stopped: BTreeSet<i32> = surveys.iter().filter(|s| parent_stands(s)).map(|s| s.pid).collect();
         let stops = |s: &Survey| match root_runs {
             true => s.pid == root,
-            false => runs.contains(&s.pid) && (!runs.contains(&s.stat.ppid) || Some(s.pid) == first),
+            false => stopped.contains(&s.pid) || Some(s.pid) == first,
         };
         let some: Vec<(&mut Survey, &mut Entry)> =
             surveys.iter_mut().zip(entries.iter_mut()).filter(|(s, _)| stops(s)).collect();
@@ -280,7 +282,11 @@ impl Run<'_> {
         if let Some(why) = s.shut_to_agent() {
             return Err(why.into());
         }
-        match find::refuse(std::slice::from_ref(&s), false).and_then(|()| e.prepare(&s)) {
+        let fit = || match tree::with_memory_of_parent(&s) {
+            Some(e) => Err(e),
+            None => find::refuse(std::slice::from_ref(&s), false),
+        };
+        match fit().and_then(|()| e.prepare(&s)) {
             // seen in the middle of executing a program, perhaps, or of its end
             Err(e) if failed.again(pid) || procfs::is_ending(pid) => {
                 self.doors.remove(&pid);

@@ -15,6 +15,10 @@ use sys::sysv::{self, Operations, Semaphore};
 
 /// Bytes of a program's operations that are sent at once.
 const FULL: usize = 256 << 10;
+/// More messages are not looked at: the kernel goes through all before each (MSG_COPY, ipc/msg.c), and the program stands still. Of a queue that is the program's only
+/// if a thread waits for it, fewer.
+const MOST_MESSAGES: u64 = 4096;
+const MOST_OF_OTHERS: u64 = 256;
 
 /// An object that may be the program's: what waits in it is known when its threads are.
 pub(super) struct Found<T> {
@@ -116,7 +120,16 @@ pub(super) fn look(all: &mut [Observer<'_>], common: &Common) -> Step<()> {
     let mut known = Vec::new();
     for s in &sets {
         // what nobody of this user may look at is none of the program's, but for what it is to give back
-        let Ok(now) = sysv::semaphores(s.perm.id, s.count) else { continue };
+        let now = match sysv::semaphores(s.perm.id, s.count) {
+            Ok(now) => now,
+            Err(e) => {
+                if members.users.values().any(|u| *u == s.perm.owner.0 && *u != 0) {
+                    let object = describe("semaphore set", s.perm.id, s.perm.key);
+                    all[0].reported.push(format!("{object}: it cannot be looked at ({e}): it stays as it is"));
+                }
+                continue;
+            }
+        };
         let last: Vec<i32> = now.iter().map(|s| s.last).collect();
         let object = SemaphoreSet {
             perm: perm(&s.perm),
@@ -130,7 +143,8 @@ pub(super) fn look(all: &mut [Observer<'_>], common: &Common) -> Step<()> {
         let mut one = members.found(object, &s.perm, &last, when);
         one.waiting = now.iter().map(|s| s.waiting).sum();
         found.sets.push(one);
-        known.push(now);
+        // to a set that was never waited for or counted down nobody has to give back
+        known.push((s.used != 0, now));
     }
     if !found.sets.is_empty() {
         owed(all, &mut found.sets, &known)?;
@@ -147,7 +161,10 @@ pub(super) fn look(all: &mut [Observer<'_>], common: &Common) -> Step<()> {
         let mut one = members.found(object, &q.perm, &last, when);
         // what a client has put in, which has ended, is not the program's to take out again
         one.visited = last.iter().any(|pid| *pid != 0 && members.inner(*pid) == 0);
-        if one.other.is_none() {
+        let most = if one.own { MOST_MESSAGES } else { MOST_OF_OTHERS };
+        if one.other.is_none() && q.messages > most {
+            one.unknown = Some(format!("there are {}, and each look at one goes through all before it", q.messages));
+        } else if one.other.is_none() {
             match messages(q) {
                 Ok(messages) => one.object.messages = messages,
                 Err(e) => one.unknown = Some(e.to_string()),
@@ -171,15 +188,17 @@ fn messages(q: &sysvipc::Msg) -> std::io::Result<Vec<QueuedMessage>> {
 }
 
 /// What each process is to give back to which semaphore.
-fn owed(all: &mut [Observer<'_>], sets: &mut [Found<SemaphoreSet>], known: &[Vec<Semaphore>]) -> Step<()> {
+fn owed(all: &mut [Observer<'_>], sets: &mut [Found<SemaphoreSet>], known: &[(bool, Vec<Semaphore>)]) -> Step<()> {
     let pids: Vec<i32> = all.iter().map(|o| o.survey.pid).collect();
-    let mut owing: Vec<i32> = Vec::new();
+    let (mut owing, mut asked): (Vec<i32>, bool) = (Vec::new(), false);
+    let ever: Vec<bool> = known.iter().map(|k| k.0).collect();
     for (o, has) in all.iter_mut().zip(sysv::have_lists(&pids)) {
         if !has {
             continue;
         }
+        asked = true;
         o.refuse_lists_of_threads()?;
-        for (set, i, sign) in o.what_it_owes(sets)? {
+        for (set, i, sign) in o.what_it_owes(sets, &ever)? {
             let (id, n, value) = (sets[set].object.perm.id, i as u16, sets[set].object.values[i]);
             let by = o.how_much(id, n, value, sign)?;
             let set = &mut sets[set];
@@ -205,13 +224,17 @@ fn owed(all: &mut [Observer<'_>], sets: &mut [Found<SemaphoreSet>], known: &[Vec
         }
     }
     // whoever has changed one meanwhile has spoiled the answers
-    for (set, before) in sets.iter().zip(known).filter(|(s, _)| !s.object.undo.is_empty()) {
+    for (set, (_, before)) in sets.iter().zip(known).filter(|(_, (ever, _))| asked && *ever) {
         let p = &set.object.perm;
         let now = sysv::semaphores(p.id, before.len() as u32);
         if now.is_ok_and(|now| now.iter().zip(before).any(|(a, b)| (a.value, a.last) != (b.value, b.last))) {
             let why = "somebody outside has changed it while it was looked at";
             let object = describe("semaphore set", p.id, p.key);
-            return all[0].survey.refuse_for(vec![Reason::new(object, why, "it runs on as before; try again")]);
+            if set.own {
+                return all[0].survey.refuse_for(vec![Reason::new(object, why, "it runs on as before; try again")]);
+            }
+            let lost = "if the program was to give back to it when it ends (SEM_UNDO), a restored one does not";
+            all[0].reported.push(format!("{object}: {why}: {lost}"));
         }
     }
     Ok(())
@@ -238,11 +261,12 @@ impl Observer<'_> {
     }
 
     /// Which semaphores it is to give something back to: the set's index, the semaphore's, and whether that makes it larger.
-    fn what_it_owes(&mut self, sets: &[Found<SemaphoreSet>]) -> Step<Vec<(usize, usize, bool)>> {
+    /// `ever`: whether there was ever an operation on each set.
+    fn what_it_owes(&mut self, sets: &[Found<SemaphoreSet>], ever: &[bool]) -> Step<Vec<(usize, usize, bool)>> {
         let mut owes = Vec::new();
         let (mut p, mut asked) = (Program::new(), Vec::new());
         let mut all = Vec::new();
-        for (s, set) in sets.iter().enumerate() {
+        for (s, set) in sets.iter().enumerate().filter(|(s, _)| ever[*s]) {
             all.extend(set.object.values.iter().enumerate().map(|(i, v)| (s, i, *v)));
         }
         while !all.is_empty() {
@@ -265,6 +289,16 @@ impl Observer<'_> {
             let r = self.channel.run(&p)?;
             let is = |c| r.raw(c) == -i64::from(libc::ERANGE);
             for (s, i, up, down) in asked.drain(..) {
+                let p = &sets[s].object.perm;
+                let error =
+                    |c| sys::Error::call("semop", self.survey.pid, std::io::Error::from_raw_os_error(-r.raw(c) as i32));
+                // it may not change it, and owes nothing; the others are of a probe's kind
+                let known = [libc::ERANGE, libc::EAGAIN, libc::EACCES, libc::EIDRM, libc::EINVAL];
+                if let Some(c) = [up, down].into_iter().find(|c| !known.contains(&(-r.raw(*c) as i32))) {
+                    let object = describe("semaphore set", p.id, p.key);
+                    let what = "whether the program is to give back to it when it ends cannot be asked";
+                    self.reported.push(format!("{object}: {what} ({}): a restored one does not", error(c)));
+                }
                 owes.extend((is(up) || is(down)).then(|| (s, i, is(up))));
             }
             p = Program::new();
@@ -341,7 +375,8 @@ pub(super) fn kept<'t>(
     for mut f in found.sets {
         let (id, key) = (f.object.perm.id, f.object.perm.key);
         let (object, waits) = (describe("semaphore set", id, key), sets.get(&id).copied().unwrap_or(0));
-        if f.waiting > waits && f.other.is_none() {
+        // the program's own threads wait for nothing while they stand still
+        if f.waiting > 0 && f.other.is_none() {
             f.other = Some("a process that waits for it".into());
         }
         let Some(used) = used(&f, waits > 0, &object, reported) else { continue };

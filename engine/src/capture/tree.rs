@@ -116,12 +116,19 @@ const SHARED: [(Resource, &str); 4] = [
 /// One that has its parent's memory, as far as that can be seen from outside: it may be in vfork, and its parent could not be stopped.
 pub(super) fn with_memory_of_another(all: &[Survey]) -> Option<(i32, Error)> {
     let members: HashSet<i32> = all.iter().map(|s| s.pid).collect();
-    let shares = |s: &&Survey| {
-        members.contains(&s.stat.ppid) && sys::kcmp::shares(s.stat.ppid, s.pid, Resource::Vm).is_ok_and(|shares| shares)
+    let below = all.iter().filter(|s| members.contains(&s.stat.ppid));
+    below.into_iter().find_map(|s| Some((s.pid, with_memory_of_parent(s)?)))
+}
+
+/// The same of one whose parent is among them.
+pub(super) fn with_memory_of_parent(s: &Survey) -> Option<Error> {
+    let parent = s.stat.ppid;
+    let shares = sys::kcmp::shares(parent, s.pid, Resource::Vm).is_ok_and(|shares| shares);
+    let error = || {
+        let reasons = vec![sharing(s, SHARED[0].1, parent)];
+        Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons }
     };
-    let s = all.iter().find(shares)?;
-    let (kind, attempted, reasons) = (Kind::Refused, s.attempted.clone(), vec![sharing(s, SHARED[0].1, s.stat.ppid)]);
-    Some((s.pid, Error { kind, attempted, reasons }))
+    shares.then(error)
 }
 
 fn sharing(s: &Survey, words: &str, parent: i32) -> Reason {

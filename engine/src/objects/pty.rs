@@ -45,6 +45,12 @@ fn inspect(f: &FileView, p: &PtyView) -> Vec<Reason> {
             "let the program read it, and try again",
         );
     }
+    if f.info.flags & libc::O_ASYNC as u32 != 0 {
+        say(
+            "it tells by a signal when there is something to read (O_ASYNC), and would do so as it is looked at",
+            "clear O_ASYNC before the checkpoint",
+        );
+    }
     if !p.master && p.readable > MOST_INPUT {
         let why =
             format!("{} bytes of input wait in it, which is more than can be put in again ({MOST_INPUT})", p.readable);

@@ -254,7 +254,8 @@ fn has_array(ring: &OwnedFd, t: &Told, told: impl FnOnce() -> Option<Told>) -> s
         indices.get(slot..slot + 4).and_then(|b| b.try_into().ok()).map_or(u32::MAX, u32::from_ne_bytes)
     };
     let head = t.sq.0;
-    let n = LOOKED_AT.min(t.entries.0);
+    // should this process die meanwhile, the queue is not to look full
+    let n = LOOKED_AT.min((t.entries.0 / 2).max(1));
     let expected: Vec<u32> = (1..=n).rev().map(|i| at(head.wrapping_sub(i))).filter(|i| *i < t.entries.0).collect();
     let shown = memory.look_back(n, told)?.unwrap_or_default();
     Ok((!shown.wide_sqes).then_some(shown.submitted == expected))
@@ -314,7 +315,9 @@ fn map(m: &mut Maker<'_>, v: &Vma, fd: i32) -> Step<()> {
     taken.sort_unstable();
     let (mut p, mut free, mut at) = (Program::new(), Vec::new(), LOWEST[1]);
     for (start, end) in taken {
-        if start.saturating_sub(at) >= len {
+        // next to its place any room is taken, or it would reach from there into its place
+        let beside = at == v.end || start == v.start;
+        if start > at && (start - at >= len || beside) {
             free.push((at, start - at));
         }
         at = at.max(end);
@@ -322,7 +325,7 @@ fn map(m: &mut Maker<'_>, v: &Vma, fd: i32) -> Step<()> {
     let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
     // what may not be taken there is not offered to the ring either
     let low = [Imm(LOWEST[0]), Imm(LOWEST[1] - LOWEST[0])];
-    p.may(libc::SYS_mmap, &[low[0], low[1], Imm(0), how.into(), (-1).into(), Imm(0)]);
+    let lowest = p.may(libc::SYS_mmap, &[low[0], low[1], Imm(0), how.into(), (-1).into(), Imm(0)]);
     for (at, len) in &free {
         p.call(libc::SYS_mmap, &[Imm(*at), Imm(*len), Imm(0), how.into(), (-1).into(), Imm(0)]);
         p.named("taking all room but a ring's (see RLIMIT_AS and /proc/sys/vm/max_map_count)");
@@ -331,7 +334,8 @@ fn map(m: &mut Maker<'_>, v: &Vma, fd: i32) -> Step<()> {
     let there =
         p.call(libc::SYS_mmap, &[Imm(0), Imm(len), Imm(v.prot.into()), libc::MAP_SHARED.into(), fd.into(), offset]);
     p.named(format!("mapping the ring at {:x}", v.start));
-    p.may(libc::SYS_munmap, &low);
+    // where it was not to be had, its error is no address
+    p.may(libc::SYS_munmap, &[lowest.arg(), low[1]]);
     for (at, len) in &free {
         p.call(libc::SYS_munmap, &[Imm(*at), Imm(*len)]);
     }

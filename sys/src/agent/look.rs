@@ -160,6 +160,11 @@ pub(super) fn is_dispatched(pid: i32) -> bool {
     RemoteMem::open(pid).ok().and_then(|mem| page(&mem)).is_some_and(|p| p.flags & AGENT_DISPATCHED != 0)
 }
 
+/// Whether there is an agent in memory that was opened earlier: of a program that has executed another one it is gone.
+pub(super) fn has_page(mem: &RemoteMem) -> bool {
+    page(mem).is_some()
+}
+
 /// What the agent's page says.
 struct Page {
     version: u32,

@@ -144,7 +144,7 @@ pub fn freeze(
     let mut order: Vec<i32> = seen.keys().copied().collect();
     order.sort_by_key(|t| (blocking.contains(t), *t != pid));
     let call = Call { pid, nonce: l.key(), filters, seen: &seen };
-    let mut q = First::new(order, seen.len()).come(&call, code_serve(), uid, l)?;
+    let mut q = First::new(order, seen.len()).come(&call, Some(&mem), code_serve(), uid, l)?;
     match q.call_all(&call, &blocking, visit) {
         Ok(()) => Ok(q),
         Err(why) => Err(Shut { why, pause: q.release() }),
@@ -172,7 +172,7 @@ pub fn open(pid: i32, uid: u32, l: &Listener, patience: Duration) -> std::result
     let call = Call { pid, nonce: l.key(), filters: 0, seen: &nothing };
     let first: Vec<i32> = first.collect();
     let threads = first.len();
-    let mut q = First::new(first, threads).come(&call, code_open(), uid, l)?;
+    let mut q = First::new(first, threads).come(&call, None, code_open(), uid, l)?;
     if RemoteMem::open(pid).is_err() {
         let why = other("it cannot be looked into, and not because it is not dumpable");
         return Err(Shut { why, pause: q.release() });
@@ -200,8 +200,15 @@ impl First {
         Err(Absent::Blocks(call.pid))
     }
 
-    /// Calls one and waits for it; if it ends before it comes, the next one.
-    fn come(mut self, call: &Call<'_>, code: i32, uid: u32, l: &Listener) -> std::result::Result<Quiesced, Shut> {
+    /// Calls one and waits for it; if it ends before it comes, the next one. `mem`: the memory of the program that was looked at, where that may be done.
+    fn come(
+        mut self,
+        call: &Call<'_>,
+        mem: Option<&RemoteMem>,
+        code: i32,
+        uid: u32,
+        l: &Listener,
+    ) -> std::result::Result<Quiesced, Shut> {
         let (pid, since, slots) = (call.pid, self.since, self.slots);
         let mut server = self.call_next(call, code)?;
         let began = Instant::now();
@@ -211,6 +218,8 @@ impl First {
                 match came {
                     Some((sock, _)) => break Some(sock),
                     None if ended(pid, server) => break None,
+                    // it has executed another program, to which the call is nothing
+                    None if mem.is_some_and(|mem| !look::has_page(mem)) => return Err(Absent::None.into()),
                     None if look::is_dispatched(pid) => return Err(Absent::Dispatched.into()),
                     None if began.elapsed() > LIMIT => return Err(late(pid, server).into()),
                     None => {}
@@ -287,6 +296,10 @@ fn look_once(
     }
     for tid in &blocking {
         while look::blocks(pid, *tid).unwrap_or(false) {
+            // it has executed another program, which has no agent and keeps it blocked
+            if !look::has_page(mem) {
+                return Err(Absent::None);
+            }
             if Instant::now() > until {
                 return Err(Absent::Blocks(*tid));
             }

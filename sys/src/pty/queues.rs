@@ -59,6 +59,9 @@ impl Taken {
     }
 }
 
+/// More bytes of lines that were not read are not looked at.
+const MOST_LINES: usize = 2000;
+
 /// Both ends of a pair; neither blocks.
 struct Pair<'a> {
     master: BorrowedFd<'a>,
@@ -168,6 +171,14 @@ fn flags_to(fd: BorrowedFd<'_>, to: i32) -> io::Result<()> {
 
 fn turn(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, taken: &mut Taken) -> io::Result<()> {
     let pair = Pair::new(master, slave)?;
+    // where nothing can be put in again, nothing is taken
+    if poll(master, libc::POLLOUT, 0)? & libc::POLLOUT == 0 {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    // of lines whole ones are counted only, and the line discipline holds all of them and a part of one
+    if pair.lines() && super::readable(&slave)? > MOST_LINES {
+        return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+    }
     let took = pair.take(taken);
     let put = pair.put(taken);
     took.and(put)
@@ -259,6 +270,10 @@ impl<'a> Pair<'a> {
             taken.ends.push(taken.input.len());
         }
         // with nothing in it, there is room unless it stands still
+        if !self.lines() {
+            // what is still on its way to be read means what the settings say: it is on its way no more when there is nothing to read
+            drain(self.slave, &mut taken.input)?;
+        }
         drain(self.master, &mut taken.output)?;
         let still = |p: &Self| Ok::<bool, io::Error>(poll(p.slave, libc::POLLOUT, 0)? & libc::POLLOUT == 0);
         let stopped = still(self)?;
@@ -306,10 +321,10 @@ impl<'a> Pair<'a> {
             write(self.master, end)?;
             bytes += line.len();
         }
-        until(|| Ok(super::readable(&self.slave)? >= bytes))?;
+        let came = until(|| Ok(super::readable(&self.slave)? >= bytes));
         let rest = taken.rest();
         if rest.is_empty() {
-            return Ok(());
+            return came;
         }
         // a part of a line can be seen nowhere: but for its echo
         words.local |= libc::ECHO;
@@ -324,7 +339,7 @@ impl<'a> Pair<'a> {
             let room = left.min(echo.len());
             left -= read_into(self.master, &mut echo[..room])?;
         }
-        Ok(())
+        came
     }
 
     fn quoted(&self, bytes: &[u8], keys: &Keys) -> io::Result<()> {
