@@ -3,7 +3,8 @@
 //!
 //! The kernel shows nobody the adjustments (semadj) of a process. But an operation with SEM_UNDO that would bring one out of its range fails
 //! with ERANGE, and one that has to wait and may not with EAGAIN, and of several in one call either all happen or none (semop(2)). So a call that ends in
-//! an operation that can never happen changes nothing, and its error is the answer.
+//! an operation that can never happen changes no value, and its error is the answer. What stays is an adjustment of 0 by the caller's process, for which the kernel
+//! sets the set's time of the last operation as that process ends (ipc/sem.c, exit_sem).
 use std::io;
 
 /// linux/sem.h: values and adjustments end here (SEMVMX, SEMAEM).
@@ -135,7 +136,7 @@ fn from_zero(n: u16, value: u16) -> Operations {
     all
 }
 
-/// Changes nothing. It fails with ERANGE if the value of semaphore `n` is `value` and the adjustment of the caller's process is at least `least`
+/// Changes no value. It fails with ERANGE if the value of semaphore `n` is `value` and the adjustment of the caller's process is at least `least`
 /// (from 1), else with EAGAIN.
 pub fn at_least(n: u16, value: u16, least: i32) -> Operations {
     let mut all = from_zero(n, value);

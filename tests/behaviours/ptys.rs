@@ -12,6 +12,8 @@ pub fn cases() -> Vec<Case> {
         ("status", "a status waits in it, in packet mode, that the program has not read yet; let the program read it"),
         ("discipline", "it has line discipline 27, and only the ordinary one is kept; end what has set it"),
         ("flood", "bytes of input wait in it, which is more than can be put in again (4000); let the program read"),
+        ("many-lines", "more lines wait in it than can be put in again (2000 bytes); let the program read"),
+        ("async", "it tells by a signal when there is something to read (O_ASYNC), and would do so as it is looked at; clear O_ASYNC"),
         ("written", "it has been written to and its other end was never open"),
     ] {
         let body = move |bed: &mut Bed, agent| refused(bed, agent, what, why);
@@ -35,7 +37,7 @@ fn refused(bed: &mut Bed, agent: bool, what: &str, why: &str) -> Result<()> {
         unharmed::entirely(target.pid)?;
     }
     // to know this one takes a descriptor that nobody opens
-    if what != "written" {
+    if !matches!(what, "written" | "many-lines") {
         bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &["descriptor", why])?;
     }
     unharmed::entirely(target.pid)?;

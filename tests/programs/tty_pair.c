@@ -6,7 +6,7 @@
 #include <termios.h>
 
 static const char *about = "pairs with both ends here: settings, modes, what waits in both directions, ends that are closed or were never open";
-static const char *usage = "  --what pairs|status|discipline|flood|written|held   all but the first are refused";
+static const char *usage = "  --what pairs|status|discipline|flood|many-lines|async|written|held   all but the first are refused";
 static const char *what = "pairs";
 static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
 static int (*option)(const char *, const char *) = own_option;
@@ -70,6 +70,10 @@ static void refused(void) {
         cfmakeraw(&settings[LINES]);
         change(LINES);
         put(masters[LINES], many, 5000, slaves[LINES], 4095);
+    } else if (!strcmp(what, "many-lines")) {
+        for (int i = 0; i < 30; i++) put(masters[LINES], many, 99, masters[LINES], 0), put(masters[LINES], "\n", 1, slaves[LINES], 100);
+    } else if (!strcmp(what, "async")) {
+        MUST(fcntl(slaves[LINES], F_SETFL, MUST(fcntl(slaves[LINES], F_GETFL)) | O_ASYNC));
     } else if (!strcmp(what, "written")) {
         masters[NEVER] = open_master();
         put(masters[NEVER], "x", 1, masters[NEVER], 1);

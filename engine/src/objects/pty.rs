@@ -104,7 +104,10 @@ impl Object for PtyMaster {
             return Ok(encode(&m));
         }
         let w = sys::pty::waiting(&fd, holder.as_ref().map(AsFd::as_fd)).map_err(|e| {
-            let why = format!("what waits in it cannot be looked at ({e})");
+            let why = match e.raw_os_error() {
+                Some(libc::ENOBUFS) => "more lines wait in it than can be put in again (2000 bytes)".into(),
+                _ => format!("what waits in it cannot be looked at ({e})"),
+            };
             o.refused(Reason::new(f.describe(), why, "let the program read it, and try again"))
         })?;
         m.output = w.output.into();
