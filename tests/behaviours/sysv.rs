@@ -1,11 +1,13 @@
 //! System V semaphores and message queues: what others use, too, what is gone, and what is in use where it would be put back.
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::target::{Start, Target};
+use dormouse_tests::case::Skip;
 use dormouse_tests::{store, unharmed, Bed, Case, Who};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("tree_sem/shared", shared);
     all.extend(Case::by_both_doors("tree_sem/others", others));
+    all.extend(Case::by_both_doors("tree_sem/before", before));
     all.extend(Case::each("tree_sem/in-use", in_use));
     for program in ["tree_sem", "tree_msg"] {
         all.extend(Case::each(&format!("{program}/removed"), move |bed| removed(bed, program)));
@@ -44,6 +46,18 @@ fn others(bed: &mut Bed, agent: bool) -> Result<()> {
     target.prove(bed)?;
     let words = ["semaphore set ", "it is not there any more", "what was in it others used, too"];
     bed.ctl(&["restore", &target.session, "--as", "again", "--detach"])?.refused(3, &words).map(drop)
+}
+
+/// A set that nobody has used since a process began is not asked what that is to give back to it, which would leave a trace in it.
+fn before(bed: &mut Bed, agent: bool) -> Result<()> {
+    // this thread's children only, where no other case's program may have been asked about it
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWIPC)
+        .map_err(|e| Skip(format!("an IPC namespace for the test needs root: {e}")))?;
+    let mut target = start(bed, "before", agent)?;
+    for _ in 0..2 {
+        target.checkpoint(bed)?;
+    }
+    target.prove(bed).map(|_| ())
 }
 
 /// Beside the original, whose they are.

@@ -7,7 +7,8 @@
 static const char *about = "System V semaphores: values, who used each last, what two processes are to give back (SEM_UNDO), key and permissions; a child waits for one, a thread for zero";
 static const char *usage =
     "  --what shared   a process outside has used it, and the program is to give back to it: refused\n"
-    "  --what others   a process outside has used it: it stays as it is\n";
+    "  --what others   a process outside has used it: it stays as it is\n"
+    "  --what before   nobody has used it since a child with two threads began: it keeps its time when that ends\n";
 
 static const char *what;
 static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
@@ -17,6 +18,7 @@ static int set, keyed;
 static key_t key;
 static pid_t me, child;
 static pthread_t waiter;
+static time_t used;
 
 static int op(int id, int n, int by, int flags) {
     struct sembuf s = {n, by, flags};
@@ -45,11 +47,39 @@ static void another(void) {
     MUST(waitpid(between, NULL, 0));
     while (access(work("used"), F_OK)) sleep_ms(2);
 }
+static void *pauses(void *arg) {
+    MUST(write_file("began", "") ? 0 : -1);
+    while (true) pause();
+    return arg;
+}
+static time_t last_used(void) {
+    struct semid_ds s;
+    MUST(semctl(set, 0, IPC_STAT, &s));
+    return s.sem_otime;
+}
+// A process that has ended uses it, and in a later second begins one that has a list of what to give back, as all have that have threads.
+static void before(void) {
+    pid_t user = MUST(fork());
+    if (!user) _exit(op(set, 0, 1, 0) ? errno : 0);
+    MUST(waitpid(user, NULL, 0));
+    used = last_used();
+    while (time(NULL) <= used + 2) sleep_ms(20);
+    if (!(child = MUST(fork()))) {
+        MUST(prctl(PR_SET_PDEATHSIG, SIGKILL));
+        if (pthread_create(&waiter, NULL, pauses, NULL)) _exit(1);
+        while (true) pause();
+    }
+    while (access(work("began"), F_OK)) sleep_ms(2);
+}
 static void setup(void) {
     me = getpid();
     set = MUST(semget(IPC_PRIVATE, 4, 0600));
     unsigned short values[4] = {5, 0, 32766, 8};
     MUST(semctl(set, 0, SETALL, values));
+    if (what && !strcmp(what, "before")) {
+        before();
+        return;
+    }
     if (what) {
         MUST(op(set, 0, -2, strcmp(what, "shared") ? 0 : SEM_UNDO)), MUST(op(set, 3, -1, 0));
         another();
@@ -77,6 +107,13 @@ static void spoil(void) {
 }
 static void gone(void) { CHECK_OK(semctl(set, 0, IPC_RMID), "removing"); }
 static void prove(void) {
+    if (what && !strcmp(what, "before")) {
+        CHECK_OK(kill(child, SIGKILL), "ending the child");
+        CHECK_EQ(child, waitpid(child, NULL, 0), "waiting for it");
+        CHECK_EQ(used, last_used(), "the time of the last use");
+        gone();
+        return;
+    }
     if (what) {
         CHECK_EQ(4, semctl(set, 0, GETVAL), "what both use");
         CHECK_EQ(7, semctl(set, 3, GETVAL), "another of the set");

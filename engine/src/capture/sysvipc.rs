@@ -19,6 +19,8 @@ const FULL: usize = 256 << 10;
 /// if a thread waits for it, fewer.
 const MOST_MESSAGES: u64 = 4096;
 const MOST_OF_OTHERS: u64 = 256;
+/// linux/capability.h.
+const CAP_IPC_OWNER: u64 = 1 << 15;
 
 /// An object that may be the program's: what waits in it is known when its threads are.
 pub(super) struct Found<T> {
@@ -48,7 +50,7 @@ pub(super) struct AllFound {
 struct Members {
     /// Their PIDs here and in the innermost namespace.
     inner: BTreeMap<i32, i32>,
-    /// Their effective users.
+    /// Their effective users; 0 for those that may use all (CAP_IPC_OWNER).
     users: BTreeMap<i32, u32>,
 }
 
@@ -56,7 +58,9 @@ impl Members {
     fn new(all: &[Observer<'_>]) -> Step<Members> {
         let mut users = BTreeMap::new();
         for o in all {
-            users.insert(o.survey.pid, procfs::status::read(o.survey.pid)?.uid.effective);
+            let status = procfs::status::read(o.survey.pid)?;
+            let any = status.cap_effective & CAP_IPC_OWNER != 0;
+            users.insert(o.survey.pid, if any { 0 } else { status.uid.effective });
         }
         Ok(Members { inner: all.iter().map(|o| (o.survey.pid, o.survey.inner_pid())).collect(), users })
     }
@@ -87,11 +91,16 @@ impl Members {
 
 /// Whether the process that used an object at this time (seconds since 1970) is there: one that began later has its number only.
 pub(crate) fn lives(pid: i32, when: u64) -> bool {
+    pid > 0 && procfs::stat::read(pid).is_ok_and(|s| !s.state.is_ended() && began_by(&s, when))
+}
+
+/// Whether a process began before that time (seconds since 1970), by the wall clock.
+fn began_by(s: &procfs::stat::Stat, when: u64) -> bool {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let up = sys::clock::Clocks::now().map_or(0, |c| c.boottime / 1_000_000_000);
-    let began = |start: u64| now.saturating_sub(up.saturating_sub(start * sys::clock::TICK as u64 / 1_000_000_000));
+    let began = now.saturating_sub(up.saturating_sub(s.starttime * sys::clock::TICK as u64 / 1_000_000_000));
     // one second: as exact as the times are
-    pid > 0 && procfs::stat::read(pid).is_ok_and(|s| !s.state.is_ended() && began(s.starttime) <= when + 1)
+    began <= when + 1
 }
 
 /// "PID 12 (nginx)".
@@ -143,11 +152,10 @@ pub(super) fn look(all: &mut [Observer<'_>], common: &Common) -> Step<()> {
         let mut one = members.found(object, &s.perm, &last, when);
         one.waiting = now.iter().map(|s| s.waiting).sum();
         found.sets.push(one);
-        // to a set that was never waited for or counted down nobody has to give back
-        known.push((s.used != 0, now));
+        known.push(Known { perm: s.perm.clone(), used: s.used, now });
     }
     if !found.sets.is_empty() {
-        owed(all, &mut found.sets, &known)?;
+        owed(all, &members, &mut found.sets, &known)?;
     }
     for q in &queues {
         let (last, when) = ([q.sender, q.receiver], q.sent.max(q.received));
@@ -187,18 +195,36 @@ fn messages(q: &sysvipc::Msg) -> std::io::Result<Vec<QueuedMessage>> {
     Ok(all)
 }
 
+/// What the kernel tells of a set.
+struct Known {
+    perm: sysvipc::Perm,
+    /// When somebody used it last, seconds since 1970; 0: never.
+    used: u64,
+    now: Vec<Semaphore>,
+}
+
+impl Known {
+    /// Whether a process of the program's can have something to give back to it. Others' sets are not asked about, for that leaves a trace (see
+    /// [`sys::sysv`]): to one that it may not use, or that nobody has used since it began, it owes nothing.
+    fn may_owe(&self, members: &Members, s: &procfs::stat::Stat) -> bool {
+        let has_number = || self.now.iter().any(|n| n.last == s.pid);
+        self.used != 0 && members.may_use(s.pid, &self.perm) && (began_by(s, self.used) || has_number())
+    }
+}
+
 /// What each process is to give back to which semaphore.
-fn owed(all: &mut [Observer<'_>], sets: &mut [Found<SemaphoreSet>], known: &[(bool, Vec<Semaphore>)]) -> Step<()> {
+fn owed(all: &mut [Observer<'_>], members: &Members, sets: &mut [Found<SemaphoreSet>], known: &[Known]) -> Step<()> {
     let pids: Vec<i32> = all.iter().map(|o| o.survey.pid).collect();
-    let (mut owing, mut asked): (Vec<i32>, bool) = (Vec::new(), false);
-    let ever: Vec<bool> = known.iter().map(|k| k.0).collect();
+    let (mut owing, mut asked) = (Vec::new(), vec![false; known.len()]);
     for (o, has) in all.iter_mut().zip(sysv::have_lists(&pids)) {
-        if !has {
+        let stat = procfs::stat::read(o.survey.pid)?;
+        let ask: Vec<bool> = known.iter().map(|k| has && k.may_owe(members, &stat)).collect();
+        if !ask.contains(&true) {
             continue;
         }
-        asked = true;
+        asked.iter_mut().zip(&ask).for_each(|(a, now)| *a |= now);
         o.refuse_lists_of_threads()?;
-        for (set, i, sign) in o.what_it_owes(sets, &ever)? {
+        for (set, i, sign) in o.what_it_owes(sets, &ask)? {
             let (id, n, value) = (sets[set].object.perm.id, i as u16, sets[set].object.values[i]);
             let by = o.how_much(id, n, value, sign)?;
             let set = &mut sets[set];
@@ -224,7 +250,7 @@ fn owed(all: &mut [Observer<'_>], sets: &mut [Found<SemaphoreSet>], known: &[(bo
         }
     }
     // whoever has changed one meanwhile has spoiled the answers
-    for (set, (_, before)) in sets.iter().zip(known).filter(|(_, (ever, _))| asked && *ever) {
+    for ((set, Known { now: before, .. }), _) in sets.iter().zip(known).zip(&asked).filter(|(_, asked)| **asked) {
         let p = &set.object.perm;
         let now = sysv::semaphores(p.id, before.len() as u32);
         if now.is_ok_and(|now| now.iter().zip(before).any(|(a, b)| (a.value, a.last) != (b.value, b.last))) {
@@ -261,12 +287,12 @@ impl Observer<'_> {
     }
 
     /// Which semaphores it is to give something back to: the set's index, the semaphore's, and whether that makes it larger.
-    /// `ever`: whether there was ever an operation on each set.
-    fn what_it_owes(&mut self, sets: &[Found<SemaphoreSet>], ever: &[bool]) -> Step<Vec<(usize, usize, bool)>> {
+    /// `ask_of`: of which sets.
+    fn what_it_owes(&mut self, sets: &[Found<SemaphoreSet>], ask_of: &[bool]) -> Step<Vec<(usize, usize, bool)>> {
         let mut owes = Vec::new();
         let (mut p, mut asked) = (Program::new(), Vec::new());
         let mut all = Vec::new();
-        for (s, set) in sets.iter().enumerate().filter(|(s, _)| ever[*s]) {
+        for (s, set) in sets.iter().enumerate().filter(|(s, _)| ask_of[*s]) {
             all.extend(set.object.values.iter().enumerate().map(|(i, v)| (s, i, *v)));
         }
         while !all.is_empty() {
