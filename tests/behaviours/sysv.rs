@@ -1,7 +1,7 @@
 //! System V semaphores and message queues: what others use, too, what is gone, and what is in use where it would be put back.
 use anyhow::{ensure, Context, Result};
-use dormouse_tests::target::{Start, Target};
 use dormouse_tests::case::Skip;
+use dormouse_tests::target::{Start, Target};
 use dormouse_tests::{store, unharmed, Bed, Case, Who};
 
 pub fn cases() -> Vec<Case> {

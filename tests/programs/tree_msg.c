@@ -11,7 +11,7 @@ static const char *what;
 static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
 static int (*option)(const char *, const char *) = own_option;
 
-static int queue, keyed, full;
+static int queue, keyed, full, emptied;
 static key_t key;
 static pid_t me, child;
 static pthread_t waiter;
@@ -45,7 +45,7 @@ static void *for_room(void *unused) {
 }
 static void objects(void) {
     char ids[64];
-    snprintf(ids, sizeof ids, "%d %d %d", keyed, queue, full);
+    snprintf(ids, sizeof ids, "%d %d %d %d", keyed, queue, full, emptied);
     MUST(write_file("objects", ids) ? 0 : -1);
 }
 static void setup(void) {
@@ -59,7 +59,7 @@ static void setup(void) {
         MUST(msgrcv(queue, &m, sizeof m.text, 0, 0));
         if (!(client = MUST(fork()))) MUST(put(queue, 4, "another", 7)), _exit(0);
         MUST(waitpid(client, NULL, 0));
-        keyed = full = queue;
+        keyed = full = emptied = queue;
         objects();
         return;
     }
@@ -72,13 +72,16 @@ static void setup(void) {
     MUST(msgctl(queue, IPC_STAT, &s));
     s.msg_qbytes = 9000, s.msg_perm.mode = 0620;
     MUST(msgctl(queue, IPC_SET, &s));
+    emptied = MUST(msgget(IPC_PRIVATE, 0600));
     key = 0x44530000 | (me & 0xffff);
     keyed = MUST(msgget(key, IPC_CREAT | IPC_EXCL | 0600));
     if (!(child = MUST(fork()))) {
         MUST(prctl(PR_SET_PDEATHSIG, SIGKILL));
+        MUST(put(emptied, 1, "by the child", 12));
         long got = syscall(SYS_msgrcv, keyed, &m, sizeof m.text, -5L, 0);
         _exit(got == 5 && m.type == 3 && !memcmp(m.text, "three", 5) ? 0 : errno);
     }
+    MUST(msgrcv(emptied, &m, sizeof m.text, 0, 0));
     full = MUST(msgget(IPC_PRIVATE, 0600));
     MUST(msgctl(full, IPC_STAT, &s)), s.msg_qbytes = 3000, MUST(msgctl(full, IPC_SET, &s));
     MUST(put(full, 2, big.text, sizeof big.text));
@@ -112,6 +115,9 @@ static void prove(void) {
     if (!getenv("DORMOUSE_TEST_FRESH_PIDS")) {
         CHECK_EQ(me, s.msg_lspid, "who sent last");
         CHECK_EQ(me, s.msg_lrpid, "who received last");
+        CHECK_OK(msgctl(emptied, IPC_STAT, &s), "looking at the empty one");
+        CHECK_EQ(child, s.msg_lspid, "who sent last to the empty one");
+        CHECK_EQ(me, s.msg_lrpid, "who received last from it");
     }
     next(queue, 9, 9, big.text, sizeof big.text, "the large one, by its type");
     next(queue, 0, 5, "first", 5, "the first");
@@ -130,5 +136,5 @@ static void prove(void) {
     pthread_join(waiter, &r);
     CHECK_EQ(0, (long)r, "the wait for room");
     next(full, 0, 8, "at last", 7, "what waited for room");
-    gone(queue), gone(keyed), gone(full);
+    gone(queue), gone(keyed), gone(full), gone(emptied);
 }

@@ -206,20 +206,21 @@ impl Run<'_> {
             process::group(p, image, tree.all[0].process.pgid, o, &mut own)?;
             notes.extend(named(i, image, own));
         }
-        let made = (made, sysvipc::put(all, &tree, &mut notes)?);
         each(all, &tree, &mut notes, |i, p, image, notes| {
-            files::owners(p, image, &made.0[i], notes)?;
+            files::owners(p, image, &made[i], notes)?;
             p.adopt()?;
             process::attributes(p, image, notes)?;
             agent::tell(p, image, o)?;
             threads::attributes(p, image, notes)?;
             files::positions(p, image)?;
-            sealed::seal(p, image)?;
-            process::last(p, image, o, notes)
+            sealed::seal(p, image)
         })?;
+        // what is put back here is not the processes' own, and stays so if anything after it fails; after it they may have no right to
+        let ipc = sysvipc::put(all, &tree, &mut notes)?;
+        each(all, &tree, &mut notes, |_, p, image, notes| process::last(p, image, o, notes))?;
         self.enter(Phase::Wake)?;
         let restored = wake::wake(all, &tree, notes)?;
-        made.1.keep();
+        ipc.keep();
         Ok(restored)
     }
 }

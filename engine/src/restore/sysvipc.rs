@@ -2,7 +2,7 @@
 //! as it is. Each is last used by the process that used it last.
 use super::pids::Rights;
 use super::puppet::Puppet;
-use super::{cannot, Step, Tree};
+use super::{cannot, Fault, Step, Tree};
 use crate::capture::sysvipc::{describe, lives, who};
 use crate::Reason;
 use ::image::v1::sysvipc::*;
@@ -278,6 +278,10 @@ fn make(
     }
     let got = all[0].run(&p)?.get(got);
     let object = kind.describe(perm);
+    if got.is_err() {
+        // or the next one that anybody makes would get it
+        std::fs::write(kind.next_id, "-1").map_err(|e| Fault::Io(kind.next_id.into(), e))?;
+    }
     let got = got.map_err(|e| {
         cannot(&object, format!("it cannot be made again: {e}"), "see /proc/sys/kernel/sem and msgmni, and ipcs")
     })? as i32;
@@ -365,6 +369,14 @@ fn queue(all: &mut [Puppet], tree: &Tree<'_>, q: &MessageQueue, waiting: u64, no
             q.messages.len()
         ));
     }
+    // before anything is lost
+    let has = sysv::most(id).unwrap_or(0);
+    let most = has.max(q.most);
+    if most != has || now.is_none_or(|h| (h.perm.mode, h.perm.owner) != (q.perm.mode, q.perm.owner)) {
+        permissions(&mut p, &QUEUES, &q.perm, most);
+    }
+    receiver.run(&p)?;
+    p = Program::new();
     for _ in 0..waiting {
         let to = p.out(8 + 1);
         let how = libc::MSG_NOERROR | libc::IPC_NOWAIT;
@@ -372,18 +384,17 @@ fn queue(all: &mut [Puppet], tree: &Tree<'_>, q: &MessageQueue, waiting: u64, no
         p.named(format!("emptying {object}"));
         receiver.run_if_full(&mut p)?;
     }
-    let has = sysv::most(id).unwrap_or(0);
-    let most = has.max(q.most);
-    if most != has || now.is_none_or(|h| (h.perm.mode, h.perm.owner) != (q.perm.mode, q.perm.owner)) {
-        permissions(&mut p, &QUEUES, &q.perm, most);
-    }
+    receiver.run(&p)?;
     if q.receiver != 0 {
         // also of one that is empty
+        let mut p = Program::new();
         send(&mut p, id, 1, &[], &object);
+        all[of(tree, q.sender)].run(&p)?;
+        let mut p = Program::new();
         let to = p.out(8 + 1);
         p.call(libc::SYS_msgrcv, &[id.into(), to.arg(), Imm(0), Imm(0), libc::IPC_NOWAIT.into()]);
+        all[of(tree, q.receiver)].run(&p)?;
     }
-    receiver.run(&p)?;
     let sender = &mut all[of(tree, q.sender)];
     let mut p = Program::new();
     for m in &q.messages {
