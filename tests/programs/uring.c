@@ -1,5 +1,6 @@
 #include "common.h"
 #include <linux/io_uring.h>
+#include <dirent.h>
 #include <sys/eventfd.h>
 
 static const char *about = "three rings of io_uring, one without indices, one large with a thread that waits in it, used before, idle: completions that wait to be read, a registered buffer, prepared entries, more requests";
@@ -55,23 +56,40 @@ static int enter(struct ring *r, unsigned wait) {
     __atomic_store_n(word(r, r->p.sq_off.tail), r->tail, __ATOMIC_RELEASE);
     return (int)syscall(SYS_io_uring_enter, r->fd, n, wait, wait ? IORING_ENTER_GETEVENTS : 0, NULL, 0);
 }
-static void finished(struct ring *r, uint64_t data, int result) {
+// The result of the next completion, which should be of this request.
+static int result_of(struct ring *r, uint64_t data) {
     unsigned *head = word(r, r->p.cq_off.head), tail = __atomic_load_n(word(r, r->p.cq_off.tail), __ATOMIC_ACQUIRE);
     if (*head == tail) {
         fail("a completion %llu, expected one, got none", (unsigned long long)data);
-        return;
+        return -ENOENT;
     }
     struct io_uring_cqe *c = &((struct io_uring_cqe *)(r->rings + r->p.cq_off.cqes))[*head & (r->p.cq_entries - 1)];
     CHECK_EQ(data, c->user_data, "data of the completion");
-    CHECK_EQ(result, c->res, "result of completion %llu", (unsigned long long)data);
+    int result = c->res;
     __atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+    return result;
 }
+static void finished(struct ring *r, uint64_t data, int result) { CHECK_EQ(result, result_of(r, data), "result of completion %llu", (unsigned long long)data); }
 static void nothing(struct ring *r, uint64_t data) {
     entry(r, IORING_OP_NOP, -1, NULL, 0, data);
     CHECK_EQ(1, enter(r, 1), "a request taken (errno %d)", errno);
     finished(r, data, 0);
 }
 
+// Until a thread of the kernel's works for a ring of this process, or waits to.
+static void worked_for(void) {
+    for (bool found = false; !found; sleep_ms(2)) {
+        DIR *tasks = opendir("/proc/self/task");
+        for (struct dirent *d; tasks && (d = readdir(tasks));) {
+            char path[300], text[256] = "";
+            snprintf(path, sizeof path, "/proc/self/task/%s/stat", d->d_name);
+            FILE *f = fopen(path, "re");
+            if (f && fgets(text, sizeof text, f)) found |= strstr(text, "(iou-wrk-") && strstr(text, ") S ");
+            if (f) fclose(f);
+        }
+        if (tasks) closedir(tasks);
+    }
+}
 static void refused(void) {
     bool single = !strcmp(what, "single"), thread = !strcmp(what, "sqpoll");
     if (!make(&one, 4, single ? IORING_SETUP_SINGLE_ISSUER : thread ? IORING_SETUP_SQPOLL : 0, 0)) skip("no such ring");
@@ -100,9 +118,11 @@ static void refused(void) {
         MUST(syscall(SYS_io_uring_register, one.fd, IORING_REGISTER_RING_FDS, &u, 1));
     }
     if (!strcmp(what, "worker")) {
-        entry(&one, IORING_OP_NOP, -1, NULL, 0, 2)->flags = IOSQE_ASYNC; // by a thread, which stays
-        MUST(enter(&one, 1));
-        finished(&one, 2, 0);
+        MUST(mkfifo(work("fifo"), 0600));
+        struct io_uring_sqe *e = entry(&one, IORING_OP_OPENAT, AT_FDCWD, (void *)work("fifo"), 0, 2);
+        e->off = 0, e->flags = IOSQE_ASYNC, e->open_flags = O_RDONLY | O_CLOEXEC;
+        MUST(enter(&one, 0));
+        worked_for();
     }
 }
 
@@ -129,6 +149,10 @@ static void setup(void) {
     entry(&one, IORING_OP_NOP, -1, NULL, 0, 5002);
     MUST(enter(&one, 2)); // nobody reads these
     entry(&one, IORING_OP_NOP, -1, NULL, 0, 5003); // prepared, not submitted
+    entry(&two, IORING_OP_NOP, -1, NULL, 0, 6000)->flags = IOSQE_ASYNC; // by a thread of the kernel's, which stays
+    MUST(enter(&two, 1));
+    finished(&two, 6000, 0);
+    worked_for();
     entry(&two, IORING_OP_NOP, -1, NULL, 0, 6001);
     MUST(enter(&two, 1));
     if (!make(&large, 512, 0, 0)) must_failed("io_uring_setup", __FILE__, __LINE__, errno);
@@ -144,6 +168,11 @@ static void prove(void) {
     if (what) {
         struct stat s;
         CHECK_OK(fstat(one.fd, &s), "the ring");
+        if (!strcmp(what, "worker")) {
+            CHECK_OK(open(work("fifo"), O_WRONLY | O_CLOEXEC), "the other end of what a request opens");
+            CHECK_EQ(0, enter(&one, 1), "waiting for the request");
+            CHECK(result_of(&one, 2) >= 0, "the request's descriptor");
+        }
         return;
     }
     CHECK_EQ(-1, waited, "a thread waits for a completion");
@@ -161,6 +190,9 @@ static void prove(void) {
     finished(&one, 5004, 4);
     CHECK_MEM("tent", fixed + 8, 4, "what was read now");
     finished(&two, 6001, 0);
+    entry(&two, IORING_OP_NOP, -1, NULL, 0, 6002)->flags = IOSQE_ASYNC;
+    CHECK_EQ(1, enter(&two, 1), "a request for a thread of the kernel's");
+    finished(&two, 6002, 0);
     for (uint64_t i = 0; i < 300; i++) nothing(&one, i), nothing(&two, i); // round the rings
     for (uint64_t i = 0; i < 8; i++) entry(&one, IORING_OP_NOP, -1, NULL, 0, i); // full
     CHECK_EQ(8, enter(&one, 8), "a full queue");

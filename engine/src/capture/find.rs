@@ -455,7 +455,8 @@ fn killed(pid: i32) -> Step<bool> {
         let s = procfs::status::read_task(pid, tid);
         s.is_ok_and(|s| s.state == procfs::State::Tracing && s.sig_pending & SIGKILL == 0)
     };
-    let others: Vec<i32> = procfs::tasks(pid)?.into_iter().filter(|tid| *tid != pid).collect();
+    let others = procfs::tasks(pid)?.into_iter().filter(|tid| *tid != pid && !procfs::is_io_worker(pid, *tid));
+    let others: Vec<i32> = others.collect();
     Ok(others.is_empty() || !others.into_iter().all(stands))
 }
 

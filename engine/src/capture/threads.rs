@@ -152,6 +152,9 @@ fn reason(tid: i32, comm: &[u8], why: String, remedy: &str) -> Reason {
 /// Asks one thread, and gives the refusal if there is one.
 fn fact(w: &Whole<'_>, tid: i32, said: Vec<u8>, known: &mut BTreeMap<i32, Facts>) -> Step<Option<Reason>> {
     let s = procfs::stat::read_task(w.leader.pid, tid)?;
+    if s.is_io_worker() {
+        return Ok(None);
+    }
     let status = procfs::status::read_task(w.leader.pid, tid)?;
     let inner_tid = status.ns_pid.last().copied().filter(|_| w.private).unwrap_or(tid);
     let odd = match (tid == w.leader.pid || s.state == procfs::State::Zombie, odd(w.leader, &status)) {

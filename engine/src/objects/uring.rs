@@ -2,7 +2,7 @@
 //! it; then its memory is given the old content, and is mapped where it was. What the kernel tells of a ring is sys/src/uring.rs; what it does not tell is
 //! reported.
 use super::{encode, Object};
-use crate::capture::{FileView, Observer};
+use crate::capture::{FileView, Observer, Survey};
 use crate::restore::files::{self, Checker, Made, Maker, Remake};
 use crate::restore::{cannot, Step};
 use crate::{Error, Kind as Exit, Reason, Result};
@@ -115,10 +115,11 @@ fn reasons(f: &FileView, all: Vec<(String, &'static str)>) -> Vec<Reason> {
     all.into_iter().map(|(why, remedy)| Reason::new(f.describe(), why, remedy)).collect()
 }
 
-/// The kernel's threads that work for rings of a process, which nothing can stop.
-fn workers(pid: i32) -> Vec<i32> {
-    let works = |tid: &i32| procfs::stat::read_task(pid, *tid).is_ok_and(|s| s.is_io_worker());
-    procfs::tasks(pid).unwrap_or_default().into_iter().filter(works).collect()
+impl Survey {
+    /// Whether the kernel may have threads in the process that work for rings: it has one, or more threads than are the program's (they outlive the ring).
+    pub(crate) fn may_have_workers(&self) -> bool {
+        self.files.iter().any(|f| f.link == RING) || self.stat.num_threads > self.threads.len() as i64
+    }
 }
 
 /// Of a process: rings that it has from another, and those of which it has mappings only.
@@ -152,13 +153,7 @@ impl Object for Uring {
 
     fn inspect(&self, f: &FileView, _all: &[FileView], pid: i32) -> Vec<Reason> {
         let told = sys::uring::told(pid, f.first_fd()).ok().flatten();
-        let mut all = told.as_ref().map(lasting).unwrap_or_default();
-        let submits = told.and_then(|t| t.thread);
-        if let Some(tid) = workers(pid).into_iter().find(|tid| Some(*tid) != submits) {
-            let why = format!("a thread of the kernel's, {tid} (iou-wrk), works for it, and cannot be stopped");
-            all.push((why, "let the program use requests that need none (of sockets and pipes, not of files)"));
-        }
-        reasons(f, all)
+        reasons(f, told.as_ref().map(lasting).unwrap_or_default())
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {

@@ -159,7 +159,8 @@ pub fn open(pid: i32, uid: u32, l: &Listener, patience: Duration) -> std::result
     // the one that is most likely to stand where there is room for a signal
     let first = loop {
         let tids = procfs::tasks(pid).map_err(other)?;
-        let (long, first): (Vec<i32>, Vec<i32>) = tids.into_iter().partition(|t| look::blocks(pid, *t).unwrap_or(true));
+        let tids = tids.into_iter().filter(|t| !procfs::is_io_worker(pid, *t));
+        let (long, first): (Vec<i32>, Vec<i32>) = tids.partition(|t| look::blocks(pid, *t).unwrap_or(true));
         if !first.is_empty() {
             break first.into_iter().chain(long);
         }
@@ -283,6 +284,7 @@ fn look_once(
             None => look::blocks(pid, *tid),
         };
         match blocks {
+            Ok(true) if procfs::is_io_worker(pid, *tid) => continue,
             Ok(true) => drop(blocking.insert(*tid)),
             Ok(false) => {}
             Err(e) if e.is_gone() => continue,
@@ -354,7 +356,8 @@ impl Quiesced {
         self.call_some(call, long.into_iter(), PATIENCE, heed)?;
         for _ in 0..MAX_ROUNDS {
             let tids = procfs::tasks(self.pid).map_err(other)?;
-            let fresh: Vec<i32> = tids.into_iter().filter(|t| !self.arrived.contains_key(t)).collect();
+            let is_thread = |t: &i32| call.seen.contains_key(t) || !procfs::is_io_worker(self.pid, *t);
+            let fresh: Vec<i32> = tids.into_iter().filter(|t| !self.arrived.contains_key(t) && is_thread(t)).collect();
             if fresh.is_empty() {
                 return Ok(());
             }

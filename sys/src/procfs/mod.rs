@@ -33,8 +33,8 @@ pub mod vma_at;
 
 mod process;
 pub use process::{
-    boot_id, children, cmdline, comm, cwd, exe, is_ending, pid_exists, pids, root, split_cmdline, start_time, tasks,
-    waits, Link,
+    boot_id, children, cmdline, comm, cwd, exe, is_ending, is_io_worker, pid_exists, pids, root, split_cmdline,
+    start_time, tasks, waits, Link,
 };
 
 /// A file of testdata.

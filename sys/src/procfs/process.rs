@@ -26,6 +26,11 @@ pub fn tasks(pid: Pid) -> Result<Vec<Pid>> {
     numbers_in(&path_of(pid, "task"))
 }
 
+/// Whether a thread of a process is one that the kernel has made in it for io_uring ([`stat::Stat::is_io_worker`]): none of the program's.
+pub fn is_io_worker(pid: Pid, tid: Pid) -> bool {
+    tid != pid && stat::read_task(pid, tid).is_ok_and(|s| s.is_io_worker())
+}
+
 /// A process has ended, or is about to and will run nothing of its own any more: SIGKILL has been taken (kernel/signal.c, complete_signal, makes it the
 /// exit code at once; proc_pid_stat(5); in a ptrace stop that is the stop's signal, never this one), or each thread has PF_EXITING (flags,
 /// include/linux/sched.h) or a SIGKILL that waits for it, or is gone.
@@ -35,7 +40,7 @@ pub fn is_ending(pid: Pid) -> bool {
     }
     const PF_EXITING: u32 = 4;
     const KILLED: u64 = 1 << (libc::SIGKILL - 1);
-    let runs = |tid| stat::read(tid).is_ok_and(|s| s.flags & PF_EXITING == 0);
+    let runs = |tid| stat::read(tid).is_ok_and(|s| s.flags & PF_EXITING == 0 && !s.is_io_worker());
     let ends = |tid| !runs(tid) || status::read(tid).is_ok_and(|s| s.sig_pending & KILLED != 0);
     ends(pid) && tasks(pid).unwrap_or_default().into_iter().all(ends)
 }

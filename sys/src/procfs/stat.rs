@@ -78,7 +78,8 @@ impl Stat {
         self.flags & 0x0020_0000 != 0
     }
 
-    /// PF_IO_WORKER: a thread that the kernel has made in the process for io_uring, and that nothing can stop.
+    /// PF_IO_WORKER: a thread that the kernel has made in the process for io_uring. It runs no code of the program's, and to stop it (ptrace, SIGSTOP) would end
+    /// what it does for a request with EINTR (io_uring/io-wq.c).
     pub fn is_io_worker(&self) -> bool {
         self.flags & 0x10 != 0
     }

@@ -106,14 +106,14 @@ impl Tasks {
         &self.sigfd
     }
 
-    /// Seizes and stops every thread, until no newcomer appears.
-    pub fn freeze(&mut self) -> Result<()> {
+    /// Seizes and stops every thread, until no newcomer appears. `workers`: some may be io_uring's, which are left alone.
+    pub fn freeze(&mut self, workers: bool) -> Result<()> {
         for _ in 0..MAX_ROUNDS {
             let tids = procfs::tasks(self.pid)
                 .map_err(|_| Error::Died { doing: "listing its threads".into(), pid: self.pid })?;
             let mut fresh = Vec::new();
             for tid in tids {
-                if self.all.contains_key(&tid) {
+                if self.all.contains_key(&tid) || workers && procfs::is_io_worker(self.pid, tid) {
                     continue;
                 }
                 match raw::seize(tid) {
