@@ -411,7 +411,6 @@ impl Survey {
             .filter_map(|m| unsupported(m).map(|(w, r)| Reason::new(describe(&m.vma), w, r)))
             .collect();
         self.reasons.extend(reasons);
-        self.reasons.extend(super::sysv::shared_with_others(self.smaps.iter().map(|m| &m.vma)));
         let rings = self.smaps.iter().map(|m| &m.vma).filter(|v| v.kind() == VmaKind::AioRing);
         let mem = sys::mem::RemoteMem::open(self.pid).ok();
         let unread = rings.filter_map(|v| super::memory::unread_completions(mem.as_ref()?, v));
@@ -443,6 +442,9 @@ impl Survey {
         for ((fd, ..), reasons) in first {
             self.files_refused[usize::from(pairs.contains(&fd))].extend(reasons);
         }
+        // nor to what a child is attached that has just begun
+        let vmas = self.smaps.iter().map(|m| &m.vma);
+        self.files_refused[1].extend(super::sysv::shared_with_others(vmas, self.pid, members.0));
         Ok(())
     }
 }

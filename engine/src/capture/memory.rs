@@ -1,5 +1,6 @@
 //! Mappings in the image's words, and the pages that must be stored.
 use super::dropped::{self, without};
+use super::observe::lock;
 use super::swapped::{self, Stored};
 use super::{Fault, Observer, Step};
 use crate::{Error, Kind, Reason};
@@ -305,7 +306,12 @@ impl Observer<'_> {
             }
             let ends = t.backing == BACKING_SYSV && mapped.segments.get(t.file as usize).is_some_and(|s| s.ends);
             // several mappings of the same shared memory: its pages once, of each part
-            if (t.backing == BACKING_SHARED_ANON || ends) && !shared.insert((v.inode, t.offset, t.end - t.start)) {
+            let part = (v.inode, t.offset, t.end - t.start);
+            let known = match t.backing {
+                BACKING_SHARED_ANON => !shared.insert(part),
+                _ => ends && !lock(&self.common.segments).insert(part),
+            };
+            if known {
                 continue;
             }
             let regions = match t.backing {

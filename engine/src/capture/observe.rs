@@ -14,6 +14,7 @@ use image::v1::process::{PosixTimer, Process};
 use image::PageSink;
 use serde_bytes::ByteBuf;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sys::agent::{Copies, Visited};
@@ -104,12 +105,16 @@ pub(super) struct Common {
     pub unnamed: Mutex<Vec<Unnamed>>,
     /// System V semaphores and message queues.
     pub ipc: Mutex<super::sysvipc::AllFound>,
-    /// There is more than one process.
+    /// Parts of segments of System V shared memory whose pages are stored: shmid, first byte, bytes.
+    pub segments: Mutex<BTreeSet<(u64, u64, u64)>>,
+    /// PIDs of the processes.
+    pub members: Vec<i32>,
+    /// There is more than one process, or there are zombies.
     pub several: bool,
 }
 
 impl Common {
-    pub fn new(sink: PageSink, several: bool) -> Arc<Common> {
+    pub fn new(sink: PageSink, members: Vec<i32>, several: bool) -> Arc<Common> {
         Arc::new(Common {
             sink: Mutex::new(Some(sink)),
             hands: Mutex::default(),
@@ -117,6 +122,8 @@ impl Common {
             kept: Mutex::default(),
             unnamed: Mutex::default(),
             ipc: Mutex::default(),
+            segments: Mutex::default(),
+            members,
             several,
         })
     }
@@ -280,7 +287,7 @@ impl<'a> Observer<'a> {
     /// What is left, when all open files are known. `fds`, `locks`: its own.
     pub(super) fn end(&mut self, b: Begun, fds: Vec<Fd>, locks: Vec<(u32, Lock)>) -> Step<Seen> {
         let Begun { process, told, maps } = b;
-        self.survey.refuse_for(super::sysv::shared_with_others(&maps))?;
+        self.survey.refuse_for(super::sysv::shared_with_others(&maps, self.survey.pid, &self.common.members))?;
         let pending = match self.door() {
             // of several, one may have sent a signal to another that stood still already
             Door::Attach => self.common.several.then(|| self.pending(&told)).transpose()?,

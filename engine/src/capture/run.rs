@@ -109,7 +109,8 @@ impl<'a> Run<'a> {
 
         self.enter(Phase::Observe)?;
         let several = surveys.len() > 1 || !kinship.zombies.is_empty();
-        let common = Common::new(sink(&incoming)?, several);
+        let members = surveys.iter().map(|s| s.pid).collect();
+        let common = Common::new(sink(&incoming)?, members, several);
         let (mut all, files) = match self.observe(&surveys, inside, &entries, &common, &mut others) {
             Err(f) => return Err(self.shut_behind(f, &mut entries)?),
             seen => seen?,

@@ -1,7 +1,8 @@
 //! System V shared memory. A segment outlives its users, as a named file does: it stays the kernel's, and a restore attaches it again. One that is
-//! marked to go with the last of them (IPC_RMID) is memory of the program's own, unless somebody else is attached.
+//! marked to go with the last of them (IPC_RMID) is memory of the program's own, unless somebody outside is attached.
 use crate::Reason;
 use image::v1::memory::Segment;
+use sys::procfs;
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::sysvipc::{self, Shm};
 
@@ -19,8 +20,18 @@ pub(super) fn segments(maps: &[Vma]) -> Vec<Segment> {
     sysvipc::shm().unwrap_or_default().into_iter().filter(mapped).map(one).collect()
 }
 
-/// Those that are marked to go, and that others are attached to. Asked while there is no snapshot child, which would count.
-pub(super) fn shared_with_others<'a>(maps: impl IntoIterator<Item = &'a Vma>) -> Vec<Reason> {
+/// How often processes are attached to it.
+fn attached(pids: impl Iterator<Item = i32>, s: &Shm) -> u64 {
+    pids.map(|pid| procfs::maps::read(pid).unwrap_or_default().iter().filter(|v| is_of(v, s)).count() as u64).sum()
+}
+
+/// Those that are marked to go, and that others are attached to than these (`members`) that are captured together; `maps` are the mappings of one of them,
+/// `pid`. Asked while there is no snapshot child, which would count.
+pub(super) fn shared_with_others<'a>(
+    maps: impl IntoIterator<Item = &'a Vma>,
+    pid: i32,
+    members: &[i32],
+) -> Vec<Reason> {
     let own: Vec<&Vma> = maps.into_iter().filter(|v| matches!(v.kind(), VmaKind::SysvShm { .. })).collect();
     let all = if own.is_empty() { Vec::new() } else { sysvipc::shm().unwrap_or_default() };
     let reason = |v: &&Vma| {
@@ -34,7 +45,9 @@ pub(super) fn shared_with_others<'a>(maps: impl IntoIterator<Item = &'a Vma>) ->
             "its segment of System V shared memory ({}) is marked to go, and other processes are attached to it, which a restored one could not be",
             s.id
         );
-        (s.ends && s.attached > ours).then(|| what(why, "end those processes (ipcs -mp), or detach it (shmdt)"))
+        let others = || attached(members.iter().copied().filter(|m| *m != pid), s);
+        (s.ends && s.attached > ours && s.attached > ours + others())
+            .then(|| what(why, "end those processes (ipcs -mp), or detach it (shmdt)"))
     };
     own.iter().filter_map(reason).collect()
 }

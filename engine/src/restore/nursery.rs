@@ -6,7 +6,7 @@ use super::ptys::{self, Pty};
 use super::puppet::{end, reap, Puppet};
 use super::{build, cannot, clock, vdso, Fault, Step, Tree};
 use crate::{Pids, RestoreOptions};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use sys::channel::{Channel, Watch};
@@ -81,6 +81,8 @@ pub struct Nursery<'a, 't> {
     /// Our child, the process or its init: ends with us.
     root: Option<Child>,
     shares: Shares,
+    /// Segments of System V shared memory that were made, by their old numbers.
+    segments: BTreeMap<i32, i32>,
     notes: &'a mut Vec<String>,
 }
 
@@ -118,6 +120,7 @@ impl<'a, 't> Nursery<'a, 't> {
             base: None,
             root: None,
             shares,
+            segments: BTreeMap::new(),
             notes,
         })
     }
@@ -287,6 +290,7 @@ impl<'a, 't> Nursery<'a, 't> {
             layout: self.layout,
             park: self.layout.base + self.layout.len,
             shares: self.shares.places(),
+            segments: BTreeMap::new(),
             fit: vdso::fits(&self.own_vdso, image).map_err(Fault::Cannot)?,
             vdso_at: 0,
             sock: self.socks[i].number,
@@ -322,9 +326,13 @@ impl<'a, 't> Nursery<'a, 't> {
         let kept = from.map_or_else(Vec::new, |from| super::place::inherited(image, from));
         let mut notes = Vec::new();
         super::unnamed::lend(&mut self.born, i, image)?;
+        let segments = std::mem::take(&mut self.segments);
         let puppet = self.of(i)?;
+        puppet.segments = segments;
         super::place::place(puppet, image, &kept, o, &mut notes)?;
+        let segments = std::mem::take(&mut puppet.segments);
         super::fill::fill(puppet, image, from.map(|f| (f, &kept[..])), o)?;
+        self.segments = segments;
         self.notes.extend(super::named(i, image, notes));
         Ok(())
     }

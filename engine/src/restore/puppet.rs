@@ -38,6 +38,8 @@ pub struct Puppet {
     pub park: u64,
     /// Memory that it shares with other processes, by its number: where it lies for the moment, and bytes.
     pub shares: BTreeMap<u64, (u64, u64)>,
+    /// Segments of System V shared memory that were made here, by their old numbers: their new ones.
+    pub segments: BTreeMap<i32, i32>,
     /// How our vDSO stands in for the program's.
     pub fit: super::vdso::Fit,
     /// Where our vDSO lies in the end.

@@ -1,5 +1,5 @@
 //! System V shared memory: segments that are the kernel's are attached again; those that were to go with the program are made anew, under another
-//! number, and are to go again.
+//! number, and are to go again. The first process that has one makes it, and the others attach it: Linux lets them, though it is marked to go (shmat(2)).
 use super::puppet::Puppet;
 use super::{place::has_flag, vdso, Image, Step};
 use crate::Reason;
@@ -29,14 +29,18 @@ pub fn place(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
         let of = |v: &&Vma| v.backing == BACKING_SYSV && v.file as usize == i;
         let vmas: Vec<&Vma> = image.memory.vmas.iter().filter(of).collect();
         let mut prog = Program::new();
-        let id = match s.ends {
-            true => {
+        let known = p.segments.get(&s.id).copied();
+        let mut made = None;
+        let id = match s.ends.then_some(known) {
+            Some(Some(known)) => known.into(),
+            Some(None) => {
                 let how = libc::IPC_CREAT | s.mode as i32;
-                let made = prog.call(libc::SYS_shmget, &[libc::IPC_PRIVATE.into(), Imm(s.size), how.into()]);
+                let id = prog.call(libc::SYS_shmget, &[libc::IPC_PRIVATE.into(), Imm(s.size), how.into()]);
                 prog.named("making System V shared memory");
-                made.arg()
+                made = Some(id);
+                id.arg()
             }
-            false => s.id.into(),
+            None => s.id.into(),
         };
         // one that can never become writable is attached for reading
         for writes in [true, false] {
@@ -45,10 +49,13 @@ pub fn place(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
                 attach(&mut prog, p.park + vdso::PARK_LEN, id, writes || s.ends, &some);
             }
         }
-        if s.ends {
+        if made.is_some() {
             prog.call(libc::SYS_shmctl, &[id, libc::IPC_RMID.into(), Imm(0)]);
         }
-        p.run(&prog)?;
+        let r = p.run(&prog)?;
+        if let Some(id) = made {
+            p.segments.insert(s.id, r.get(id)? as i32);
+        }
     }
     Ok(())
 }
