@@ -19,6 +19,7 @@ missing() { # programs and packages that the tests need, as apt names them
     command -v musl-gcc >/dev/null || echo musl-tools
     command -v setpriv >/dev/null || echo util-linux
     command -v curl >/dev/null || echo curl
+    [ -x /usr/bin/tmux ] || echo tmux
 }
 need=$(missing | sort -u | tr '\n' ' ')
 if [ -n "${need// /}" ]; then
