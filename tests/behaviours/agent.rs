@@ -131,18 +131,12 @@ os.execve(sys.executable, [sys.executable, '-c', code], {})
 ";
     let (pid, dir) = python(bed, "execs", script, None)?;
     let there = |name: &str| run::until(name, LIMIT, || Ok(dir.join(name).exists()));
-    let mut ctl = bed.ctl_command(&["checkpoint", "execs", "--json"]);
-    ctl.env("DORMOUSE_FAULT", "agent:1:stop-self");
-    let (mut recorder, said, _) = bed.spawn(&mut ctl)?;
-    let me = recorder.id() as i32;
-    run::until("ctl before the signal", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
-    fs::write(dir.join("act"), "")?;
-    there("acted")?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(me), nix::sys::signal::SIGCONT)?;
-    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
-    bed.let_go(&recorder);
-    let said = fs::read_to_string(said)?;
-    ensure!(run::code(status) == 0 && said.contains("\"attach\""), "it should be made by attach: {status}: {said}");
+    let act = |_| {
+        fs::write(dir.join("act"), "")?;
+        there("acted")
+    };
+    let said = bed.ctl_stopped("agent", &["checkpoint", "execs", "--json"], act)?.expect(0)?.json()?;
+    ensure!(said["door"] == "attach", "it should be made by attach: {said}");
     unharmed::entirely(pid)?;
     fs::write(dir.join("gate"), "")?;
     there("over")?;

@@ -3,7 +3,7 @@
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::LIMIT;
 use dormouse_tests::target::{Door, Start, Target};
-use dormouse_tests::{proc, run, unharmed, Bed, Case, Who};
+use dormouse_tests::{run, unharmed, Bed, Case, Who};
 
 /// What is let through, whatever the door.
 const KEPT: [&str; 4] = ["errno", "two", "threads", "kill"];
@@ -159,18 +159,11 @@ fn set_in_between(bed: &mut Bed) -> Result<()> {
     let pid = bed.run(&mut c)?.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
     let there = |name: &str| run::until(name, LIMIT, || Ok(dir.join(name).exists()));
     there("ready")?;
-    let mut ctl = bed.ctl_command(&["checkpoint", "sets", "--door", "agent"]);
-    ctl.env("DORMOUSE_FAULT", "agent:1:stop-self");
-    let (mut recorder, _, said) = bed.spawn(&mut ctl)?;
-    let me = recorder.id() as i32;
-    run::until("ctl before the signal", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
-    std::fs::write(dir.join("act"), "")?;
-    there("acted")?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(me), nix::sys::signal::SIGCONT)?;
-    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
-    bed.let_go(&recorder);
-    let said = std::fs::read_to_string(said)?;
-    ensure!(run::code(status) == 3 && said.contains("agent"), "it should be refused: {status}: {said}");
+    let act = |_| {
+        std::fs::write(dir.join("act"), "")?;
+        there("acted")
+    };
+    bed.ctl_stopped("agent", &["checkpoint", "sets", "--door", "agent"], act)?.refused(3, &["agent"])?;
     unharmed::entirely(pid)?;
     std::fs::write(dir.join("gate"), "")?;
     there("over")?;

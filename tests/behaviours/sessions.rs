@@ -341,18 +341,8 @@ fn at_phase(
     options: &[&str],
     act: impl Fn() -> Result<()>,
 ) -> Result<String> {
-    let mut ctl = bed.ctl_command(&target.checkpoint_args(options));
-    ctl.env("DORMOUSE_FAULT", format!("{phase}:1:stop-self"));
-    let (mut recorder, out, err) = bed.spawn(&mut ctl)?;
-    let me = recorder.id() as i32;
-    run::until(&format!("ctl before {phase}"), LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
-    act()?;
-    send(me, nix::sys::signal::SIGCONT)?;
-    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
-    bed.let_go(&recorder);
-    let said = fs::read_to_string(out)? + &fs::read_to_string(err)?;
-    ensure!(status.success(), "ctl checkpoint: {status}: {said}");
-    Ok(said)
+    let ran = bed.ctl_stopped(phase, &target.checkpoint_args(options), |_| act())?.expect(0)?;
+    Ok(ran.out + &ran.err)
 }
 
 /// It is stopped, or continued, between the survey and the freeze: what it is in the freeze counts.

@@ -1,11 +1,11 @@
 //! Trees of processes, beyond what the matrix does with `tree`: doors of several kinds in one checkpoint, who comes and goes while the freeze is on its way, what a
-//! session's command has left behind, what relatives share and is refused by name, and real programs that are trees.
+//! session's command has left behind, what relatives share and is refused by name. [`programs`]: those that people run.
+mod programs;
+
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::{LIMIT, SOON};
 use dormouse_tests::target::{Door, Start};
 use dormouse_tests::{control, proc, run, store, sys, unharmed, Bed, Case};
-use nix::sys::signal::{kill, Signal};
-use nix::unistd::Pid;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,21 +20,14 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("trees/door-agent-only", door_agent_only));
     all.extend(Case::each("trees/shares-its-memory", shares_its_memory));
     all.extend(Case::each("trees/vfork", vfork));
-    all.extend(Case::each("trees/pipeline", pipeline));
-    all.extend(Case::each("trees/multiprocessing", multiprocessing));
-    all.extend(Case::each("trees/asyncio", asyncio));
-    all.extend(Case::each("trees/handles", handles));
     all.extend(Case::each("trees/shared-ring", shared_ring));
     all.extend(Case::each("trees/dead-in-another-session", dead_in_another_session));
     all.extend(Case::each("trees/refused-once", refused_once));
     all.extend(Case::each("trees/fork-bomb", fork_bomb));
     all.extend(Case::each("trees/shared-pages", shared_pages));
     all.extend(Case::each("trees/busy", busy));
+    all.extend(programs::cases());
     all
-}
-
-fn send(pid: i32, signal: Signal) -> Result<()> {
-    Ok(kill(Pid::from_raw(pid), signal)?)
 }
 
 /// A Python program in a session of its own and in `dir`.
@@ -124,17 +117,8 @@ fn left_behind(bed: &mut Bed) -> Result<()> {
 /// Stopped between survey and freeze, ctl finds what has come since.
 fn in_the_window(bed: &mut Bed, pid: i32, options: &[&str], act: &dyn Fn() -> Result<()>) -> Result<()> {
     let pid = pid.to_string();
-    let mut ctl = bed.ctl_command(&[&["checkpoint", "--pid", &pid, "--name", "window"], options].concat());
-    ctl.env("DORMOUSE_FAULT", "freeze:1:stop-self");
-    let (mut recorder, _, said) = bed.spawn(&mut ctl)?;
-    let me = recorder.id() as i32;
-    run::until("ctl before the freeze", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
-    act()?;
-    send(me, Signal::SIGCONT)?;
-    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
-    bed.let_go(&recorder);
-    ensure!(run::code(status) == 0, "it should be made: {status}: {}", fs::read_to_string(said)?);
-    Ok(())
+    let args = [&["checkpoint", "--pid", &pid, "--name", "window"], options].concat();
+    bed.ctl_stopped("freeze", &args, |_| act())?.expect(0).map(drop)
 }
 
 const FORKS: &str = "
@@ -309,132 +293,6 @@ os.waitpid(child, 0)
     let status = run::end(&mut parent, "python", LIMIT)?;
     bed.let_go(&parent);
     ensure!(run::code(status) == 0, "the program is harmed: {status}");
-    Ok(())
-}
-
-/// A shell and its pipeline, which goes on to the last byte.
-fn pipeline(bed: &mut Bed) -> Result<()> {
-    let dir = bed.folder()?;
-    let script = "i=0; while [ $i -lt 3000 ]; do echo $i; i=$((i+1)); [ $i = 500 ] && echo >half && until test -e go; do :; done; done | sed s/^/x/ | cat >out; echo $? >done.new; mv done.new done";
-    let mut c = bed.launcher_command(&["--json", "--name", "job", "--detach", "--", "sh", "-c", script]);
-    c.current_dir(&dir);
-    bed.run(&mut c)?.expect(0)?;
-    there(dir.join("half"))?;
-    for _ in 0..3 {
-        let made = bed.ctl_json(&["checkpoint", "job", "--kill"])?;
-        ensure!(made["processes"] == 4 && made["door"] == "agent", "a checkpoint of {made}");
-        bed.reap();
-        bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
-    }
-    fs::write(dir.join("go"), "")?;
-    there(dir.join("done"))?;
-    let expected: String = (0..3000).map(|i| format!("x{i}\n")).collect();
-    ensure!(fs::read_to_string(dir.join("out"))? == expected, "lines are lost, or come twice");
-    Ok(())
-}
-
-/// Python's pool of workers, with its pipes, semaphores in shared memory and threads.
-fn multiprocessing(bed: &mut Bed) -> Result<()> {
-    let dir = bed.folder()?;
-    let script = "
-import multiprocessing, os, time
-def square(n):
-    time.sleep(0.002)
-    return n * n, os.getpid()
-if __name__ == '__main__':
-    done, pids = [], set()
-    with multiprocessing.get_context('fork').Pool(3) as pool:
-        while len(done) < 600 or not os.path.exists('go'):
-            for n, pid in pool.map(square, range(len(done), len(done) + 6)):
-                done.append(n); pids.add(pid)
-            if len(done) == 60: open('some', 'w').close()
-    open('proof.new', 'w').write('%d %s' % (len(pids), done == [n * n for n in range(len(done))])); os.rename('proof.new', 'proof')
-";
-    launched(bed, &dir, script)?;
-    there(dir.join("some"))?;
-    for options in [&[][..], &["--kill"]] {
-        let made = bed.ctl_json(&[&["checkpoint", "job"], options].concat())?;
-        ensure!(made["processes"] == 4 && made["door"] == "agent", "a checkpoint of {made}");
-    }
-    bed.reap();
-    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
-    fs::write(dir.join("go"), "")?;
-    there(dir.join("proof"))?;
-    let proof = fs::read_to_string(dir.join("proof"))?;
-    ensure!(proof == "3 True", "it says {proof}");
-    Ok(())
-}
-
-/// Python's asyncio with the watcher that has a pidfd of each child: one that ends after the restore is noticed, with its status, and so is one to which a
-/// signal is sent.
-fn asyncio(bed: &mut Bed) -> Result<()> {
-    let dir = bed.folder()?;
-    let script = "
-import asyncio, os, warnings
-warnings.simplefilter('ignore')
-if hasattr(asyncio, 'PidfdChildWatcher'): asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
-def handles(): return sum('pidfd' in os.readlink('/proc/self/fd/' + n) for n in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + n))
-async def main():
-    sh = asyncio.create_subprocess_exec
-    waits = await sh('sh', '-c', 'while [ ! -e gate ]; do sleep 0.01; done; exit 9')
-    sleeps = await sh('sleep', '1000')
-    said = await sh('cat', stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
-    before = handles()
-    open('ready', 'w').close()
-    one = await waits.wait()
-    sleeps.terminate()
-    two = await sleeps.wait()
-    out, _ = await said.communicate(b'hello')
-    proof = '%d %d %d %s %d' % (before, one, two, out.decode(), said.returncode)
-    open('proof.new', 'w').write(proof); os.rename('proof.new', 'proof')
-asyncio.run(main())
-";
-    launched(bed, &dir, script)?;
-    there(dir.join("ready"))?;
-    for options in [&[][..], &["--kill"]] {
-        bed.ctl(&[&["checkpoint", "job"], options].concat())?.expect(0)?;
-    }
-    bed.reap();
-    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
-    fs::write(dir.join("gate"), "")?;
-    there(dir.join("proof"))?;
-    let proof = fs::read_to_string(dir.join("proof"))?;
-    ensure!(proof == "3 9 -15 hello 0", "it says {proof}");
-    Ok(())
-}
-
-/// A handle of a daemon, which is the supervisor's child: it lives when it is restored, and its end is seen.
-fn handles(bed: &mut Bed) -> Result<()> {
-    let dir = bed.folder()?;
-    let script = "
-import os, select, time
-r, w = os.pipe()
-if os.fork() == 0:
-    if os.fork() == 0:
-        os.write(w, b'%d ' % os.getpid())
-        while not os.path.exists('end'): time.sleep(0.001)
-    os._exit(0)
-os.wait()
-daemon = int(os.read(r, 20))
-handle = os.pidfd_open(daemon)
-open('ready', 'w').close()
-while not os.path.exists('gate'): time.sleep(0.002)
-lives = not select.select([handle], [], [], 0)[0]
-open('end', 'w').close()
-ends = bool(select.select([handle], [], [], 10)[0])
-open('proof.new', 'w').write('%s %s' % (lives, ends)); os.rename('proof.new', 'proof')
-";
-    launched(bed, &dir, script)?;
-    there(dir.join("ready"))?;
-    for options in [&[][..], &["--kill"]] {
-        bed.ctl(&[&["checkpoint", "job"], options].concat())?.expect(0)?;
-    }
-    bed.reap();
-    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
-    fs::write(dir.join("gate"), "")?;
-    there(dir.join("proof"))?;
-    let proof = fs::read_to_string(dir.join("proof"))?;
-    ensure!(proof == "True True", "it says {proof}");
     Ok(())
 }
 

@@ -352,16 +352,11 @@ fn program_ends(bed: &mut Bed, mode: Mode) -> Result<()> {
 /// The same when ctl records: what is left of the session is ctl's snapshot child, which is none of its processes.
 fn ends_while_ctl_records(bed: &mut Bed) -> Result<()> {
     let mut job = Line::program(bed, Mode::Foreground, &[], &["mem_anon"])?.ready(bed)?;
-    let mut c = bed.ctl_command(&["checkpoint", "job"]);
-    c.env("DORMOUSE_FAULT", "record:1:stop-self");
-    let (mut ctl, _, _) = bed.spawn(&mut c)?;
-    let id = ctl.id() as i32;
-    run::until("ctl stopped", LIMIT, || Ok(proc::status(id).is_some_and(|s| s.state == 'T')))?;
-    fs::write(job.line.dir.join("gate"), "")?;
-    run::until("the program's end", LIMIT, || Ok(!proc::alive(job.pid)))?;
-    proceed(id)?;
-    ensure!(run::end(&mut ctl, "ctl", LIMIT)?.success(), "ctl's checkpoint failed");
-    bed.let_go(&ctl);
+    let act = |_| {
+        fs::write(job.line.dir.join("gate"), "")?;
+        run::until("the program's end", LIMIT, || Ok(!proc::alive(job.pid)))
+    };
+    bed.ctl_stopped("record", &["checkpoint", "job"], act)?.expect(0)?;
     let code = job.end(bed)?;
     ensure!(code == 0, "it ended with {code}: {}", job.said());
     ensure!(job.events("background").is_empty(), "its snapshot child is none of its processes: {}", job.said());

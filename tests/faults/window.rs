@@ -131,21 +131,11 @@ fn window(bed: &mut Bed, act: &str, words: &[&str]) -> Result<()> {
     };
     there("ready")?;
     let pid = child.id().to_string();
-    let mut ctl = bed.ctl_command(&["checkpoint", "--pid", &pid, "--name", "window"]);
-    ctl.env("DORMOUSE_FAULT", "freeze:1:stop-self");
-    let (mut recorder, _, said) = bed.spawn(&mut ctl)?;
-    let me = recorder.id() as i32;
-    run::until("ctl before the freeze", LIMIT, || Ok(proc::status(me).is_some_and(|s| s.state == 'T')))?;
-    fs::write(dir.join("act"), "")?;
-    there("acted")?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(me), nix::sys::signal::SIGCONT)?;
-    let status = run::end(&mut recorder, "ctl checkpoint", LIMIT)?;
-    bed.let_go(&recorder);
-    let said = fs::read_to_string(said)?;
-    ensure!(run::code(status) == 3, "it should be refused: {status}: {said}");
-    for word in words {
-        ensure!(said.contains(word), "the message should say {word:?}, it says {said}");
-    }
+    let act = |_| {
+        fs::write(dir.join("act"), "")?;
+        there("acted")
+    };
+    bed.ctl_stopped("freeze", &["checkpoint", "--pid", &pid, "--name", "window"], act)?.refused(3, words)?;
     unharmed::entirely(child_pid)?;
     ensure!(store::numbers(bed, "window").is_empty(), "a checkpoint was made");
     fs::write(dir.join("gate"), "")?;

@@ -2,7 +2,7 @@
 use crate::run::{self, Ran};
 use crate::stage::Stage;
 use crate::{proc, Who};
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{chown, DirBuilderExt};
@@ -119,6 +119,32 @@ impl Bed {
         let mut c = self.ctl_command(args);
         c.env("DORMOUSE_FAULT", fault);
         self.run(&mut c)
+    }
+
+    /// Runs ctl, which stops itself at a place (`freeze`: before that phase; `agent`: before it calls a thread in), until something is done; that is told ctl's PID.
+    pub fn ctl_stopped<S: AsRef<OsStr>>(
+        &mut self,
+        at: &str,
+        args: &[S],
+        act: impl FnOnce(i32) -> Result<()>,
+    ) -> Result<Ran> {
+        let mut c = self.ctl_command(args);
+        c.env("DORMOUSE_FAULT", format!("{at}:1:stop-self"));
+        let (mut ctl, out, err) = self.spawn(&mut c)?;
+        let pid = ctl.id() as i32;
+        run::until(&format!("ctl before {at}"), LIMIT, || {
+            ensure!(ctl.try_wait()?.is_none(), "ctl ended: {}", fs::read_to_string(&err)?);
+            Ok(proc::status(pid).is_some_and(|s| s.state == 'T'))
+        })?;
+        act(pid)?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGCONT)?;
+        let typed = run::typed(&c);
+        let status = run::end(&mut ctl, &typed, LIMIT)?;
+        self.let_go(&ctl);
+        let (out, err) = (fs::read_to_string(out)?, fs::read_to_string(err)?);
+        self.log
+            .push(format!("$ DORMOUSE_FAULT={at}:1:stop-self {typed}\n{out}{err}[exit code {}]", run::code(status)));
+        Ok(Ran { command: typed, status, out, err })
     }
 
     /// Runs ctl, which must succeed and say JSON.

@@ -6,9 +6,7 @@ use dormouse_tests::control::frame;
 use dormouse_tests::fuzz::{self, Rng};
 use dormouse_tests::who::acting;
 use dormouse_tests::{sys, Who};
-use nix::sys::signal::{kill, Signal};
 use nix::sys::socket::{connect, socket, AddressFamily, SockFlag, SockType, UnixAddr};
-use nix::unistd::Pid;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
@@ -398,24 +396,16 @@ fn in_the_freeze(bed: &mut Bed, agent: bool) -> Result<()> {
     let mut api = Api::launched_with(bed, &["--door", door], None)?;
     let name = api.session.clone();
     for (n, phase) in ["freeze", "fork"].into_iter().enumerate() {
-        let mut c = bed.ctl_command(&["checkpoint", &name, "--door", door]);
-        c.env("DORMOUSE_FAULT", format!("{phase}:1:stop-self"));
-        let (mut ctl, _, err) = bed.spawn(&mut c)?;
-        let pid = ctl.id() as i32;
-        run::until("ctl stopped", LIMIT, || {
-            ensure!(ctl.try_wait()?.is_none(), "ctl ended: {}", fs::read_to_string(&err)?);
-            Ok(proc::status(pid).is_some_and(|s| s.state == 'T'))
-        })?;
         let mut strangers = Vec::new();
-        for address in addresses(pid)? {
-            let crowd = crowd(&address, STRANGER, 1000)?;
-            ensure!((16..1000).contains(&crowd.len()), "{} went into the queue", crowd.len());
-            strangers.extend(crowd);
-        }
-        kill(Pid::from_raw(pid), Signal::SIGCONT)?;
-        let status = run::end(&mut ctl, "ctl checkpoint", LIMIT)?;
-        bed.let_go(&ctl);
-        ensure!(status.success(), "ctl checkpoint, {phase}: {}", fs::read_to_string(&err)?);
+        let come = |pid| {
+            for address in addresses(pid)? {
+                let crowd = crowd(&address, STRANGER, 1000)?;
+                ensure!((16..1000).contains(&crowd.len()), "{} went into the queue", crowd.len());
+                strangers.extend(crowd);
+            }
+            Ok(())
+        };
+        bed.ctl_stopped(phase, &["checkpoint", &name, "--door", door], come)?.expect(0)?;
         turned_away(strangers)?;
         store::holds(bed, &name, &(1..=n as u64 + 1).collect::<Vec<u64>>())?;
         api.door(bed)?;
