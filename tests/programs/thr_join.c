@@ -38,7 +38,10 @@ static void setup(void) {
     MUST0(pthread_detach(d));
     sleep_ms(30);
 }
-static void spoil(void) { go = 1, sleep_ms(30); }
+static void spoil(void) {
+    go = 1;
+    while (!__atomic_load_n(&destroyed, __ATOMIC_SEQ_CST)) sleep_ms(1);
+}
 static void prove(void) {
     void *r = NULL;
     int early = pthread_tryjoin_np(handles[0], NULL);

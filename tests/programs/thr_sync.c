@@ -50,7 +50,10 @@ static void setup(void) {
     while (__atomic_load_n(&started, __ATOMIC_SEQ_CST) < KINDS * 3) sleep_ms(1);
     sleep_ms(30);
 }
-static void spoil(void) { sem_post(&sem), sleep_ms(20); }
+static void spoil(void) {
+    sem_post(&sem);
+    while (!__atomic_load_n(&through[SEM], __ATOMIC_SEQ_CST)) sleep_ms(1);
+}
 static void prove(void) {
     for (int k = 0; k < KINDS; k++) CHECK_EQ(0, through[k], "threads through the %s before", names[k]);
     for (int i = 0; i < 3; i++) CHECK_EQ(0, pthread_mutex_unlock(&mutex[i]), "unlocking the %s", names[i]);

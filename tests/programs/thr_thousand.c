@@ -9,12 +9,14 @@ static uint32_t gate_word;
 static long blocked, woken, interrupted, right;
 static __thread long tls;
 static pthread_t *handles;
+static volatile pid_t *tids;
 
 static int own_option(const char *name, const char *value) { return !strcmp(name, "--threads") && value ? (n = atol(value), 2) : 0; }
 static int (*option)(const char *, const char *) = own_option;
 
 static void *thread(void *arg) {
     tls = (long)arg * 7;
+    tids[(long)arg] = (int)tid_now();
     __atomic_fetch_add(&blocked, 1, __ATOMIC_SEQ_CST);
     while (!__atomic_load_n(&gate_word, __ATOMIC_SEQ_CST))
         if (syscall(SYS_futex, &gate_word, FUTEX_WAIT_PRIVATE, 0, NULL) == -1 && errno == EINTR) __atomic_fetch_add(&interrupted, 1, __ATOMIC_SEQ_CST);
@@ -28,17 +30,18 @@ static long threads_now(void) {
 }
 static void setup(void) {
     handles = calloc((size_t)n, sizeof *handles);
+    tids = calloc((size_t)n, sizeof *tids);
     pthread_attr_t a;
     pthread_attr_init(&a);
     pthread_attr_setstacksize(&a, 64 << 10);
     for (long i = 0; i < n; i++) MUST0(pthread_create(&handles[i], &a, thread, (void *)i));
     while (__atomic_load_n(&blocked, __ATOMIC_SEQ_CST) < n) sleep_ms(1);
-    sleep_ms(20);
+    for (long i = 0; i < n; i++) until_in_call(&tids[i], SYS_futex);
 }
 static void spoil(void) { // one thread wakes early
     __atomic_store_n(&gate_word, 1, __ATOMIC_SEQ_CST);
     syscall(SYS_futex, &gate_word, FUTEX_WAKE_PRIVATE, 1, NULL);
-    sleep_ms(30);
+    while (!__atomic_load_n(&woken, __ATOMIC_SEQ_CST)) sleep_ms(1);
 }
 static void prove(void) {
     CHECK_EQ(n + 1, threads_now(), "threads by /proc");
