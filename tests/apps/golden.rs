@@ -14,10 +14,13 @@ const THEN: &str = "/tmp/dormouse-golden";
 const IMAGES: [(&str, u32); 2] = [("root.image", 0), ("user.image", ORDINARY)];
 /// The ordinary user's, with the agent of the build that made it.
 const LAUNCHED: (&str, u32) = ("agent.image", ORDINARY);
+/// The ordinary user's: a tree that nobody launched.
+const TREE: (&str, u32) = ("tree.image", ORDINARY);
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::each("golden/v1-restores", restores);
     all.extend(Case::each("golden/v1-of-a-launched-program-restores", restores_launched));
+    all.extend(Case::each("golden/v1-of-a-tree-restores", restores_tree));
     all.extend(Case::each("golden/v1-spoilt-file-is-refused", spoilt));
     all
 }
@@ -77,6 +80,26 @@ fn restores_launched(bed: &mut Bed) -> Result<()> {
     run::until("the end of the session", LIMIT, || Ok(!live.exists()))
 }
 
+/// Four processes, one of them dead, and what they share.
+fn restores_tree(bed: &mut Bed) -> Result<()> {
+    let dir = lay_out(bed, TREE.0)?;
+    bed.ctl(&["verify", "golden"])?.expect(0)?;
+    let map = format!("{THEN}={}", dir.display());
+    let restore = bed.ctl(&["--json", "restore", "golden", "--detach", "--map-path", &map])?;
+    if bed.who != Who::Root && bed.who.uid() != TREE.1 {
+        let why = format!("the program runs as user {}", TREE.1);
+        return restore.refused(3, &[&why, "or as root"]).map(drop);
+    }
+    let pid = restore.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
+    let family = std::iter::once(pid).chain(proc::descendants(pid));
+    let (dead, alive): (Vec<_>, Vec<_>) = family.filter_map(proc::status).partition(|s| s.state == 'Z');
+    let users: Vec<_> = alive.iter().map(|s| s.uids).collect();
+    ensure!(users == [[TREE.1; 4]; 3] && dead.len() == 1, "its users are {users:?}, and dead are {dead:?}");
+    proves_itself(&dir)?;
+    let live = bed.state().join("sessions/golden/live.json");
+    run::until("the end of the session", LIMIT, || Ok(!live.exists()))
+}
+
 /// The version of the agent that launcher preloads now.
 fn version_of_today(bed: &mut Bed) -> Result<u32> {
     let mut target = Start::program("mem_anon").door(Door::Launched).agent().ready(bed)?;
@@ -102,11 +125,11 @@ fn spoilt(bed: &mut Bed) -> Result<()> {
 fn lay_out(bed: &mut Bed, image: &str) -> Result<std::path::PathBuf> {
     let golden = checkout().join("tests/golden/v1");
     let dir = bed.folder()?;
-    for name in ["sleeper", "launched", "ld.so", "data", image] {
+    for name in ["sleeper", "launched", "ld.so", "family", "data", image] {
         fs::copy(golden.join(name), dir.join(name))?;
         bed.give(&dir.join(name))?;
     }
-    let owner = IMAGES.iter().chain([&LAUNCHED]).find(|(name, _)| *name == image).map(|(_, uid)| *uid);
+    let owner = IMAGES.iter().chain([&LAUNCHED, &TREE]).find(|(name, _)| *name == image).map(|(_, uid)| *uid);
     if bed.who == Who::Root {
         std::os::unix::fs::chown(&dir, owner, owner)?; // it writes its result there
     }

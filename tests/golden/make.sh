@@ -20,13 +20,13 @@ keep() { # NAME UID: the checkpoint is the image NAME
     as "$2" "$bin/ctl" export golden "$place/state/image"
     cp state/image "$to/$1.image"
 }
-by_pid() { # NAME UID: a static program that nobody launched
+by_pid() { # NAME UID PROGRAM: a static program that nobody launched
     work
-    cp "$to/sleeper" sleeper
+    cp "$to/$3" .
     as "$2" mkdir -m 700 state
-    as "$2" setsid python3 -c 'import os; os.closerange(3, 4096); os.execve("./sleeper", ["sleeper"], {})' </dev/null >/dev/null 2>&1 &
+    as "$2" setsid python3 -c 'import os; os.closerange(3, 4096); os.execve("./'"$3"'", ["'"$3"'"], {})' </dev/null >/dev/null 2>&1 &
     until_ready
-    as "$2" "$bin/ctl" checkpoint --pid "$(pgrep -x sleeper)" --name golden --kill
+    as "$2" "$bin/ctl" checkpoint --pid "$(pgrep -ox "$3")" --name golden --kill
     keep "$1" "$2"
     cp data "$to/data"
 }
@@ -43,8 +43,13 @@ launched() { # NAME UID: one with the agent, and the loader that it needs (musl'
 if [ ! -e "$to/root.image" ]; then
     gcc $flags -Wl,--build-id=sha1 -DHASH="$hash" -o "$to/sleeper" "$here/sleeper.c"
     strip -R .comment "$to/sleeper"
-    by_pid root 0
-    by_pid user 65533
+    by_pid root 0 sleeper
+    by_pid user 65533 sleeper
+fi
+if [ ! -e "$to/tree.image" ]; then
+    musl-gcc -Os -static -Wall -Wextra -Wl,--build-id=sha1 -o "$to/family" "$here/family.c"
+    strip -R .comment "$to/family"
+    by_pid tree 65533 family
 fi
 if [ ! -e "$to/agent.image" ]; then
     cp "$(realpath /lib/ld-musl-x86_64.so.1)" "$to/ld.so"
