@@ -6,6 +6,7 @@ mod clock;
 mod daemon;
 mod doors;
 mod external;
+mod few_rights;
 mod fresh;
 mod invisible;
 mod kinds;
@@ -41,6 +42,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(daemon::cases());
     all.extend(doors::cases());
     all.extend(external::cases());
+    all.extend(few_rights::cases());
     all.extend(fresh::cases());
     all.extend(invisible::cases());
     all.extend(kinds::cases());

@@ -31,12 +31,13 @@ pub struct Start {
     envs: Vec<(String, String)>,
     door: Door,
     agent: bool,
+    under: Vec<String>,
 }
 
 impl Start {
     /// A behaviour program, as a leader of a session.
     pub fn program(name: &str) -> Start {
-        Start { program: name.into(), args: vec![], envs: vec![], door: Door::Leader, agent: false }
+        Start { program: name.into(), args: vec![], envs: vec![], door: Door::Leader, agent: false, under: vec![] }
     }
 
     /// With arguments of its own.
@@ -49,6 +50,11 @@ impl Start {
     pub fn env(mut self, name: &str, value: &str) -> Start {
         self.envs.push((name.into(), value.into()));
         self
+    }
+
+    /// launcher is started by this command.
+    pub fn under(self, command: &[&str]) -> Start {
+        Start { under: command.iter().map(|w| (*w).to_owned()).collect(), ..self }
     }
 
     /// By this door.
@@ -98,7 +104,15 @@ impl Start {
             agent: self.agent,
         };
         let launch = |options: &[&str]| {
-            let mut c = bed.launcher_command(&["--name", &target.session]);
+            let mut c = match self.under.first() {
+                None => bed.launcher_command(&[""; 0]),
+                Some(first) => {
+                    let mut c = bed.command(first);
+                    c.args(&self.under[1..]).arg(bed.stage.bin("launcher"));
+                    c
+                }
+            };
+            c.args(["--name", &target.session]);
             c.args(["--door", if self.agent { "agent" } else { "attach" }]);
             c.args(options).arg("--").args(&words).envs(self.envs.iter().cloned());
             c

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
+const CAP_SETFCAP: u64 = 1 << 31;
 
 /// What this process may do.
 #[derive(Clone, Debug)]
@@ -46,6 +47,11 @@ impl Rights {
         self.caps & CAP_SYS_ADMIN != 0
     }
 
+    /// May make a PID namespace, be it in a user namespace: to map root into one needs CAP_SETFCAP (user_namespaces(7)).
+    fn may_be_private(&self) -> bool {
+        self.may_make_namespaces() || self.uid != 0 || self.caps & CAP_SETFCAP != 0
+    }
+
     /// Has this capability, by number.
     pub fn has(&self, cap: u32) -> bool {
         self.caps >> cap & 1 != 0
@@ -57,15 +63,21 @@ pub fn decide(tree: &Tree<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, Op
     let pid = tree.all.first().map_or(0, |i| i.process.pid);
     let private_reasons = || -> Vec<Reason> {
         let low = tree.all.iter().flat_map(|i| &i.threads).any(|t| t.tid == 1);
-        low.then(|| {
+        let low = low.then(|| {
             Reason::new(
                 "PID 1",
                 "a private PID namespace has an init of its own under that number",
                 "restore it as root with --pids keep in a namespace without PID 1",
             )
-        })
-        .into_iter()
-        .collect()
+        });
+        let unmapped = (!rights.may_be_private()).then(|| {
+            Reason::new(
+                "a private PID namespace",
+                "without CAP_SYS_ADMIN it needs a user namespace, and to map root into one CAP_SETFCAP, which you have not either",
+                "get one of the two, or CAP_CHECKPOINT_RESTORE for --pids keep; or use --pids fresh",
+            )
+        });
+        low.into_iter().chain(unmapped).collect()
     };
     match asked {
         Pids::Fresh => super::fresh::check(tree).map(|note| (Pids::Fresh, Some(note))),
