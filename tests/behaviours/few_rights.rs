@@ -6,7 +6,7 @@ use std::process::Command;
 
 pub fn cases() -> Vec<Case> {
     let as_root =
-        |name: &str, body: fn(&mut Bed) -> Result<()>| Case::new(&format!("few-rights/{name}"), Who::Root, body);
+        |name: &str, body: fn(&mut Bed) -> Result<()>| Case::new(format!("few-rights/{name}"), Who::Root, body);
     if !Who::all().contains(&Who::Root) {
         return Vec::new();
     }
