@@ -77,6 +77,8 @@ impl Variant {
     pub fn agent(&self) -> bool {
         !self.program.starts_with("static_")
             && self.program != "sig_masked"
+            // a signal could be the end of it
+            && self.program != "thr_pkru"
             // a stopped child, and those that are about to execute a program, have no agent that could be called
             && !matches!(self.name.as_str(), "tree.stopped" | "tree.busy")
             && matches!(self.door, None | Some(Door::Launched | Door::Terminal))

@@ -546,6 +546,12 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     let close = "unmap it before the checkpoint";
     match m.vma.kind() {
         VmaKind::AnonHugepage => return Some(("hugetlb pages are not kept yet", "run it without MAP_HUGETLB")),
+        VmaKind::AnonInode(b"io_uring") | VmaKind::Vdso | VmaKind::Vvar | VmaKind::VvarVclock
+            if m.protection_key.is_some_and(|k| k != 0) =>
+        {
+            let why = "a memory protection key is on memory that the kernel made, which is not kept";
+            return Some((why, "take it off (pkey_mprotect with key 0)"));
+        }
         // judged with its descriptor
         VmaKind::AnonInode(b"io_uring") => return None,
         VmaKind::AnonInode(_) => {
@@ -573,9 +579,6 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     }
     if f(VmFlag::UFFD_MISSING) || f(VmFlag::UFFD_WP) || f(VmFlag::UFFD_MINOR) {
         return Some(("userfaultfd watches it, which is not kept", "unregister it first"));
-    }
-    if m.protection_key.is_some_and(|k| k != 0) {
-        return Some(("a memory protection key is on it, which is not kept yet", "free the key first"));
     }
     None
 }

@@ -159,6 +159,8 @@ pub struct Observer<'a> {
     pub(super) segments: Vec<image::v1::memory::Segment>,
     /// Mappings with their flags, but for what came after the survey.
     pub(super) smaps: Cow<'a, [Smap]>,
+    /// Its memory protection keys.
+    pub(super) keys: super::keys::Asked,
     /// That of its libdormouse.
     pub(super) block: Option<sys::api::Block>,
     /// What is not kept, each with what is lost.
@@ -184,6 +186,7 @@ impl<'a> Observer<'a> {
             early: Vec::new(),
             guards: Vec::new(),
             segments: Vec::new(),
+            keys: Default::default(),
             smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),
         })

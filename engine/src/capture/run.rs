@@ -131,7 +131,10 @@ impl<'a> Run<'a> {
         self.enter(Phase::Fork)?;
         let Some(children) = self.fork(&mut all, &entries, &adopted)? else {
             // no child is to be had: copy within the freeze, and say so
-            all.iter_mut().for_each(|r| r.obs.unseen_unknown());
+            for r in &mut all {
+                self.at = r.obs.survey.pid;
+                r.obs.unseen_unknown()?;
+            }
             return self.while_frozen(all, entries, (files, kinship), incoming, began);
         };
         self.enter(Phase::Thaw)?;

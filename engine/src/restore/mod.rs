@@ -16,6 +16,7 @@ mod fill;
 pub(crate) mod fresh;
 mod heirloom;
 mod image;
+mod keys;
 mod named;
 mod nursery;
 pub(crate) mod pids;
