@@ -9,8 +9,18 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::by_both_doors("restricted/landlock", |bed, agent| {
         restricted(bed, agent, "--landlock", &["PID", "Landlock", "; start it without"])
     }));
-    all.extend(Case::by_both_doors("restricted/guarded", |bed, agent| {
-        restricted(bed, agent, "--guarded", &["mapping", "guards (MADV_GUARD_INSTALL) lie in this", "; remove them"])
+    all.extend(Case::by_both_doors("mem_guards/no-child", |bed, agent| {
+        let words = [
+            "shared memory ",
+            "guards (MADV_GUARD_INSTALL) hide what it holds there, and no child can be made",
+            "; remove them",
+        ];
+        let mut target = Start::program("mem_guards").args(["--no-child"]).by_agent(agent).ready(bed)?;
+        bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &words)?;
+        unharmed::family(target.pid)?;
+        bed.ctl(&target.checkpoint_args(&["--kill"]))?.refused(3, &words)?;
+        unharmed::family(target.pid)?;
+        target.prove(bed).map(|_| ())
     }));
     all.extend(Case::by_both_doors("restricted/keys", keys));
     all.extend(Case::each("fd_locks/taken", taken));
@@ -239,6 +249,13 @@ fn six(bed: &mut Bed, agent: bool) -> Result<()> {
     let checked = bed.ctl(&["check", "--pid", &pid])?.refused(3, &["cannot checkpoint"])?;
     let tried = bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint"])?;
     let killed = bed.ctl(&target.checkpoint_args(&["--kill"]))?.refused(3, &["cannot checkpoint"])?;
+    for words in [
+        "it handles faults of the program's memory (userfaultfd), which is not kept; let the program unregister its memory (UFFDIO_UNREGISTER) and close it",
+        "userfaultfd watches it, which is not kept; let the program unregister it (UFFDIO_UNREGISTER) before the checkpoint",
+        "its marks and the events that wait in it (fanotify) are not kept; close it before the checkpoint",
+    ] {
+        ensure!(checked.err.contains(words), "it should say {words:?}: {}", checked.err);
+    }
     let lines = |said: &str| {
         said.lines().filter(|l| l.contains("descriptor ") || l.contains("mapping")).map(reason).collect::<Vec<_>>()
     };

@@ -578,7 +578,10 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
         return Some(("hugetlb pages are not kept yet", "run it without hugetlbfs"));
     }
     if f(VmFlag::UFFD_MISSING) || f(VmFlag::UFFD_WP) || f(VmFlag::UFFD_MINOR) {
-        return Some(("userfaultfd watches it, which is not kept", "unregister it first"));
+        return Some((
+            "userfaultfd watches it, which is not kept",
+            "let the program unregister it (UFFDIO_UNREGISTER) before the checkpoint",
+        ));
     }
     None
 }

@@ -155,6 +155,8 @@ pub struct Observer<'a> {
     pub(super) early: Vec<image::PageRun>,
     /// Guards in that memory.
     pub(super) guards: Vec<(u64, u64)>,
+    /// What shared memory holds behind guards.
+    pub(super) hidden: Vec<(u64, u64)>,
     /// Of System V shared memory.
     pub(super) segments: Vec<image::v1::memory::Segment>,
     /// Mappings with their flags, but for what came after the survey.
@@ -185,6 +187,7 @@ impl<'a> Observer<'a> {
             views: Arc::default(),
             early: Vec::new(),
             guards: Vec::new(),
+            hidden: Vec::new(),
             segments: Vec::new(),
             keys: Default::default(),
             smaps: Cow::Borrowed(&survey.smaps),

@@ -55,8 +55,12 @@ impl Observer<'_> {
             None => None,
         };
         match child {
-            Some(mut child) => self.unseen(&mut child),
+            Some(mut child) => {
+                self.hidden(Some(&mut child))?;
+                self.unseen(&mut child)
+            }
             None => {
+                self.hidden(None)?;
                 self.reported.truncate(before);
                 self.unseen_unknown()
             }
