@@ -7,6 +7,7 @@ mod daemon;
 mod doors;
 mod external;
 mod fresh;
+mod hugetlb;
 mod invisible;
 mod kinds;
 mod matrix;
@@ -42,6 +43,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(doors::cases());
     all.extend(external::cases());
     all.extend(fresh::cases());
+    all.extend(hugetlb::cases());
     all.extend(invisible::cases());
     all.extend(kinds::cases());
     all.extend(musl::cases());

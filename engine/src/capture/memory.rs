@@ -132,6 +132,7 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         share: 0,
         flags: flags.iter().map(|f| String::from_utf8_lossy(&f.0).into_owned()).collect(),
         mempolicy: (0, 0),
+        page_kb: 0,
         name: Default::default(),
     };
     match v.kind() {
@@ -140,6 +141,7 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         VmaKind::Vdso => out.backing = BACKING_VDSO,
         VmaKind::Vvar | VmaKind::VvarVclock => out.backing = BACKING_VVAR,
         VmaKind::AioRing => out.backing = BACKING_AIO,
+        VmaKind::AnonHugepage => out.backing = BACKING_HUGETLB,
         VmaKind::AnonInode(b"io_uring") => {
             out.backing = BACKING_URING;
             out.share = v.inode;
@@ -201,7 +203,7 @@ const GUARDS: Query =
 pub(super) fn stored_regions(v: &image::v1::memory::Vma, map: &Pagemap) -> Step<Vec<Region>> {
     let range = v.start..v.end;
     Ok(match v.backing {
-        BACKING_ANON | BACKING_FILE_PRIVATE => map.regions(range, &PRIVATE_AND_GUARDS)?,
+        BACKING_ANON | BACKING_FILE_PRIVATE | BACKING_HUGETLB => map.regions(range, &PRIVATE_AND_GUARDS)?,
         BACKING_VDSO => vec![whole(v)],
         // all of it, but behind guards there is nothing
         BACKING_FILE_GONE => {
@@ -265,7 +267,7 @@ pub(super) fn copy(
 /// Whether a snapshot child lacks this mapping's content.
 pub(super) fn is_unforkable(v: &Vma, flags: &VmFlags) -> bool {
     let shared_anon = matches!(v.kind(), VmaKind::SharedAnon | VmaKind::AnonShmemNamed(_) | VmaKind::SysvShm { .. });
-    shared_anon || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
+    shared_anon || super::hugetlb::is(v) || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
 }
 
 /// Why the context of asynchronous I/O that a ring belongs to cannot be kept: head and tail of the ring differ (fs/aio.c,
@@ -316,6 +318,9 @@ impl Observer<'_> {
             let guarded = if shared_memory { pagemap.regions(v.start..v.end, &GUARDS)? } else { Vec::new() };
             self.guards.extend(guarded.iter().map(|g| (g.start, g.end)));
             let ends = t.backing == BACKING_SYSV && mapped.segments.get(t.file as usize).is_some_and(|s| s.ends);
+            if t.backing == BACKING_HUGETLB {
+                self.huge.push((v.start, v.end));
+            }
             // several mappings of the same shared memory: its pages once, of each part
             if (t.backing == BACKING_SHARED_ANON || ends) && !shared.insert((v.inode, t.offset, t.end - t.start)) {
                 continue;
@@ -345,7 +350,7 @@ impl Observer<'_> {
 impl Observer<'_> {
     /// Stores, in the freeze, what shared memory holds behind guards (MADV_GUARD_INSTALL): a child takes its own away, and has that memory, too.
     pub(super) fn hidden(&mut self, child: Option<&mut Child>) -> Step<()> {
-        let ranges = std::mem::take(&mut self.hidden);
+        let (child, ranges) = (self.without_huge_pages(child)?, std::mem::take(&mut self.hidden));
         if ranges.is_empty() {
             return Ok(());
         }

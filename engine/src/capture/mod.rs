@@ -6,6 +6,7 @@ mod files;
 mod find;
 mod gather;
 mod handles;
+mod hugetlb;
 mod keys;
 mod locked;
 mod memory;

@@ -157,6 +157,8 @@ pub struct Observer<'a> {
     pub(super) guards: Vec<(u64, u64)>,
     /// What shared memory holds behind guards.
     pub(super) hidden: Vec<(u64, u64)>,
+    /// Its private memory of huge pages.
+    pub(super) huge: Vec<(u64, u64)>,
     /// Of System V shared memory.
     pub(super) segments: Vec<image::v1::memory::Segment>,
     /// Mappings with their flags, but for what came after the survey.
@@ -188,6 +190,7 @@ impl<'a> Observer<'a> {
             early: Vec::new(),
             guards: Vec::new(),
             hidden: Vec::new(),
+            huge: Vec::new(),
             segments: Vec::new(),
             keys: Default::default(),
             smaps: Cow::Borrowed(&survey.smaps),

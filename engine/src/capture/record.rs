@@ -170,6 +170,7 @@ impl Recorder {
             // it may be younger than the survey
             let unsupported = now.as_ref().or(was.as_ref()).and_then(super::find::unsupported);
             refused.extend(unsupported.map(|(w, r)| crate::Reason::new(super::find::describe(v), w, r)));
+            let page_kb = now.as_ref().or(was.as_ref()).map_or(0, |m| m.kernel_page_kb);
             let key = now.as_ref().or(was.as_ref()).and_then(|m| m.protection_key).unwrap_or(0);
             let (now, was) = (now.map(|m| m.flags), was.map(|m| m.flags));
             let mut flags = now.clone().or_else(|| was.clone()).unwrap_or_default();
@@ -181,6 +182,9 @@ impl Recorder {
             }
             let Some(mut t) = memory::translate(v, &flags, &mut mapped) else { continue };
             t.mempolicy = policies.of(v, &mut self.reported);
+            if t.backing == v1::memory::BACKING_HUGETLB {
+                t.page_kb = page_kb as u32;
+            }
             // judged as in the freeze, so that nothing falls between the two
             let early = memory::is_unforkable(v, was.as_ref().unwrap_or(&VmFlags::default()));
             if !early && memory::is_unforkable(v, &flags) || now.is_none() && was.is_none() {

@@ -263,6 +263,9 @@ fn sense(process: &Process, threads: &[Thread], memory: &Memory, files: &Opened)
         if v.backing == v1::memory::BACKING_SYSV && v.file as usize >= memory.segments.len() {
             return Err(format!("its mapping {:x}-{:x} is of a segment that it does not list", v.start, v.end));
         }
+        if super::hugetlb::nonsense(v) {
+            return Err(format!("the huge pages of its mapping {:x}-{:x} make no sense", v.start, v.end));
+        }
         if v.offset.checked_add(v.end - v.start).is_none() {
             return Err(format!("its mapping {:x}-{:x} ends beyond any file", v.start, v.end));
         }

@@ -15,6 +15,7 @@ pub mod files;
 mod fill;
 pub(crate) mod fresh;
 mod heirloom;
+pub(crate) mod hugetlb;
 mod image;
 mod keys;
 mod named;

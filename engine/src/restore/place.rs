@@ -116,6 +116,10 @@ pub fn place(
     for v in image.memory.vmas.iter().filter(|v| !is_there(v)) {
         match v.backing {
             BACKING_ANON => map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None),
+            // not every kernel lets huge pages be written by force
+            BACKING_HUGETLB => {
+                map(&mut prog, v, super::hugetlb::flags(v), (libc::PROT_READ | libc::PROT_WRITE) as u32, None)
+            }
             BACKING_FILE_GONE => {
                 // the agent is carried in the image, and has a name
                 if v.name.is_empty() {
@@ -307,7 +311,7 @@ pub fn finish(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: 
     let mut locks = Vec::new();
     for v in &image.memory.vmas {
         let range = [Imm(v.start), Imm(v.end - v.start)];
-        if v.backing == BACKING_SHARED_ANON || v.backing == BACKING_SYSV {
+        if matches!(v.backing, BACKING_SHARED_ANON | BACKING_SYSV | BACKING_HUGETLB) {
             prog.call(libc::SYS_mprotect, &[range[0], range[1], Imm(super::keys::at_first(v.prot).into())]);
             prog.named(format!("protecting {:x}-{:x}", v.start, v.end));
             for (_, advice) in ADVICE.iter().filter(|(f, _)| has_flag(&v.flags, f)) {
