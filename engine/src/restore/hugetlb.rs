@@ -13,7 +13,8 @@ pub fn flags(v: &Vma) -> i32 {
 /// The size of its pages makes no sense.
 pub fn nonsense(v: &Vma) -> bool {
     let bytes = u64::from(v.page_kb) << 10;
-    v.backing == BACKING_HUGETLB && (!bytes.is_power_of_two() || v.start % bytes != 0 || v.end % bytes != 0)
+    v.backing == BACKING_HUGETLB
+        && (!bytes.is_power_of_two() || !v.start.is_multiple_of(bytes) || !v.end.is_multiple_of(bytes))
 }
 
 /// Refuses what there are too few huge pages for, by their size.
