@@ -100,6 +100,7 @@ pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Che
         all.notes.extend(new.into_iter().map(|n| if i == 0 { n } else { format!("{}: {n}", family::name(image)) }));
     }
     reasons.extend(crate::restore::sysvipc::check(&tree.ipc, &rights));
+    reasons.extend(crate::restore::hugetlb::check(tree));
     match reasons.is_empty() {
         true => Ok(all),
         false => Err(Error { kind: Kind::Refused, attempted: format!("restore {}", o.what), reasons }),

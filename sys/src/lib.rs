@@ -17,6 +17,7 @@ pub mod multicast;
 pub mod nest;
 pub mod own;
 pub mod pidfd;
+pub mod pkru;
 pub mod probe;
 pub mod procfs;
 pub mod program;

@@ -8,6 +8,7 @@ mod doors;
 mod external;
 mod few_rights;
 mod fresh;
+mod hugetlb;
 mod invisible;
 mod kinds;
 mod matrix;
@@ -44,6 +45,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(external::cases());
     all.extend(few_rights::cases());
     all.extend(fresh::cases());
+    all.extend(hugetlb::cases());
     all.extend(invisible::cases());
     all.extend(kinds::cases());
     all.extend(musl::cases());

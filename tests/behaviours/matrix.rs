@@ -171,6 +171,7 @@ const NOT_FRESH: &[(&str, &str)] = &[
     ("tree_msg", "its processes know each other by their PIDs"),
     ("tree_rights", "its processes know each other by their PIDs"),
     ("tree_pty", "its processes know each other by their PIDs"),
+    ("tree_pkeys", "its processes know each other by their PIDs"),
     ("tree_seal", "its processes know each other by their PIDs"),
     ("tree_sem", "its processes know each other by their PIDs"),
     ("tree_shm", "its processes know each other by their PIDs"),

@@ -9,11 +9,18 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::by_both_doors("restricted/landlock", |bed, agent| {
         restricted(bed, agent, "--landlock", &["PID", "Landlock", "; start it without"])
     }));
-    all.extend(Case::by_both_doors("restricted/pkeys", |bed, agent| {
-        restricted(bed, agent, "--pkeys", &["PID", "has allocated memory protection keys (1)", "; let it free them"])
-    }));
-    all.extend(Case::by_both_doors("restricted/guarded", |bed, agent| {
-        restricted(bed, agent, "--guarded", &["mapping", "guards (MADV_GUARD_INSTALL) lie in this", "; remove them"])
+    all.extend(Case::by_both_doors("mem_guards/no-child", |bed, agent| {
+        let words = [
+            "shared memory ",
+            "guards (MADV_GUARD_INSTALL) hide what it holds there, and no child can be made",
+            "; remove them",
+        ];
+        let mut target = Start::program("mem_guards").args(["--no-child"]).by_agent(agent).ready(bed)?;
+        bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &words)?;
+        unharmed::family(target.pid)?;
+        bed.ctl(&target.checkpoint_args(&["--kill"]))?.refused(3, &words)?;
+        unharmed::family(target.pid)?;
+        target.prove(bed).map(|_| ())
     }));
     all.extend(Case::by_both_doors("restricted/keys", keys));
     all.extend(Case::each("fd_locks/taken", taken));
@@ -22,6 +29,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("odd-thread/code32-pause", |bed| code32(bed, &["--pause"])));
     all.extend(Case::each("odd-thread/code32-by-agent", |bed| code32_by_agent(bed, &[])));
     all.extend(Case::each("odd-thread/code32-pause-by-agent", |bed| code32_by_agent(bed, &["--pause"])));
+    all.extend(Case::each("thr_pkru-by-agent", keyed_by_agent));
     all.extend(Case::each("odd-thread/not-dumpable-by-agent", dispatched_not_dumpable));
     all.extend(Case::each("mem_lockall/tight", tight));
     for (what, why) in [("filter", "a filter decides what it receives"), ("in-flight", "descriptors are in flight")] {
@@ -132,6 +140,20 @@ fn code32_by_agent(bed: &mut Bed, args: &[&str]) -> Result<()> {
     target.prove(bed).map(|_| ())
 }
 
+/// A signal could be the end of a thread whose stack has a memory protection key: its agent is not called, ptrace comes in.
+fn keyed_by_agent(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_pkru").by_agent(true).ready(bed)?;
+    let (name, thread) = (target.session.clone(), format!("thread {}", second_thread(target.pid)?));
+    let words = [thread.as_str(), "has a memory protection key, and could not be used in a signal"];
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &[words[0], words[1], "leave out --door agent"])?;
+    unharmed::entirely(target.pid)?;
+    let made = bed.ctl(&["checkpoint", &name])?.expect(0)?;
+    let said = [made.out, made.err].concat();
+    ensure!(words.iter().all(|w| said.contains(w)), "it should say why it was made by attach: {said}");
+    unharmed::entirely(target.pid)?;
+    target.prove(bed).map(|_| ())
+}
+
 fn second_thread(pid: i32) -> Result<String> {
     let tids = std::fs::read_dir(format!("/proc/{pid}/task"))?;
     let mut tids = tids.filter_map(|t| t.ok()?.file_name().into_string().ok());
@@ -227,6 +249,13 @@ fn six(bed: &mut Bed, agent: bool) -> Result<()> {
     let checked = bed.ctl(&["check", "--pid", &pid])?.refused(3, &["cannot checkpoint"])?;
     let tried = bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint"])?;
     let killed = bed.ctl(&target.checkpoint_args(&["--kill"]))?.refused(3, &["cannot checkpoint"])?;
+    for words in [
+        "it handles faults of the program's memory (userfaultfd), which is not kept; let the program unregister its memory (UFFDIO_UNREGISTER) and close it",
+        "userfaultfd watches it, which is not kept; let the program unregister it (UFFDIO_UNREGISTER) before the checkpoint",
+        "its marks and the events that wait in it (fanotify) are not kept; close it before the checkpoint",
+    ] {
+        ensure!(checked.err.contains(words), "it should say {words:?}: {}", checked.err);
+    }
     let lines = |said: &str| {
         said.lines().filter(|l| l.contains("descriptor ") || l.contains("mapping")).map(reason).collect::<Vec<_>>()
     };

@@ -26,7 +26,7 @@ const ACTS: [(&str, &str, &[&str]); 6] = [
     (
         "has-a-userfaultfd",
         "assert libc.syscall(323, 1) >= 0",
-        &["descriptor ", "userfaultfd", "this kind of kernel object is not kept yet"],
+        &["descriptor ", "faults of the program's memory (userfaultfd), which is not kept", "close it before the checkpoint"],
     ),
     // a thread that has been there all the time: nothing may be run in it that its filter kills the program for (here
     // get_robust_list, 274)

@@ -3,20 +3,14 @@
 #include <linux/landlock.h>
 #include <sys/prctl.h>
 
-static const char *about = "a Landlock domain, memory protection keys, guards in shared memory, which are refused; keyrings of thread, process and session, which are reported";
+static const char *about = "a Landlock domain, which is refused; keyrings of thread, process and session, which are reported";
 static const char *usage = "  --landlock       enter a Landlock domain\n"
-                           "  --pkeys          allocate protection keys, which no mapping has\n"
-                           "  --guarded        have guards in shared memory\n"
                            "  --keys           have keys in all keyrings\n";
 
-static bool landlock, pkeys, guarded, keys;
-static unsigned char *shared;
-static int probe[2];
+static bool landlock, keys;
 static int own_option(const char *name, const char *value) {
     (void)value;
     if (!strcmp(name, "--landlock")) return landlock = true, 1;
-    if (!strcmp(name, "--pkeys")) return pkeys = true, 1;
-    if (!strcmp(name, "--guarded")) return guarded = true, 1;
     if (!strcmp(name, "--keys")) return keys = true, 1;
     return 0;
 }
@@ -29,18 +23,6 @@ static void setup(void) {
         if (fd < 0 && (errno == ENOSYS || errno == EOPNOTSUPP)) skip("Landlock is not in this kernel");
         MUST(fd), MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
         MUST(syscall(SYS_landlock_restrict_self, fd, 0)), close(fd);
-    }
-    if (pkeys) {
-        if (syscall(SYS_pkey_alloc, 0, 0) < 0) skip("no protection keys here: %s", strerror(errno));
-        MUST(syscall(SYS_pkey_alloc, 0, 1)), MUST(syscall(SYS_pkey_free, 1));
-        // one that the kernel takes for itself
-        MUST(munmap(MUST(mmap(NULL, PAGE, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)), PAGE));
-    }
-    if (guarded) {
-        MUST(pipe(probe));
-        shared = MUST(mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-        memset(shared, 7, 4 * PAGE);
-        if (madvise(shared + PAGE, PAGE, 102)) skip("no guards in shared memory: %s", strerror(errno)); // MADV_GUARD_INSTALL, kernel 6.15
     }
     if (keys) {
         if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, "of-a-test") < 0 && errno == ENOSYS) skip("keys are not in this kernel");
@@ -55,14 +37,6 @@ static void prove(void) {
         int taken = 0, fd = (int)syscall(SYS_landlock_create_ruleset, &(uint64_t){1}, 8, 0);
         while (!syscall(SYS_landlock_restrict_self, fd, 0)) taken++;
         CHECK_EQ(15, taken, "layers of Landlock that were free");
-    }
-    if (pkeys) {
-        CHECK_EQ(0, syscall(SYS_pkey_free, 2), "freeing the key that it has");
-        CHECK_ERRNO(EINVAL, syscall(SYS_pkey_free, 2), "freeing it again");
-    }
-    if (guarded) {
-        CHECK_ERRNO(EFAULT, write(probe[1], shared + PAGE, 1), "the guard");
-        CHECK_EQ(1, write(probe[1], shared, 1), "before the guard");
     }
     if (keys) CHECK_OK(syscall(SYS_keyctl, KEYCTL_SEARCH, KEY_SPEC_PROCESS_KEYRING, "user", "test", 0), "the key of the process");
 }

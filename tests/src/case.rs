@@ -12,8 +12,10 @@ pub const PERMITTED_SKIPS: &[(&str, &str)] = &[
     ("tree_seal/", "a kernel before 6.10 has no mseal"),
     ("tree_seal.all/", "a kernel before 6.10 has no mseal"),
     ("mem_droppable/", "a kernel before 6.11 has no droppable memory"),
-    ("restricted/guarded", "a kernel before 6.15 has no guards in shared memory"),
-    ("restricted/pkeys", "a CPU without protection keys has none to allocate"),
+    ("mem_guards", "a kernel before 6.15 has no guards in shared memory"),
+    ("mem_pkeys/", "a CPU without protection keys has none"),
+    ("thr_pkru", "a CPU without protection keys has none"),
+    ("tree_pkeys/", "a CPU without protection keys has none"),
 ];
 
 /// What a case does.

@@ -13,6 +13,7 @@ pub mod bed;
 pub mod case;
 pub mod control;
 pub mod fuzz;
+pub mod hugepages;
 pub mod job;
 pub mod port;
 pub mod proc;

@@ -25,7 +25,7 @@ pub struct Variant {
     pub alike: bool,
 }
 
-/// Not rows of the matrix: `six`, `restricted`, `fd_external` and `fd_shared` are to be refused, `thr_named` too, with new PIDs; `heartbeat` measures, `api` does as it is told, `seccomp` needs the agent or root. They have cases of their own,
+/// Not rows of the matrix: `six`, `restricted`, `fd_external` and `fd_shared` are to be refused, `thr_named` too, with new PIDs; `heartbeat` measures, `api` does as it is told, `seccomp` needs the agent or root, `mem_hugetlb` and `tree_hugetlb` huge pages. They have cases of their own,
 /// by both doors (`Case::by_both_doors`) but for `thr_code32`, which is static: its like with a loader is `thr_code32_dynamic`.
 const APART: &[&str] = &[
     "six",
@@ -41,6 +41,8 @@ const APART: &[&str] = &[
     "api",
     "seccomp",
     "calls",
+    "mem_hugetlb",
+    "tree_hugetlb",
 ];
 
 impl Variant {
@@ -77,6 +79,8 @@ impl Variant {
     pub fn agent(&self) -> bool {
         !self.program.starts_with("static_")
             && self.program != "sig_masked"
+            // a signal could be the end of it
+            && self.program != "thr_pkru"
             // a stopped child, and those that are about to execute a program, have no agent that could be called
             && !matches!(self.name.as_str(), "tree.stopped" | "tree.busy")
             && matches!(self.door, None | Some(Door::Launched | Door::Terminal))

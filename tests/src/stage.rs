@@ -92,6 +92,7 @@ impl Stage {
 
     /// Takes it away, with all that the cases left.
     pub fn remove(self) {
+        crate::hugepages::put_back(&self.path);
         if std::env::var_os("KEEP").is_none() {
             // A folder that stays is a nuisance, not a failure.
             let _ = fs::remove_dir_all(&self.path);

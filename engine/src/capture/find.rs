@@ -548,7 +548,18 @@ pub(super) fn describe(v: &Vma) -> String {
 pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     let close = "unmap it before the checkpoint";
     match m.vma.kind() {
-        VmaKind::AnonHugepage => return Some(("hugetlb pages are not kept yet", "run it without MAP_HUGETLB")),
+        VmaKind::AnonHugepage if m.vma.perms.shared => {
+            return Some((
+                "shared memory of huge pages is not kept yet",
+                "run it without MAP_HUGETLB, or map it MAP_PRIVATE",
+            ))
+        }
+        VmaKind::AnonInode(b"io_uring") | VmaKind::Vdso | VmaKind::Vvar | VmaKind::VvarVclock
+            if m.protection_key.is_some_and(|k| k != 0) =>
+        {
+            let why = "a memory protection key is on memory that the kernel made, which is not kept";
+            return Some((why, "take it off (pkey_mprotect with key 0)"));
+        }
         // judged with its descriptor
         VmaKind::AnonInode(b"io_uring") => return None,
         VmaKind::AnonInode(_) => {
@@ -571,14 +582,17 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     if m.vma.kind() == VmaKind::File && (f(VmFlag::IO) || f(VmFlag::PFNMAP)) {
         return Some(("it maps a device", "close the device first"));
     }
-    if f(VmFlag::HUGETLB) {
-        return Some(("hugetlb pages are not kept yet", "run it without hugetlbfs"));
+    if f(VmFlag::HUGETLB) && !super::hugetlb::is(&m.vma) {
+        return Some((
+            "huge pages of a file or of System V shared memory are not kept yet",
+            "run it without hugetlbfs",
+        ));
     }
     if f(VmFlag::UFFD_MISSING) || f(VmFlag::UFFD_WP) || f(VmFlag::UFFD_MINOR) {
-        return Some(("userfaultfd watches it, which is not kept", "unregister it first"));
-    }
-    if m.protection_key.is_some_and(|k| k != 0) {
-        return Some(("a memory protection key is on it, which is not kept yet", "free the key first"));
+        return Some((
+            "userfaultfd watches it, which is not kept",
+            "let the program unregister it (UFFDIO_UNREGISTER) before the checkpoint",
+        ));
     }
     None
 }

@@ -1,6 +1,6 @@
 //! Mappings in the image's words, and the pages that must be stored.
 use super::dropped::{self, without};
-use super::observe::lock;
+use super::observe::{lock, Child};
 use super::swapped::{self, Stored};
 use super::{Fault, Observer, Step};
 use crate::{Error, Kind, Reason};
@@ -13,11 +13,13 @@ use sys::mem::RemoteMem;
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::pagemap::{Categories, Pagemap, Query, Region};
 use sys::procfs::smaps::{VmFlag, VmFlags};
-use sys::program::Program;
+use sys::program::{Arg::Imm, Program};
 
 /// Bytes read in one go: few enough to be in the CPU's cache still when they are hashed and handed on.
 const CHUNK: u64 = 256 << 10;
 const PAGE: u64 = image::PAGE_SIZE as u64;
+/// Kernel 6.13, uapi/asm-generic/mman-common.h.
+const MADV_GUARD_REMOVE: u64 = 103;
 
 /// The mapped files met so far.
 #[derive(Default)]
@@ -130,6 +132,7 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         share: 0,
         flags: flags.iter().map(|f| String::from_utf8_lossy(&f.0).into_owned()).collect(),
         mempolicy: (0, 0),
+        page_kb: 0,
         name: Default::default(),
     };
     match v.kind() {
@@ -138,6 +141,7 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         VmaKind::Vdso => out.backing = BACKING_VDSO,
         VmaKind::Vvar | VmaKind::VvarVclock => out.backing = BACKING_VVAR,
         VmaKind::AioRing => out.backing = BACKING_AIO,
+        VmaKind::AnonHugepage => out.backing = BACKING_HUGETLB,
         VmaKind::AnonInode(b"io_uring") => {
             out.backing = BACKING_URING;
             out.share = v.inode;
@@ -199,12 +203,28 @@ const GUARDS: Query =
 pub(super) fn stored_regions(v: &image::v1::memory::Vma, map: &Pagemap) -> Step<Vec<Region>> {
     let range = v.start..v.end;
     Ok(match v.backing {
-        BACKING_ANON | BACKING_FILE_PRIVATE => map.regions(range, &PRIVATE_AND_GUARDS)?,
-        BACKING_FILE_GONE | BACKING_VDSO => vec![Region { start: v.start, end: v.end, categories: Default::default() }],
+        BACKING_ANON | BACKING_FILE_PRIVATE | BACKING_HUGETLB => map.regions(range, &PRIVATE_AND_GUARDS)?,
+        BACKING_VDSO => vec![whole(v)],
+        // all of it, but behind guards there is nothing
+        BACKING_FILE_GONE => {
+            let guards = map.regions(range, &GUARDS)?;
+            let mut all = without(vec![whole(v)], &guards.iter().map(|g| g.start..g.end).collect::<Vec<_>>());
+            all.extend(guards);
+            all
+        }
         // the content is the file's
         BACKING_FILE_SHARED | BACKING_UNNAMED => map.regions(range, &GUARDS)?,
         _ => Vec::new(),
     })
+}
+
+fn whole(v: &image::v1::memory::Vma) -> Region {
+    Region { start: v.start, end: v.end, categories: Default::default() }
+}
+
+/// Whether guards lie in a mapping.
+pub(super) fn is_guarded(pid: i32, v: &Vma) -> Step<bool> {
+    Ok(!Pagemap::open(pid)?.regions(v.start..v.end, &GUARDS)?.is_empty())
 }
 
 /// Reads a region's pages into the sink. Pages of a lost file that lie behind its end cannot be read and are left out.
@@ -247,7 +267,7 @@ pub(super) fn copy(
 /// Whether a snapshot child lacks this mapping's content.
 pub(super) fn is_unforkable(v: &Vma, flags: &VmFlags) -> bool {
     let shared_anon = matches!(v.kind(), VmaKind::SharedAnon | VmaKind::AnonShmemNamed(_) | VmaKind::SysvShm { .. });
-    shared_anon || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
+    shared_anon || super::hugetlb::is(v) || flags.has(VmFlag::DONTFORK) || flags.has(VmFlag::WIPEONFORK)
 }
 
 /// Why the context of asynchronous I/O that a ring belongs to cannot be kept: head and tail of the ring differ (fs/aio.c,
@@ -285,7 +305,7 @@ impl Observer<'_> {
         let pagemap = Pagemap::open(self.survey.pid)?;
         let (mut mapped, none) = (Mapped::with(self.common.unnamed(), super::sysv::segments(maps)), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
-        let (mut buf, mut hidden) = (Vec::new(), Vec::new());
+        let mut buf = Vec::new();
         let dropped = self.dropped();
         for v in maps {
             let known = self.smaps.get(self.smaps.partition_point(|m| m.vma.end <= v.start));
@@ -294,17 +314,13 @@ impl Observer<'_> {
                 continue;
             }
             let Some(t) = translate(v, flags, &mut mapped) else { continue };
-            if matches!(t.backing, BACKING_SHARED_ANON | BACKING_SYSV)
-                && !pagemap.regions(v.start..v.end, &GUARDS)?.is_empty()
-            {
-                hidden.push(Reason::new(
-                    super::find::describe(v),
-                    "guards (MADV_GUARD_INSTALL) lie in this shared memory, and hide what it holds there, which is not kept yet",
-                    "remove them (MADV_GUARD_REMOVE) before the checkpoint",
-                ));
-                continue;
-            }
+            let shared_memory = matches!(t.backing, BACKING_SHARED_ANON | BACKING_SYSV);
+            let guarded = if shared_memory { pagemap.regions(v.start..v.end, &GUARDS)? } else { Vec::new() };
+            self.guards.extend(guarded.iter().map(|g| (g.start, g.end)));
             let ends = t.backing == BACKING_SYSV && mapped.segments.get(t.file as usize).is_some_and(|s| s.ends);
+            if t.backing == BACKING_HUGETLB {
+                self.huge.push((v.start, v.end));
+            }
             // several mappings of the same shared memory: its pages once, of each part
             let part = (v.inode, t.offset, t.end - t.start);
             let known = match t.backing {
@@ -322,12 +338,14 @@ impl Observer<'_> {
             let (guards, pages): (Vec<_>, Vec<_>) =
                 regions.into_iter().partition(|r| r.categories.has(Categories::GUARD));
             self.guards.extend(guards.iter().map(|g| (g.start, g.end)));
-            for r in pages {
+            // what lies behind guards cannot be read here
+            let within = |(start, end)| guarded.iter().map(move |g| (g.start.max(start), g.end.min(end)));
+            self.hidden.extend(pages.iter().flat_map(|r| within((r.start, r.end))).filter(|(start, end)| start < end));
+            for r in dropped::without(pages, &guarded.iter().map(|g| g.start..g.end).collect::<Vec<_>>()) {
                 self.common.sink(|sink| copy(&self.mem, &r, false, sink, &mut buf, &mut |_| {}))?;
             }
         }
         let runs = self.common.sink(|sink| Ok(sink.take_runs()))?;
-        self.survey.refuse_for(hidden)?;
         self.early.extend(runs);
         self.segments = mapped.segments;
         Ok(())
@@ -335,6 +353,39 @@ impl Observer<'_> {
 }
 
 impl Observer<'_> {
+    /// Stores, in the freeze, what shared memory holds behind guards (MADV_GUARD_INSTALL): a child takes its own away, and has that memory, too.
+    pub(super) fn hidden(&mut self, child: Option<&mut Child>) -> Step<()> {
+        let (child, ranges) = (self.without_huge_pages(child)?, std::mem::take(&mut self.hidden));
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let mut p = Program::new();
+        for (start, end) in &ranges {
+            p.call(libc::SYS_madvise, &[Imm(*start), Imm(end - start), Imm(MADV_GUARD_REMOVE)]);
+        }
+        let why = match child {
+            None => "no child can be made that could look behind them".to_owned(),
+            Some(child) => match child.channel.run_all(&p) {
+                Err(sys::Error::Filtered { calls, .. }) => format!("its seccomp filters do not let through {calls}"),
+                r => {
+                    r?;
+                    let (mem, mut buf) = (RemoteMem::open(child.pid)?, Vec::new());
+                    for (start, end) in ranges {
+                        let r = Region { start, end, categories: Default::default() };
+                        self.common.sink(|sink| copy(&mem, &r, false, sink, &mut buf, &mut |_| {}))?;
+                    }
+                    let runs = self.common.sink(|sink| Ok(sink.take_runs()))?;
+                    self.early.extend(runs);
+                    return Ok(());
+                }
+            },
+        };
+        let object = format!("shared memory {:x}-{:x}", ranges[0].0, ranges[0].1);
+        let why = format!("guards (MADV_GUARD_INSTALL) hide what it holds there, and {why}");
+        let remedy = "remove them (MADV_GUARD_REMOVE) before the checkpoint";
+        Err(self.refused(Reason::new(object, why, remedy)).into())
+    }
+
     /// Pages of shared memory to be stored. What another process that shares it swaps in between the two looks is not seen.
     pub(super) fn shared_pages(&mut self, v: &Vma) -> Step<Vec<Region>> {
         let resident = self.resident(v.start, v.end)?;

@@ -6,6 +6,8 @@ mod files;
 mod find;
 mod gather;
 mod handles;
+mod hugetlb;
+mod keys;
 mod locked;
 mod memory;
 mod observe;

@@ -162,10 +162,16 @@ pub struct Observer<'a> {
     pub(super) early: Vec<image::PageRun>,
     /// Guards in that memory.
     pub(super) guards: Vec<(u64, u64)>,
+    /// What shared memory holds behind guards.
+    pub(super) hidden: Vec<(u64, u64)>,
+    /// Its private memory of huge pages.
+    pub(super) huge: Vec<(u64, u64)>,
     /// Of System V shared memory.
     pub(super) segments: Vec<image::v1::memory::Segment>,
     /// Mappings with their flags, but for what came after the survey.
     pub(super) smaps: Cow<'a, [Smap]>,
+    /// Its memory protection keys.
+    pub(super) keys: super::keys::Asked,
     /// That of its libdormouse.
     pub(super) block: Option<sys::api::Block>,
     /// What is not kept, each with what is lost.
@@ -190,7 +196,10 @@ impl<'a> Observer<'a> {
             views: Arc::default(),
             early: Vec::new(),
             guards: Vec::new(),
+            hidden: Vec::new(),
+            huge: Vec::new(),
             segments: Vec::new(),
+            keys: Default::default(),
             smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),
         })

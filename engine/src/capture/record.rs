@@ -8,6 +8,7 @@ use super::{threads, Step};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
 use image::v1::files::Files;
+use image::v1::keys::{Keys, On};
 use image::v1::process::Thread;
 use image::v1::seccomp::Filter;
 use image::v1::sysvipc::SysvIpc;
@@ -84,6 +85,9 @@ pub(super) struct Recorder {
     pid: i32,
     door: Door,
     filters: Vec<Filter>,
+    keys: super::keys::Asked,
+    /// Its mappings with memory protection keys.
+    keyed: Vec<On>,
     /// Held open while a frozen target is read: when it closes, the blob lets everyone go.
     pub talk: Option<sys::channel::Channel>,
 }
@@ -111,6 +115,8 @@ impl Recorder {
             ours: vec![(l.base, l.base + l.len)],
             door,
             filters: filters(&obs.survey.judge),
+            keys: obs.keys,
+            keyed: Vec::new(),
             before: obs.smaps.into_owned(),
             dropped,
             reported,
@@ -164,6 +170,8 @@ impl Recorder {
             // it may be younger than the survey
             let unsupported = now.as_ref().or(was.as_ref()).and_then(super::find::unsupported);
             refused.extend(unsupported.map(|(w, r)| crate::Reason::new(super::find::describe(v), w, r)));
+            let page_kb = now.as_ref().or(was.as_ref()).map_or(0, |m| m.kernel_page_kb);
+            let key = now.as_ref().or(was.as_ref()).and_then(|m| m.protection_key).unwrap_or(0);
             let (now, was) = (now.map(|m| m.flags), was.map(|m| m.flags));
             let mut flags = now.clone().or_else(|| was.clone()).unwrap_or_default();
             // a fork takes the locks off, but not off the program
@@ -174,6 +182,9 @@ impl Recorder {
             }
             let Some(mut t) = memory::translate(v, &flags, &mut mapped) else { continue };
             t.mempolicy = policies.of(v, &mut self.reported);
+            if t.backing == v1::memory::BACKING_HUGETLB {
+                t.page_kb = page_kb as u32;
+            }
             // judged as in the freeze, so that nothing falls between the two
             let early = memory::is_unforkable(v, was.as_ref().unwrap_or(&VmFlags::default()));
             if !early && memory::is_unforkable(v, &flags) || now.is_none() && was.is_none() {
@@ -198,6 +209,9 @@ impl Recorder {
                     })?;
                 }
             }
+            if key != 0 {
+                self.keyed.push(On { start: t.start, key });
+            }
             self.memory.vmas.push(t);
         }
         if !refused.is_empty() {
@@ -212,6 +226,11 @@ impl Recorder {
         pages.sort_by_key(|r| r.addr);
         self.memory.pages = pages;
         Ok(())
+    }
+
+    /// Its memory protection keys.
+    pub fn keys(&self) -> Keys {
+        self.keys.keys(self.seen.process.pid, self.keyed.clone(), &self.memory.vmas)
     }
 
     fn changed(&self, v: &procfs::maps::Vma) -> crate::Error {
@@ -266,6 +285,7 @@ pub(super) fn publish(
     let mut reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
     let states = all.iter().flat_map(|r| &r.threads);
     let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, &mut reported)?;
+    let keys = super::keys::of_all(&all);
     let mut members = all.into_iter().zip(&kinship.parents);
     let (first, _) = members.next().ok_or_else(none)?;
     opened.fds = first.seen.fds;
@@ -299,6 +319,9 @@ pub(super) fn publish(
     }
     if ipc != SysvIpc::default() {
         m.write_section(v1::SECTION_SYSVIPC, v1::VERSION, true, &ipc)?;
+    }
+    if !keys.is_empty() {
+        m.write_section(v1::SECTION_KEYS, v1::VERSION, true, &keys)?;
     }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;

@@ -130,11 +130,20 @@ impl<'a> Run<'a> {
             return self.while_frozen(all, entries, (files, kinship), incoming, began);
         }
         self.enter(Phase::Fork)?;
-        let Some(children) = self.fork(&mut all, &entries, &adopted)? else {
+        let Some(mut children) = self.fork(&mut all, &entries, &adopted)? else {
             // no child is to be had: copy within the freeze, and say so
-            all.iter_mut().for_each(|r| r.obs.unseen_unknown());
+            for r in &mut all {
+                self.at = r.obs.survey.pid;
+                r.obs.hidden(None)?;
+                r.obs.unseen_unknown()?;
+            }
             return self.while_frozen(all, entries, (files, kinship), incoming, began);
         };
+        for (r, child) in all.iter_mut().zip(&mut children) {
+            self.at = r.obs.survey.pid;
+            r.obs.hidden(Some(child))?;
+        }
+        self.at = self.root;
         self.enter(Phase::Thaw)?;
         entries.iter_mut().for_each(|e| e.way.let_go());
         let mut pauses = Vec::with_capacity(all.len());

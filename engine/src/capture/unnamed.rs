@@ -83,6 +83,11 @@ pub(super) fn keep(all: &mut [Observer<'_>], begun: &[Begun], out: &mut Files) -
 fn by_memory(all: &mut [Observer<'_>], places: &[Place<'_>]) -> Step<Known> {
     let mut pieces = Vec::new();
     for (of, v) in places {
+        if super::memory::is_guarded(all[*of].survey.pid, v)? {
+            let why = "guards (MADV_GUARD_INSTALL) hide what this file without a name holds there, and no descriptor leads to it";
+            let remedy = "remove them (MADV_GUARD_REMOVE) before the checkpoint, or make it as root";
+            return Err(all[*of].refused(Reason::new(super::find::describe(v), why, remedy)).into());
+        }
         for r in all[*of].shared_pages(v)? {
             pieces.push(Piece { offset: v.offset + (r.start - v.start), of: *of, addr: r.start, len: r.len() });
         }

@@ -4,8 +4,7 @@
 //! - **Landlock.** A domain cannot be read, but it can be deepened, up to a number of layers: a child that takes fewer than we do
 //!   is in a domain that we are not in. (We may enter a process only from its own domain or one around it, so as many layers
 //!   means the same domain.) Restored, the program would be free of it, so it is refused.
-//! - **Memory protection keys.** Which ones are allocated nobody tells: a child takes all that are left, and gives back all. What is neither
-//!   is the kernel's own, for memory that may only be executed.
+//! - **Memory protection keys.** keys.rs.
 //! - **The session keyring.** To ask for it makes one where there is none.
 use super::observe::{Child, Observer};
 use super::Step;
@@ -16,10 +15,6 @@ use sys::program::{Arg, Arg::Imm, CallId, Out, Program};
 /// linux/landlock.h: more layers than any kernel allows (landlock(7): 16).
 const LAYERS: usize = 65;
 const LANDLOCK_ACCESS_FS_EXECUTE: u64 = 1;
-
-/// Protection keys but for 0, which all memory has, and PKRU's bit in XCR0 (Intel SDM volume 1, 13.1).
-const KEYS: u64 = 15;
-const PKRU: u64 = 1 << 9;
 
 /// keyctl(2), linux/keyctl.h.
 const GET_KEYRING_ID: u64 = 0;
@@ -60,49 +55,42 @@ impl Observer<'_> {
             None => None,
         };
         match child {
-            Some(mut child) => self.unseen(&mut child),
+            Some(mut child) => {
+                self.hidden(Some(&mut child))?;
+                self.unseen(&mut child)
+            }
             None => {
+                self.hidden(None)?;
                 self.reported.truncate(before);
-                self.unseen_unknown();
-                Ok(())
+                self.unseen_unknown()
             }
         }
     }
 
     /// No child is to be had.
-    pub(super) fn unseen_unknown(&mut self) {
-        let what = "Landlock, session keyring, memory protection keys: no child could be made to find out whether it has any; none is kept";
+    pub(super) fn unseen_unknown(&mut self) -> Step<()> {
+        let what = "Landlock, session keyring: no child could be made to find out whether it has any; none is kept";
         self.reported.push(what.into());
+        self.keys_by_itself()
     }
 
     /// Its filters keep the child from finding out.
-    fn unseen_filtered(&mut self, what: &str, calls: &str) -> Step<()> {
+    pub(super) fn unseen_filtered(&mut self, what: &str, calls: &str) -> Step<()> {
         let line = format!("{what}: its seccomp filters do not let through what would find out whether it has any ({calls}); it is not kept");
         self.reported.push(line);
         Ok(())
     }
 
-    /// Refuses protection keys that are allocated and on no mapping: those with one are refused before.
     fn protection_keys(&mut self, child: &mut Child) -> Step<()> {
-        if sys::nest::xcr0() & PKRU == 0 {
-            return Ok(());
+        if super::keys::there_are() {
+            self.keys = match super::keys::ask(&mut child.channel, true) {
+                Err(sys::Error::Filtered { calls, .. }) => {
+                    return self.unseen_filtered("memory protection keys", &calls)
+                }
+                keys => keys?,
+            };
         }
-        let mut p = Program::new();
-        let taken: Vec<CallId> = (0..KEYS).map(|_| p.may(libc::SYS_pkey_alloc, &[Imm(0), Imm(0)])).collect();
-        let given: Vec<CallId> = (1..=KEYS).map(|key| p.may(libc::SYS_pkey_free, &[Imm(key)])).collect();
-        let r = match child.channel.run(&p) {
-            Err(sys::Error::Filtered { calls, .. }) => return self.unseen_filtered("memory protection keys", &calls),
-            r => r?,
-        };
-        let done = |calls: &[CallId]| calls.iter().filter(|c| r.raw(**c) >= 0).count();
-        let own = done(&given).saturating_sub(done(&taken));
-        if own == 0 {
-            return Ok(());
-        }
-        let (attempted, object) = (self.survey.attempted.clone(), format!("PID {}", self.survey.pid));
-        let why = format!("it has allocated memory protection keys ({own}), which are not kept yet");
-        let remedy = "let it free them (pkey_free), or run it without";
-        Err(Error::new(Kind::Refused, attempted, object, why, remedy).into())
+        Ok(())
     }
 
     fn session_keyring(&mut self, child: &mut Child) -> Step<()> {

@@ -122,6 +122,11 @@ pub fn refusal(f: &FileView) -> Reason {
     }
     let (why, remedy) = if link.starts_with(b"socket:") {
         ("this kind of socket is not kept yet", close)
+    } else if link == b"anon_inode:[userfaultfd]" {
+        let let_go = "let the program unregister its memory (UFFDIO_UNREGISTER) and close it before the checkpoint";
+        ("it handles faults of the program's memory (userfaultfd), which is not kept", let_go)
+    } else if link == b"anon_inode:[fanotify]" {
+        ("its marks and the events that wait in it (fanotify) are not kept", close)
     } else if link.starts_with(b"anon_inode:") {
         ("this kind of kernel object is not kept yet", close)
     } else if f.deleted {

@@ -2,6 +2,7 @@
 use super::{Fault, Step};
 use crate::{Error, Kind};
 use ::image::v1::files::{Content, Fd, Files, Lock, OpenFile};
+use ::image::v1::keys::Keys;
 use ::image::v1::sysvipc::SysvIpc;
 use ::image::v1::tree::{Member, Tree as Section, Zombie};
 use ::image::v1::{self, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Filter};
@@ -56,6 +57,8 @@ pub struct Image<'a> {
     pub files: Opened,
     /// Its seccomp filters, the oldest first.
     pub filters: Vec<Filter>,
+    /// Its memory protection keys.
+    pub keys: Option<Keys>,
 }
 
 /// Bytes of a siginfo.
@@ -86,6 +89,7 @@ impl<'a> Tree<'a> {
         };
         let (open, contents) = (Arc::new(open), Arc::new(contents));
         let ipc = handle.manifest().read_section(v1::SECTION_SYSVIPC)?.unwrap_or_default();
+        let keys: Vec<Keys> = handle.manifest().read_section(v1::SECTION_KEYS)?.unwrap_or_default();
         let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc };
         for m in std::iter::once(first).chain(rest.members) {
             let (open, contents, fds, locks) = (open.clone(), contents.clone(), m.fds, m.locks);
@@ -94,6 +98,7 @@ impl<'a> Tree<'a> {
                 meta: meta.clone(),
                 parent: m.parent,
                 door: m.door,
+                keys: keys.iter().find(|k| k.pid == m.process.pid).cloned(),
                 process: m.process,
                 threads: m.threads,
                 memory: m.memory,
@@ -109,6 +114,9 @@ impl<'a> Tree<'a> {
             image.threads.swap(0, leader);
             programs(&image.filters).map_err(damaged)?;
             sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
+        }
+        if keys.iter().any(super::keys::nonsense) {
+            return Err(damaged("a memory protection key makes no sense".into()));
         }
         related(&tree).map_err(damaged)?;
         super::sysvipc::sense(&tree.ipc).map_err(damaged)?;
@@ -254,6 +262,9 @@ fn sense(process: &Process, threads: &[Thread], memory: &Memory, files: &Opened)
         }
         if v.backing == v1::memory::BACKING_SYSV && v.file as usize >= memory.segments.len() {
             return Err(format!("its mapping {:x}-{:x} is of a segment that it does not list", v.start, v.end));
+        }
+        if super::hugetlb::nonsense(v) {
+            return Err(format!("the huge pages of its mapping {:x}-{:x} make no sense", v.start, v.end));
         }
         if v.offset.checked_add(v.end - v.start).is_none() {
             return Err(format!("its mapping {:x}-{:x} ends beyond any file", v.start, v.end));

@@ -1,5 +1,5 @@
 //! Phase place: the address space. What was there goes, the image's mappings come, each with its final protection at
-//! once (writing through /proc/PID/mem asks for none).
+//! once (writing through /proc/PID/mem asks for none), but for those that may only be executed (keys.rs).
 use super::puppet::Puppet;
 use super::{cannot, files, vdso, Image, Step};
 use crate::{Reason, RestoreOptions};
@@ -116,6 +116,10 @@ pub fn place(
     for v in image.memory.vmas.iter().filter(|v| !is_there(v)) {
         match v.backing {
             BACKING_ANON => map(&mut prog, v, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, v.prot, None),
+            // not every kernel lets huge pages be written by force
+            BACKING_HUGETLB => {
+                map(&mut prog, v, super::hugetlb::flags(v), (libc::PROT_READ | libc::PROT_WRITE) as u32, None)
+            }
             BACKING_FILE_GONE => {
                 // the agent is carried in the image, and has a name
                 if v.name.is_empty() {
@@ -224,6 +228,7 @@ pub(super) fn map(prog: &mut Program, v: &Vma, flags: i32, prot: u32, fd: Option
     }
     let offset = if fd.is_some() { v.offset } else { 0 };
     let fd = fd.unwrap_or(Imm(u64::MAX));
+    let prot = super::keys::at_first(prot);
     let a = [Imm(v.start), Imm(v.end - v.start), Imm(prot as u64), Imm(flags as u64), fd, Imm(offset)];
     prog.call(libc::SYS_mmap, &a);
     prog.named(format!("mapping {:x}-{:x}", v.start, v.end));
@@ -297,6 +302,7 @@ pub fn finish(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: 
     for (at, len) in p.shares.values() {
         prog.call(libc::SYS_munmap, &[Imm(*at), Imm(*len)]);
     }
+    super::keys::allocate(p, image)?;
     let limit = image.process.rlimits.get(RLIMIT_MEMLOCK).copied();
     if let Some((soft, hard)) = limit {
         let l = prog.bytes(&[soft.to_le_bytes(), hard.to_le_bytes()].concat());
@@ -305,8 +311,8 @@ pub fn finish(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: 
     let mut locks = Vec::new();
     for v in &image.memory.vmas {
         let range = [Imm(v.start), Imm(v.end - v.start)];
-        if v.backing == BACKING_SHARED_ANON || v.backing == BACKING_SYSV {
-            prog.call(libc::SYS_mprotect, &[range[0], range[1], Imm(v.prot as u64)]);
+        if matches!(v.backing, BACKING_SHARED_ANON | BACKING_SYSV | BACKING_HUGETLB) {
+            prog.call(libc::SYS_mprotect, &[range[0], range[1], Imm(super::keys::at_first(v.prot).into())]);
             prog.named(format!("protecting {:x}-{:x}", v.start, v.end));
             for (_, advice) in ADVICE.iter().filter(|(f, _)| has_flag(&v.flags, f)) {
                 prog.may(libc::SYS_madvise, &[range[0], range[1], Imm(*advice as u64)]);
@@ -333,6 +339,7 @@ pub fn finish(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: 
         prog.named(format!("the guards at {start:x}-{end:x}"));
     }
     settle(p, &mut prog, &mut locks, notes)?;
+    super::keys::set(p, image)?;
     vdso::settle(p, image)?;
     numbers(p, image, o, notes)
 }

@@ -26,6 +26,8 @@ pub const BACKING_UNNAMED: u32 = 8;
 pub const BACKING_SYSV: u32 = 9;
 /// Mapping of a ring of io_uring(7): `share` is its inode.
 pub const BACKING_URING: u32 = 12;
+/// Private mapping of huge pages and of no file (MAP_HUGETLB), of `page_kb` each.
+pub const BACKING_HUGETLB: u32 = 13;
 
 /// An address space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +69,8 @@ pub struct Vma {
     pub flags: String,
     /// NUMA policy (MPOL_ constant with its flags) and nodes, bit n for node n; 0: none of its own.
     pub mempolicy: (u32, u64),
+    /// Size of its pages in KiB, of [`BACKING_HUGETLB`].
+    pub page_kb: u32,
     /// Name (PR_SET_VMA_ANON_NAME), or the kernel's in brackets.
     pub name: ByteBuf,
 }

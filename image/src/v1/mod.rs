@@ -7,6 +7,7 @@
 pub mod anon;
 pub mod files;
 pub mod inotify;
+pub mod keys;
 pub mod memory;
 pub mod meta;
 pub mod mqueue;
@@ -35,6 +36,8 @@ pub const SECTION_SECCOMP: u32 = 21;
 pub const SECTION_TREE: u32 = 22;
 /// Section: [`sysvipc::SysvIpc`]; not there if there are no such objects.
 pub const SECTION_SYSVIPC: u32 = 23;
+/// Section: `Vec<keys::Keys>`, of each process that has any; not there if none has.
+pub const SECTION_KEYS: u32 = 24;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -47,6 +50,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_SECCOMP,
     SECTION_TREE,
     SECTION_SYSVIPC,
+    SECTION_KEYS,
 ];
 
 /// Version of each section that this build writes.

@@ -30,6 +30,8 @@ pub enum Absent {
     Dispatched,
     /// This thread may stand where there is no room for a signal's frame.
     Stack(i32),
+    /// This thread has memory protection keys where a signal needs memory without.
+    Keyed(i32),
     /// This thread blocks its signal.
     Blocks(i32),
     /// Signals wait for it, which only ptrace can look at.
@@ -55,6 +57,7 @@ impl fmt::Display for Absent {
             Absent::Filtered(calls) => write!(f, "its seccomp filters do not let through what its agent calls: {calls}"),
             Absent::Dispatched => write!(f, "its system calls are dispatched to itself (prctl PR_SET_SYSCALL_USER_DISPATCH), or were, and its agent's may be none"),
             Absent::Stack(tid) => write!(f, "thread {tid} has no alternate signal stack of its agent's, and may stand where there is no room for a signal"),
+            Absent::Keyed(tid) => write!(f, "the stack or thread-local storage of thread {tid} has a memory protection key, and could not be used in a signal"),
             Absent::Blocks(tid) => write!(f, "thread {tid} blocks its agent's signal ({AGENT_SIGNAL})"),
             Absent::Pending => write!(f, "more signals of its own are pending than the agent can look at"),
             Absent::Late(tid) => write!(f, "thread {tid} did not come into the agent in time"),
@@ -245,6 +248,11 @@ impl Doing {
 pub(super) fn doing(pid: i32, tid: i32) -> Doing {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
     parse(&text).unwrap_or(Doing::UNKNOWN)
+}
+
+/// Its stack pointer; 0: it runs.
+pub(crate) fn stack(pid: i32, tid: i32) -> u64 {
+    doing(pid, tid).sp
 }
 
 /// Whether it waits in a call of 32-bit code (`int 0x80`): its agent could not take that up again.

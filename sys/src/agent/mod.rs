@@ -24,6 +24,7 @@ pub fn is_file(path: &[u8]) -> bool {
 }
 
 pub use copies::{same_open_file, Copies};
+pub(crate) use look::stack;
 pub use look::{check, has_region, is_leaving, may_open, Absent};
 pub use quiesce::{freeze, open, Quiesced, Shut};
 pub use visit::{Visit, Visited};

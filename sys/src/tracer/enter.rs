@@ -2,7 +2,7 @@
 //! SETREGS into a chain whose end is `rt_sigreturn` on a complete frame, and so is the blob.
 use super::raw;
 use super::scratch::{self, Borrowed};
-use super::tasks::Tasks;
+use super::tasks::{Task, Tasks};
 use super::{EntryPlan, Visit};
 use crate::inject::{Layout, HOME, MAPPING_NAME};
 use crate::mem::RemoteMem;
@@ -41,6 +41,7 @@ pub fn remote_call(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u
     };
     raw::set_regs(tid, &call_regs(&t.regs, plan.syscall_ret, frame.at, nr, a))?;
     if let Some(t) = tasks.all.get_mut(&tid) {
+        open(tid, t)?;
         t.entered = true;
         t.calling = true;
         t.out = None;
@@ -50,6 +51,15 @@ pub fn remote_call(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u
         t.calling = false;
     }
     r
+}
+
+/// Lets a thread write to our memory that may not by its protection keys. From here on it leaves through a frame, which has its own state.
+fn open(tid: i32, t: &mut Task) -> Result<()> {
+    if let Some(state) = crate::pkru::opened(&t.xstate) {
+        raw::set_xstate(tid, &state)?;
+        t.spoilt = true;
+    }
+    Ok(())
 }
 
 /// To the call's entry, then to its exit; other stops (a SIGCONT's) in between are passed over.
@@ -269,8 +279,9 @@ fn send_in(
     raw::set_regs(tid, &door)?;
     t.entered = true;
     t.sent = true;
-    t.spoilt = spoils;
+    t.spoilt |= spoils;
     t.out = Some(door);
+    open(tid, t)?;
     raw::set_sigmask(tid, ALL_SIGNALS)?;
     raw::set_regs(tid, &Regs { rip: entry, rdi: arg, rsp: stack, ..door })?;
     tasks.resume(tid)

@@ -1,0 +1,29 @@
+//! Private memory of huge pages (MAP_HUGETLB). It is read in the freeze: a snapshot child that still had it would take pages from the pool for what
+//! the program writes meanwhile, and lose its own where there are none.
+use super::observe::Child;
+use super::{Observer, Step};
+use sys::procfs::maps::{Vma, VmaKind};
+use sys::program::{Arg::Imm, Program};
+
+/// Whether this is such memory.
+pub(super) fn is(v: &Vma) -> bool {
+    v.kind() == VmaKind::AnonHugepage && !v.perms.shared
+}
+
+impl Observer<'_> {
+    /// Takes it from the snapshot child, before the program runs again.
+    pub(super) fn without_huge_pages<'c>(&mut self, mut child: Option<&'c mut Child>) -> Step<Option<&'c mut Child>> {
+        if let Some(child) = child.as_mut().filter(|_| !self.huge.is_empty()) {
+            let mut p = Program::new();
+            for (start, end) in &self.huge {
+                p.may(libc::SYS_munmap, &[Imm(*start), Imm(end - start)]);
+            }
+            match child.channel.run(&p) {
+                // then it takes room for a while
+                Err(sys::Error::Filtered { .. }) => {}
+                r => drop(r?),
+            }
+        }
+        Ok(child)
+    }
+}

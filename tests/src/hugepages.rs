@@ -1,0 +1,78 @@
+//! Huge pages for a case. They are the kernel's and taken from all, so one case at a time has some, and what there was is put back in every case: when it
+//! is over, however it ends, and if it was killed by the next one that wants some, or when the stage is removed.
+use crate::case::Skip;
+use crate::stage::Stage;
+use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File, OpenOptions};
+use std::mem::ManuallyDrop;
+use std::path::Path;
+
+/// How many there are to be, of the size that mmap takes by default. (What sysfs tells counts those, too, that are only there until they are free.)
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+/// In the stage: how many there were, while some case has changed that.
+const BEFORE: &str = "hugepages";
+
+/// Huge pages of 2 MiB beyond those that there were.
+pub struct HugePages {
+    /// Until the case's process is gone, and all that had them.
+    file: ManuallyDrop<Flock<File>>,
+    before: u64,
+}
+
+impl HugePages {
+    /// Reserves some.
+    pub fn reserve(n: u64) -> Result<HugePages> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(Skip("only root can reserve huge pages".into()).into());
+        }
+        let path = Stage::given()?.path.join(BEFORE);
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
+        let file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).context("the lock of huge pages")?;
+        let before = match noted(&path) {
+            Some(before) => before,
+            None => there_are()?,
+        };
+        fs::write(&path, before.to_string())?;
+        let pages = HugePages { file: ManuallyDrop::new(file), before };
+        pages.set(n)?;
+        let got = there_are()?;
+        if got != before + n {
+            return Err(Skip(format!(
+                "{n} huge pages cannot be had: {} of them are there",
+                got.saturating_sub(before)
+            ))
+            .into());
+        }
+        Ok(pages)
+    }
+
+    /// Another number of them.
+    pub fn set(&self, n: u64) -> Result<()> {
+        fs::write(POOL, (self.before + n).to_string()).context(POOL)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if self.set(0).is_ok() {
+            // else who comes next tries
+            let _ = self.file.set_len(0);
+        }
+    }
+}
+
+/// Puts back what a killed case has left.
+pub fn put_back(stage: &Path) {
+    if let Some(before) = noted(&stage.join(BEFORE)) {
+        let _ = fs::write(POOL, before.to_string());
+    }
+}
+
+fn there_are() -> Result<u64> {
+    Ok(fs::read_to_string(POOL).context(POOL)?.trim().parse()?)
+}
+
+fn noted(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
