@@ -9,6 +9,7 @@ mod external;
 mod fresh;
 mod invisible;
 mod kinds;
+mod leader;
 mod matrix;
 mod musl;
 mod newcomer;
@@ -44,6 +45,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(fresh::cases());
     all.extend(invisible::cases());
     all.extend(kinds::cases());
+    all.extend(leader::cases());
     all.extend(musl::cases());
     all.extend(newcomer::cases());
     all.extend(own_trigger::cases(stage)?);

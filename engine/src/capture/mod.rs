@@ -2,6 +2,7 @@
 
 mod door;
 mod dropped;
+mod ended;
 mod files;
 mod find;
 mod gather;

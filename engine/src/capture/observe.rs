@@ -355,7 +355,7 @@ impl<'a> Observer<'a> {
         }
 
         let status = procfs::status::read(pid)?;
-        let stat = procfs::stat::read(pid)?;
+        let stat = procfs::stat::read(procfs::first::by(pid))?;
         let mlockall = locked.flags(&r);
         self.locked_since(&status, if mlockall != 0 { l.len } else { 0 })?;
         let (cwd, exe) = (procfs::cwd(pid)?, procfs::exe(pid)?);
@@ -372,7 +372,7 @@ impl<'a> Observer<'a> {
             value_ns: nanoseconds(tv, i * 32 + 16),
         };
         let number = |name: &str, radix: u32| {
-            let text = std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let text = std::fs::read_to_string(procfs::path(pid, name)).unwrap_or_default();
             i64::from_str_radix(text.trim(), radix).unwrap_or(0)
         };
         let process = Process {
@@ -422,7 +422,7 @@ impl<'a> Observer<'a> {
                 stat.env_start,
                 stat.env_end,
             ],
-            auxv: std::fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default().into(),
+            auxv: std::fs::read(procfs::path(pid, "auxv")).unwrap_or_default().into(),
             sigactions: r.bytes(actions).to_vec().into(),
             pending: Vec::new(),
             itimers: (0..3).map(|i| (microseconds(it, i * 32), microseconds(it, i * 32 + 16))).collect(),
@@ -449,9 +449,9 @@ impl<'a> Observer<'a> {
 
     /// What it has open, but for the descriptor that the blob talks through.
     pub(super) fn listed(&mut self, l: &Listener) -> Step<Vec<FileView>> {
-        let (pid, inner) = (self.survey.pid, self.survey.inner_pid());
+        let (pid, inner) = (self.survey.pid, self.survey.inner_living());
         let ours = self.own_descriptor()?;
-        let mut hands = Hands { copies: Copies::default(), pidfd: PidFd::open(pid)? };
+        let mut hands = Hands { copies: Copies::default(), pidfd: PidFd::with_files(pid)? };
         let mut views = if self.agent.is_some() {
             // rings of io_uring cannot be passed over (SCM_RIGHTS)
             let passed = |(fd, link): (i32, Vec<u8>)| (fd != ours && link != objects::RING).then_some(fd);

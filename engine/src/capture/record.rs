@@ -7,6 +7,7 @@ use super::tree::Kinship;
 use super::{threads, Step};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
+use image::v1::ended::First;
 use image::v1::files::Files;
 use image::v1::process::Thread;
 use image::v1::seccomp::Filter;
@@ -82,6 +83,8 @@ pub(super) struct Recorder {
     memory: Memory,
     attempted: String,
     pid: i32,
+    /// Its first thread's wait status, if that has ended.
+    ended: Option<i32>,
     door: Door,
     filters: Vec<Filter>,
     /// Held open while a frozen target is read: when it closes, the blob lets everyone go.
@@ -93,7 +96,10 @@ impl Recorder {
         if let Some(p) = seen.pending.take() {
             (snapshot.shared_pending, snapshot.thread_pending) = (p.shared, p.threads);
         }
-        let (threads, pending) = threads::all(&seen, &snapshot, &obs.survey.threads);
+        let (mut threads, pending) = threads::all(&seen, &snapshot, &obs.survey.threads);
+        if obs.survey.ended.is_some() {
+            threads.insert(0, threads::ended(seen.process.pid, obs.survey.threads.get(&obs.survey.pid)));
+        }
         seen.process.pending = pending;
         seen.process.stopped = snapshot.stopped;
         let (l, door) = (obs.entered.layout, obs.door());
@@ -118,6 +124,7 @@ impl Recorder {
             memory: Memory { segments: obs.segments, guards: obs.guards, ..Memory::default() },
             attempted: obs.survey.attempted.clone(),
             pid: obs.survey.pid,
+            ended: obs.survey.ended,
             talk: Some(obs.channel),
         }
     }
@@ -264,6 +271,7 @@ pub(super) fn publish(
     let (monotonic_ns, boottime_ns) = (latest(|c| c.monotonic), latest(|c| c.boottime));
     let pause = all.iter().map(|r| r.pause).max().unwrap_or_default();
     let mut reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
+    let ended = ended(&all, &kinship)?;
     let states = all.iter().flat_map(|r| &r.threads);
     let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, &mut reported)?;
     let mut members = all.into_iter().zip(&kinship.parents);
@@ -300,6 +308,9 @@ pub(super) fn publish(
     if ipc != SysvIpc::default() {
         m.write_section(v1::SECTION_SYSVIPC, v1::VERSION, true, &ipc)?;
     }
+    if !ended.is_empty() {
+        m.write_section(v1::SECTION_ENDED, v1::VERSION, true, &ended)?;
+    }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;
     on_its_way.wait()?;
@@ -315,6 +326,22 @@ pub(super) fn publish(
         reported,
         notes: Vec::new(),
     })
+}
+
+/// First threads that have ended. Refuses where the end of such a thread, which a restore repeats, would signal its children: in a restored tree it is
+/// the parent of them all.
+fn ended(all: &[Recorder], kinship: &Kinship) -> Step<Vec<First>> {
+    let gone: Vec<First> =
+        all.iter().filter_map(|r| Some(First { pid: r.seen.process.pid, status: r.ended? })).collect();
+    for (r, parent) in all.iter().zip(&kinship.parents).filter(|(_, p)| gone.iter().any(|g| g.pid == **p)) {
+        if let Some(t) = r.threads.iter().find(|t| t.pdeathsig != 0) {
+            let object = format!("thread {} of PID {}", t.tid, r.pid);
+            let why = format!("it wants a signal when its parent ends (PR_SET_PDEATHSIG), and the first thread of that, PID {parent}, has ended while others run, which is not kept yet together");
+            let remedy = "let the parent's first thread wait for the others, or the child do without the signal";
+            return Err(crate::Error::new(crate::Kind::Refused, r.attempted.clone(), object, why, remedy).into());
+        }
+    }
+    Ok(gone)
 }
 
 /// Seccomp filters in the image's words.

@@ -8,10 +8,14 @@ use serde_bytes::ByteBuf;
 use std::collections::BTreeMap;
 use sys::kcmp::Resource;
 use sys::procfs;
+use sys::procfs::first::by;
 use sys::procfs::status::{Status, TaskStatus};
 use sys::restart::Pending;
 use sys::rlimit::Raised;
 use sys::tracer::{Snapshot, ThreadState};
+
+/// Words of a thread's registers in the image.
+const REGISTERS: usize = 27;
 
 /// What can be asked of a thread from outside, while it runs.
 #[derive(Debug, Default)]
@@ -197,7 +201,7 @@ fn apart(w: &Whole<'_>, tid: i32) -> Step<Option<(String, &'static str)>> {
         match (w.shares)(tid, what) {
             Ok(true) => {}
             // one that is being killed has none at all
-            Ok(false) if is_exiting(w.leader.pid, tid)? || is_exiting(w.leader.pid, w.leader.pid)? => {
+            Ok(false) if is_exiting(w.leader.pid, tid)? || is_exiting(w.leader.pid, by(w.leader.pid))? => {
                 return Err(sys::Error::Died { doing: "kcmp".into(), pid: tid }.into())
             }
             Ok(false) => {
@@ -246,6 +250,12 @@ pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>
     };
     let threads = snapshot.threads.iter().filter_map(one).collect();
     (threads, shared)
+}
+
+/// The record of a first thread that has ended: its number and its name, and nothing to go on with.
+pub(super) fn ended(pid: i32, f: Option<&Facts>) -> Thread {
+    let comm = f.map(|f| f.comm.clone()).unwrap_or_default().into();
+    Thread { tid: pid, regs: vec![0; REGISTERS], comm, restarted_call: -1, ..Thread::default() }
 }
 
 /// Number of a pending signal (siginfo's first word).

@@ -5,6 +5,7 @@
 //! of its name. A kind that a build does not know is refused by its number.
 
 pub mod anon;
+pub mod ended;
 pub mod files;
 pub mod inotify;
 pub mod memory;
@@ -35,6 +36,8 @@ pub const SECTION_SECCOMP: u32 = 21;
 pub const SECTION_TREE: u32 = 22;
 /// Section: [`sysvipc::SysvIpc`]; not there if there are no such objects.
 pub const SECTION_SYSVIPC: u32 = 23;
+/// Section: `Vec<ended::First>`; not there if no process's first thread has ended.
+pub const SECTION_ENDED: u32 = 24;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -47,6 +50,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_SECCOMP,
     SECTION_TREE,
     SECTION_SYSVIPC,
+    SECTION_ENDED,
 ];
 
 /// Version of each section that this build writes.

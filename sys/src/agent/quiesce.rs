@@ -275,7 +275,8 @@ fn look_once(
     until: Instant,
 ) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
     let mut tids = procfs::tasks(pid).map_err(other)?;
-    tids.retain(|tid| Some(*tid) != server);
+    // one that has ended is still there if it is the first, and blocks whatever it blocked
+    tids.retain(|tid| Some(*tid) != server && !(*tid == pid && ended(pid, pid)));
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
     for tid in &tids {
         let blocks = match status.filter(|_| *tid == pid) {
@@ -354,7 +355,8 @@ impl Quiesced {
         self.call_some(call, long.into_iter(), PATIENCE, heed)?;
         for _ in 0..MAX_ROUNDS {
             let tids = procfs::tasks(self.pid).map_err(other)?;
-            let fresh: Vec<i32> = tids.into_iter().filter(|t| !self.arrived.contains_key(t)).collect();
+            let there = |t: &i32| self.arrived.contains_key(t) || *t == self.pid && ended(*t, *t);
+            let fresh: Vec<i32> = tids.into_iter().filter(|t| !there(t)).collect();
             if fresh.is_empty() {
                 return Ok(());
             }
