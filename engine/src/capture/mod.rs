@@ -16,6 +16,7 @@ mod pending;
 mod preflight;
 mod ptys;
 mod record;
+mod rights;
 mod run;
 mod seccomp;
 mod shared;

@@ -333,7 +333,6 @@ impl<'a> Observer<'a> {
         let ints = p.out(16);
         p.may(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), ints.arg()]);
         let dumpable = p.may(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
-        let securebits = p.may(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
         let thp = p.may(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()]);
         let five =
             |p: &mut Program, get: i32| p.may(libc::SYS_prctl, &[get.into(), 0.into(), 0.into(), 0.into(), 0.into()]);
@@ -356,6 +355,9 @@ impl<'a> Observer<'a> {
 
         let status = procfs::status::read(pid)?;
         let stat = procfs::stat::read(procfs::first::by(pid))?;
+        // of the thread whose rights /proc tells as the process's
+        let securebits =
+            told.iter().find(|t| t.tid == procfs::first::by(pid)).map_or(0, |t| t.securebits.max(0) as u32);
         let mlockall = locked.flags(&r);
         self.locked_since(&status, if mlockall != 0 { l.len } else { 0 })?;
         let (cwd, exe) = (procfs::cwd(pid)?, procfs::exe(pid)?);
@@ -381,17 +383,11 @@ impl<'a> Observer<'a> {
             sid: status.ns_sid.last().copied().unwrap_or(0),
             foreground: stat.tty_nr != 0 && stat.tpgid == stat.pgrp,
             tty: stat.tty_nr as u64,
-            uid: [status.uid.real, status.uid.effective, status.uid.saved, status.uid.fs],
-            gid: [status.gid.real, status.gid.effective, status.gid.saved, status.gid.fs],
+            uid: super::rights::ids(&status.uid),
+            gid: super::rights::ids(&status.gid),
             groups: status.groups.clone(),
-            caps: [
-                status.cap_inheritable,
-                status.cap_permitted,
-                status.cap_effective,
-                status.cap_bounding,
-                status.cap_ambient,
-            ],
-            securebits: r.raw(securebits).max(0) as u32,
+            caps: super::rights::caps(&status),
+            securebits,
             no_new_privs: status.no_new_privs,
             dumpable: if self.opened { 0 } else { r.raw(dumpable) as i32 },
             umask: status.umask.unwrap_or(0o22),

@@ -4,12 +4,13 @@ use super::memory::{self, Mapped};
 use super::observe::Common;
 use super::observe::{lock, Observer, Seen};
 use super::tree::Kinship;
-use super::{threads, Step};
+use super::{rights, threads, Step};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
 use image::v1::ended::First;
 use image::v1::files::Files;
 use image::v1::process::Thread;
+use image::v1::rights::Rights;
 use image::v1::seccomp::Filter;
 use image::v1::sysvipc::SysvIpc;
 use image::v1::tree::{Member, Tree};
@@ -85,6 +86,8 @@ pub(super) struct Recorder {
     pid: i32,
     /// Its first thread's wait status, if that has ended.
     ended: Option<i32>,
+    /// Credentials of threads that have others than it.
+    rights: Vec<Rights>,
     door: Door,
     filters: Vec<Filter>,
     /// Held open while a frozen target is read: when it closes, the blob lets everyone go.
@@ -100,6 +103,7 @@ impl Recorder {
         if obs.survey.ended.is_some() {
             threads.insert(0, threads::ended(seen.process.pid, obs.survey.threads.get(&obs.survey.pid)));
         }
+        let rights = rights::all(&seen, &obs.survey.threads);
         seen.process.pending = pending;
         seen.process.stopped = snapshot.stopped;
         let (l, door) = (obs.entered.layout, obs.door());
@@ -125,6 +129,7 @@ impl Recorder {
             attempted: obs.survey.attempted.clone(),
             pid: obs.survey.pid,
             ended: obs.survey.ended,
+            rights,
             talk: Some(obs.channel),
         }
     }
@@ -272,6 +277,7 @@ pub(super) fn publish(
     let pause = all.iter().map(|r| r.pause).max().unwrap_or_default();
     let mut reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
     let ended = ended(&all, &kinship)?;
+    let rights: Vec<Rights> = all.iter().flat_map(|r| r.rights.clone()).collect();
     let states = all.iter().flat_map(|r| &r.threads);
     let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, &mut reported)?;
     let mut members = all.into_iter().zip(&kinship.parents);
@@ -310,6 +316,9 @@ pub(super) fn publish(
     }
     if !ended.is_empty() {
         m.write_section(v1::SECTION_ENDED, v1::VERSION, true, &ended)?;
+    }
+    if !rights.is_empty() {
+        m.write_section(v1::SECTION_RIGHTS, v1::VERSION, true, &rights)?;
     }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;

@@ -3,6 +3,7 @@ use super::{Fault, Step};
 use crate::{Error, Kind};
 use ::image::v1::ended::First;
 use ::image::v1::files::{Content, Fd, Files, Lock, OpenFile};
+use ::image::v1::rights::Rights;
 use ::image::v1::sysvipc::SysvIpc;
 use ::image::v1::tree::{Member, Tree as Section, Zombie};
 use ::image::v1::{self, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Filter};
@@ -53,6 +54,8 @@ pub struct Image<'a> {
     pub threads: Vec<Thread>,
     /// The leader has ended while the others run, with this wait status.
     pub ended: Option<i32>,
+    /// Credentials of threads that have others than the process, by TID.
+    pub rights: BTreeMap<i32, Rights>,
     /// Its address space.
     pub memory: Memory,
     /// Its open files.
@@ -90,13 +93,17 @@ impl<'a> Tree<'a> {
         let (open, contents) = (Arc::new(open), Arc::new(contents));
         let ipc = handle.manifest().read_section(v1::SECTION_SYSVIPC)?.unwrap_or_default();
         let ended: Vec<First> = handle.manifest().read_section(v1::SECTION_ENDED)?.unwrap_or_default();
+        let rights: Vec<Rights> = handle.manifest().read_section(v1::SECTION_RIGHTS)?.unwrap_or_default();
+        let mut rights: BTreeMap<i32, Rights> = rights.into_iter().map(|r| (r.tid, r)).collect();
         let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc };
         for m in std::iter::once(first).chain(rest.members) {
             let (open, contents, fds, locks) = (open.clone(), contents.clone(), m.fds, m.locks);
             let ended = ended.iter().find(|e| e.pid == m.process.pid).map(|e| e.status);
+            let own = m.threads.iter().filter_map(|t| Some((t.tid, rights.remove(&t.tid)?)));
             tree.all.push(Image {
                 handle,
                 ended,
+                rights: own.collect(),
                 meta: meta.clone(),
                 parent: m.parent,
                 door: m.door,
@@ -106,6 +113,9 @@ impl<'a> Tree<'a> {
                 files: Opened { open, fds, contents, locks, earlier: BTreeMap::new() },
                 filters: m.filters,
             });
+        }
+        if let Some(tid) = rights.keys().next() {
+            return Err(damaged(format!("credentials of thread {tid}, which is not in it, make no sense")));
         }
         for image in &mut tree.all {
             let pid = image.process.pid;

@@ -14,6 +14,7 @@ pub mod mqueue;
 pub mod objects;
 pub mod process;
 pub mod pty;
+pub mod rights;
 pub mod seccomp;
 pub mod sockets;
 pub mod sysvipc;
@@ -38,6 +39,8 @@ pub const SECTION_TREE: u32 = 22;
 pub const SECTION_SYSVIPC: u32 = 23;
 /// Section: `Vec<ended::First>`; not there if no process's first thread has ended.
 pub const SECTION_ENDED: u32 = 24;
+/// Section: `Vec<rights::Rights>`; not there if all threads have their process's.
+pub const SECTION_RIGHTS: u32 = 25;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -51,6 +54,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_TREE,
     SECTION_SYSVIPC,
     SECTION_ENDED,
+    SECTION_RIGHTS,
 ];
 
 /// Version of each section that this build writes.

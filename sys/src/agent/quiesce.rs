@@ -142,7 +142,8 @@ pub fn freeze(
     let (seen, blocking) = look_at_all(pid, &mem, Some(&status), None, patience)?;
     // rather one that did not block it a moment ago, and one that stays
     let mut order: Vec<i32> = seen.keys().copied().collect();
-    order.sort_by_key(|t| (blocking.contains(t), *t != pid));
+    let first = procfs::first::by(pid);
+    order.sort_by_key(|t| (blocking.contains(t), *t != first));
     let call = Call { pid, nonce: l.key(), filters, seen: &seen };
     let mut q = First::new(order, seen.len()).come(&call, Some(&mem), code_serve(), uid, l)?;
     match q.call_all(&call, &blocking, visit) {
