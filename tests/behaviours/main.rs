@@ -17,6 +17,7 @@ mod own_trigger;
 mod ptys;
 mod refusal;
 mod resume;
+mod rights;
 mod seccomp;
 mod sessions;
 mod sysv;
@@ -52,6 +53,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(ptys::cases());
     all.extend(refusal::cases());
     all.extend(resume::cases());
+    all.extend(rights::cases());
     all.extend(seccomp::cases());
     all.extend(sessions::cases());
     all.extend(sysv::cases());
