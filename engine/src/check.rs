@@ -141,24 +141,37 @@ impl Check<'_> {
 
     /// User, group and capabilities of the program against ours.
     fn who(&mut self, pids: Pids) {
-        let p = &self.image.process;
         let own_users = pids == Pids::Private && !self.rights.may_make_namespaces();
+        for p in crate::restore::creds::wanted(self.image) {
+            self.who_of(&p, own_users);
+        }
+    }
+
+    /// The same of one of its threads.
+    fn who_of(&mut self, p: &image::v1::rights::Rights, own_users: bool) {
+        let who = match p.tid == self.image.process.pid {
+            true => "the program".to_owned(),
+            false => format!("its thread {}", p.tid),
+        };
         let other_user = p.uid != [self.rights.uid; 4];
         let other_group = p.gid != [self.rights.gid; 4];
         if other_user && (own_users || !self.rights.has(CAP_SETUID)) {
-            let why = format!("the program runs as user {}, and you are user {}", p.uid[1], self.rights.uid);
+            let why = format!("{who} runs as user {}, and you are user {}", p.uid[1], self.rights.uid);
             self.refuse("user", why, format!("restore it as user {} or as root", p.uid[1]));
         }
         if other_group && (own_users || !self.rights.has(CAP_SETGID)) {
-            let why = format!("the program runs with group {}, and you have group {}", p.gid[1], self.rights.gid);
+            let why = format!("{who} runs with group {}, and you have group {}", p.gid[1], self.rights.gid);
             self.refuse("group", why, format!("restore it with group {} (newgrp, sg) or as root", p.gid[1]));
         }
         let permitted = p.caps[1];
         if own_users && permitted != 0 {
-            self.notes.push("its capabilities hold only within its own user namespace".into());
+            let note = "its capabilities hold only within its own user namespace".to_owned();
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
         } else if permitted & !self.rights.permitted != 0 {
             let lacking = permitted & !self.rights.permitted;
-            let why = format!("the program has capabilities that you have not ({lacking:#x})");
+            let why = format!("{who} has capabilities that you have not ({lacking:#x})");
             self.refuse("capabilities", why, "restore it as root");
         }
     }

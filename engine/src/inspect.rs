@@ -76,6 +76,8 @@ pub struct Process {
     pub name: String,
     /// How many threads it has.
     pub threads: usize,
+    /// Wait status with which its first thread has ended, while others run.
+    pub first_ended: Option<i32>,
     /// Wait status, as wait4(2) gives it, of one that had ended.
     pub ended: Option<i32>,
 }
@@ -179,6 +181,7 @@ fn processes(tree: &Tree<'_>) -> Vec<Process> {
         door: Some(i.door.clone()),
         name: i.threads.first().map_or(String::new(), |t| text(&t.comm)),
         threads: i.threads.len(),
+        first_ended: i.ended,
         ended: None,
     });
     let zombies = tree.zombies.iter().map(|z| Process {
@@ -187,6 +190,7 @@ fn processes(tree: &Tree<'_>) -> Vec<Process> {
         door: None,
         name: text(&z.comm),
         threads: 0,
+        first_ended: None,
         ended: Some(z.status),
     });
     living.chain(zombies).collect()
@@ -208,6 +212,11 @@ impl fmt::Display for Summary {
             writeln!(f, "process      PID {} below {} ({}), {how}", p.pid, p.parent, p.name)?;
         }
         writeln!(f, "threads      {}", self.threads.len())?;
+        for p in &self.processes {
+            if let Some(status) = p.first_ended {
+                writeln!(f, "has ended    the first thread of PID {}, wait status {status:#x}", p.pid)?;
+            }
+        }
         writeln!(
             f,
             "memory       {} mappings, {:.1} MiB; {:.1} MiB recorded, {:.1} MiB on disk",

@@ -41,6 +41,8 @@ fn the_tables_have_the_values_of_the_code() {
     code.push(("SECTION_TREE", dormouse_image::v1::SECTION_TREE.into()));
     code.push(("SECTION_SYSVIPC", dormouse_image::v1::SECTION_SYSVIPC.into()));
     code.push(("SECTION_KEYS", dormouse_image::v1::SECTION_KEYS.into()));
+    code.push(("SECTION_RIGHTS", dormouse_image::v1::SECTION_RIGHTS.into()));
+    code.push(("SECTION_ENDED", dormouse_image::v1::SECTION_ENDED.into()));
     let doc = documented();
     for (name, value) in &code {
         let found: Vec<u64> = doc.iter().filter(|d| d.0 == *name).map(|d| d.1).collect();

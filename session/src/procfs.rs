@@ -64,9 +64,12 @@ impl Stat {
         let pid = std::str::from_utf8(&bytes[..bytes.iter().position(|b| *b == b' ')?]).ok()?.parse().ok()?;
         let rest = std::str::from_utf8(&bytes[end + 1..]).ok()?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let state = fields.first()?.chars().next()?;
+        let threads: u32 = fields.get(17)?.parse().ok()?;
         Some(Stat {
             pid,
-            state: fields.first()?.chars().next()?,
+            // a first thread that has ended is the process's end if there is no other
+            state: if state == 'Z' && threads > 1 { 'S' } else { state },
             ppid: fields.get(1)?.parse().ok()?,
             start: fields.get(19)?.parse().ok()?,
         })
@@ -128,7 +131,9 @@ impl Parents {
 
 /// Command line of a process for people: arguments joined by blanks, control characters left out.
 pub(crate) fn command_line(pid: i32) -> String {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    // of one whose first thread has ended another knows it
+    sys::procfs::first::has_ended(pid);
+    let bytes = fs::read(sys::procfs::path(pid, "cmdline")).unwrap_or_default();
     let text = String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(&bytes)).replace('\0', " ");
     text.chars().filter(|c| !c.is_control()).collect()
 }
@@ -141,6 +146,9 @@ mod tests {
     fn a_command_name_with_parentheses_and_blanks_is_read_past() {
         let line = b"42 (a) S (b) T 7 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 1 1";
         assert_eq!(Stat::parse(line), Some(Stat { pid: 42, state: 'T', ppid: 7, start: 987654 }));
+        // its first thread has ended, and it runs on
+        let line = String::from_utf8_lossy(line).replace(") T", ") Z").replace("0 1 0 987", "0 2 0 987");
+        assert_eq!(Stat::parse(line.as_bytes()).map(|s| s.state), Some('S'));
         assert_eq!(Stat::parse(b"42 (a"), None);
         assert_eq!(Stat::parse(b""), None);
     }

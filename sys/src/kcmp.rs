@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::io;
 
-use crate::procfs::Pid;
+use crate::procfs::{first, Pid};
 
 /// What is shared between tasks (include/uapi/linux/kcmp.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +48,7 @@ struct RawSlot {
 }
 
 fn kcmp(pids: (Pid, Pid), kind: libc::c_int, first: u64, second: u64) -> io::Result<Ordering> {
+    let pids = (first::by(pids.0), first::by(pids.1));
     // SAFETY: kcmp(2) takes five integers and changes no state. `first` and `second` are descriptor
     // numbers or 0, which the kernel checks, but for KCMP_EPOLL_TFD, where `second` is the address of
     // a RawSlot that its only caller, `same_epoll_target`, keeps alive over this call; the kernel

@@ -17,6 +17,7 @@ pub struct RemoteMem {
 impl RemoteMem {
     /// Opens it for reading and writing; wants ptrace rights.
     pub fn open(pid: i32) -> Result<RemoteMem> {
+        let pid = crate::procfs::first::by(pid);
         let path = format!("/proc/{pid}/mem");
         let file = OpenOptions::new().read(true).write(true).open(&path);
         match file {

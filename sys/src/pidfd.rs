@@ -21,6 +21,22 @@ impl PidFd {
         Ok(PidFd { pid, fd: unsafe { OwnedFd::from_raw_fd(r as i32) } })
     }
 
+    /// A handle for [`PidFd::get`]: of a process whose first thread has ended, that of a thread that has the descriptors (PIDFD_THREAD, kernel 6.9).
+    pub fn with_files(pid: i32) -> Result<PidFd> {
+        const PIDFD_THREAD: i32 = libc::O_EXCL;
+        let by = crate::procfs::first::by(pid);
+        if by == pid {
+            return PidFd::open(pid);
+        }
+        // SAFETY: pidfd_open takes two integers and touches no memory.
+        let r = unsafe { libc::syscall(libc::SYS_pidfd_open, by, PIDFD_THREAD) };
+        if r < 0 {
+            return Err(Error::call("pidfd_open of a thread", by, std::io::Error::last_os_error()));
+        }
+        // SAFETY: the descriptor was just made and nobody else owns it.
+        Ok(PidFd { pid, fd: unsafe { OwnedFd::from_raw_fd(r as i32) } })
+    }
+
     /// A copy of descriptor `n` of the process; shares its open file description. Wants ptrace rights.
     pub fn get(&self, n: i32) -> Result<OwnedFd> {
         // SAFETY: pidfd_getfd takes three integers and touches no memory.

@@ -110,7 +110,7 @@ fn buffer(line: &str) -> Option<(u64, u64)> {
 
 /// What descriptor `fd` of a process says; None: the kernel does not tell just now.
 pub fn told(pid: Pid, fd: i32) -> crate::procfs::Result<Option<Told>> {
-    let path = format!("/proc/{pid}/fdinfo/{fd}");
+    let path = crate::procfs::path_of(pid, &format!("fdinfo/{fd}"));
     read_with(std::path::Path::new(&path), |text| Ok::<_, ParseError>(parse(&String::from_utf8_lossy(text))))
 }
 

@@ -56,9 +56,8 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// What a thread may have of its own, and what the refusal says.
-const ODD: [(&str, &str); 3] = [
+const ODD: [(&str, &str); 2] = [
     ("seccomp", "seccomp restricts it"),
-    ("rights", "no_new_privs are not those of the process"),
     ("files", "it has descriptors, or a working directory and umask, of its own"),
 ];
 /// What ptrace says of a thread with Syscall User Dispatch.

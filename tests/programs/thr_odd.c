@@ -3,8 +3,8 @@
 #include <sched.h>
 #include <sys/prctl.h>
 
-static const char *about = "a second thread under seccomp, with rights or descriptors of its own, or that dispatches system calls";
-static const char *usage = "  --what seccomp|rights|files|dispatch|block\n"
+static const char *about = "a second thread under seccomp, with descriptors of its own, or that dispatches system calls";
+static const char *usage = "  --what seccomp|files|dispatch|block\n"
                            "  --no-dump        not dumpable, before the thread is as it is\n";
 static const char *what = "seccomp";
 static bool no_dump;
@@ -39,8 +39,7 @@ static void block(void) {
 static void *odd(void *arg) {
     (void)arg;
     char c = 'r';
-    if (!strcmp(what, "rights")) MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-    else if (!strcmp(what, "files")) MUST(unshare(CLONE_FS | CLONE_FILES));
+    if (!strcmp(what, "files")) MUST(unshare(CLONE_FS | CLONE_FILES));
     else if (!strcmp(what, "dispatch")) MUST(prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0, 0, &selector));
     else if (!strcmp(what, "block")) block();
     else MUST(prctl(PR_SET_SECCOMP, 1 /* SECCOMP_MODE_STRICT */));

@@ -34,9 +34,12 @@ fn parse(text: &str) -> Option<Status> {
         text.lines().filter_map(|l| l.split_once(':')).map(|(k, v)| (k, v.trim())).collect();
     let number = |key: &str| fields.get(key)?.parse::<i32>().ok();
     let uids: Vec<u32> = fields.get("Uid")?.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+    let state = fields.get("State")?.chars().next()?;
+    let first_of_several = state == 'Z' && number("Threads")? > 1;
     Some(Status {
         comm: (*fields.get("Name")?).into(),
-        state: fields.get("State")?.chars().next()?,
+        // a first thread that has ended is no process that has
+        state: if first_of_several { 'S' } else { state },
         ppid: number("PPid")?,
         tracer: number("TracerPid")?,
         uids: uids.try_into().ok()?,
@@ -97,7 +100,7 @@ pub struct Mapping {
 
 /// The mappings of a process.
 pub fn maps(pid: i32) -> Vec<Mapping> {
-    fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default().lines().filter_map(mapping).collect()
+    fs::read_to_string(format!("/proc/{}/maps", living(pid))).unwrap_or_default().lines().filter_map(mapping).collect()
 }
 
 fn mapping(line: &str) -> Option<Mapping> {
@@ -108,10 +111,19 @@ fn mapping(line: &str) -> Option<Mapping> {
     Some(Mapping { start: u64::from_str_radix(start, 16).ok()?, end: u64::from_str_radix(end, 16).ok()?, perms, name })
 }
 
+/// The task by which a process is looked at: itself, or a thread of it if the first has ended.
+fn living(pid: i32) -> i32 {
+    let ended = |tid: &i32| fs::read_to_string(format!("/proc/{tid}/status")).is_ok_and(|s| s.contains("State:\tZ"));
+    if ended(&pid) {
+        return threads(pid).into_iter().find(|tid| !ended(tid)).unwrap_or(pid);
+    }
+    pid
+}
+
 /// Mappings of ours in a process: those with our name, and the documented one, which is anonymous, executable and begins
 /// with DORMBLOB.
 pub fn ours(pid: i32) -> Vec<Mapping> {
-    let memory = fs::File::open(format!("/proc/{pid}/mem"));
+    let memory = fs::File::open(format!("/proc/{}/mem", living(pid)));
     maps(pid)
         .into_iter()
         .filter(|m| {

@@ -52,6 +52,7 @@ impl Doors {
     pub fn new(o: &CaptureOptions<'_>, pid: i32, first: bool) -> Doors {
         let (choice, after) = (o.door, o.after);
         let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
+        procfs::first::has_ended(pid);
         let mut there = sys::agent::check(pid);
         let unseen = o.agent && first && there == Err(Absent::None);
         if unseen {
@@ -306,7 +307,7 @@ fn call_in(q: &Quiesced, s: &mut Survey, heard: Heard) -> Step<Inside> {
 /// Asks inside whether each thread shares descriptors and directory with the leader (kcmp).
 fn apart(channel: &mut Channel, s: &Survey, tids: &[i32]) -> Step<BTreeMap<(i32, i32), i64>> {
     let mut all = BTreeMap::new();
-    let leader = s.inner_pid();
+    let leader = s.inner_living();
     for some in tids.chunks(2048) {
         let mut p = Program::new();
         let mut asked = Vec::new();

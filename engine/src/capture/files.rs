@@ -146,7 +146,7 @@ pub(super) struct Outside {
 
 impl Outside {
     pub fn new(pid: i32) -> sys::Result<Outside> {
-        Ok(Outside { pid, pidfd: PidFd::open(pid)? })
+        Ok(Outside { pid, pidfd: PidFd::with_files(pid)? })
     }
 }
 

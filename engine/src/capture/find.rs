@@ -2,7 +2,7 @@
 use super::files::{self, Ends, FileView, Look, Outside};
 use super::shared::Others;
 use super::threads::{Heard, Shares, Whole};
-use super::{died, door, explain, handles, Fault, Step};
+use super::{door, explain, handles, Fault, Step};
 use crate::{objects, Door, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
@@ -20,6 +20,10 @@ pub struct Survey {
     pub status: Status,
     /// /proc/PID/stat.
     pub stat: Stat,
+    /// Where its program lies.
+    program: Program,
+    /// Its first thread has ended while others run, with this wait status: known in the freeze.
+    pub(super) ended: Option<i32>,
     /// Open files.
     pub files: Vec<FileView>,
     /// Mappings with their flags.
@@ -51,6 +55,16 @@ pub struct Survey {
     pub unsure: Vec<Reason>,
     /// What is not kept, each with what is lost.
     pub reported: Vec<String>,
+}
+
+/// What tells one program from another: where its code and its stack begin.
+#[derive(Debug, PartialEq)]
+struct Program(u64, u64, u64);
+
+impl Program {
+    fn of(s: &Stat) -> Program {
+        Program(s.start_code, s.end_code, s.start_stack)
+    }
 }
 
 impl Survey {
@@ -100,6 +114,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         return Err(refused("this very process", "a recorder cannot freeze itself", "name another process"));
     }
     let gone = |e| explain(Fault::Proc(e), &attempted, "find", false);
+    procfs::first::has_ended(pid);
     let status = procfs::status::read(pid).map_err(gone)?;
     let stat = procfs::stat::read(pid).map_err(gone)?;
     if stat.is_kernel_thread() {
@@ -113,15 +128,18 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         let w = format!("it is a thread of process {}", status.tgid);
         return Err(refused(&format!("PID {pid}"), &w, &format!("checkpoint PID {}", status.tgid)));
     }
-    if stat.state == procfs::State::Zombie {
+    if stat.state == procfs::State::Zombie && !procfs::first::has_ended(pid) {
         let w = "it has ended and waits for its parent to notice";
         return Err(Error::new(Kind::TargetDied, attempted, format!("PID {pid}"), w, "nothing is left to checkpoint"));
     }
+    let program = Program::of(&procfs::stat::read(procfs::first::by(pid)).map_err(gone)?);
     let mut s = Survey {
         pid,
         attempted,
         status,
         stat,
+        program,
+        ended: None,
         files: Vec::new(),
         smaps: Vec::new(),
         random: None,
@@ -355,21 +373,13 @@ impl Survey {
 
     /// In the freeze: the program is the one that was looked at, still where a restore could put it, and its leader can be entered.
     pub(super) fn still(&mut self, frozen: &[i32]) -> Step<()> {
-        let now = procfs::stat::read(self.pid)?;
-        let program = |s: &Stat| (s.start_code, s.end_code, s.start_stack);
+        let first = procfs::stat::read(self.pid)?;
         let pid = format!("PID {}", self.pid);
-        if now.state.is_ended() {
-            // stopped, a thread can only be killed, and with it the process
-            if frozen.contains(&self.pid) || killed(self.pid)? {
-                return Err(died(&self.attempted, "freeze").into());
-            }
-            let w = "its first thread has ended while it was looked at, and that is not kept yet";
-            let remedy = "the others run on as before; let the first thread wait for them";
-            return Err(Error::new(Kind::Refused, &self.attempted, pid, w, remedy).into());
-        }
+        self.first(&first, frozen)?;
+        let now = procfs::stat::read(procfs::first::by(self.pid))?;
         let mut reasons = Vec::new();
         let random = |(at, bytes)| random_at(self.pid, at) == Some(bytes);
-        if program(&now) != program(&self.stat) || !self.random.is_none_or(random) {
+        if Program::of(&now) != self.program || !self.random.is_none_or(random) {
             let w = "it has executed another program while it was looked at";
             let e = Error::new(Kind::Refused, &self.attempted, pid, w, "it runs on as before; try again");
             return Err(Fault::Another(e));
@@ -449,19 +459,6 @@ impl Survey {
     }
 }
 
-/// In the freeze, when nothing is run in it yet: whether all of it has been killed, and not only its first thread has ended. Nothing else
-/// takes the others out of their stop.
-fn killed(pid: i32) -> Step<bool> {
-    const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
-    let stands = |tid: i32| {
-        let s = procfs::status::read_task(pid, tid);
-        s.is_ok_and(|s| s.state == procfs::State::Tracing && s.sig_pending & SIGKILL == 0)
-    };
-    let others = procfs::tasks(pid)?.into_iter().filter(|tid| *tid != pid && !procfs::is_io_worker(pid, *tid));
-    let others: Vec<i32> = others.collect();
-    Ok(others.is_empty() || !others.into_iter().all(stands))
-}
-
 /// What tells one exec from the next, even of the same program at the same addresses: the kernel gives each 16 random bytes.
 fn random(pid: i32) -> Option<(u64, [u8; 16])> {
     let at = procfs::auxv::read(pid).ok()?.get(libc::AT_RANDOM)?;
@@ -518,7 +515,7 @@ pub fn inherited() -> Result<Vec<(Vec<i32>, Reason)>> {
 /// EI_CLASS of its executable: 1 for 32-bit, 2 for 64-bit (elf(5)).
 fn elf_class(pid: i32) -> Option<u8> {
     let mut head = [0; 5];
-    let mut f = std::fs::File::open(format!("/proc/{pid}/exe")).ok()?;
+    let mut f = std::fs::File::open(procfs::path(pid, "exe")).ok()?;
     std::io::Read::read_exact(&mut f, &mut head).ok()?;
     head.starts_with(b"\x7fELF").then_some(head[4])
 }

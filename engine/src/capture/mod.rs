@@ -2,6 +2,7 @@
 
 mod door;
 mod dropped;
+mod ended;
 mod files;
 mod find;
 mod gather;
@@ -17,6 +18,7 @@ mod pending;
 mod preflight;
 mod ptys;
 mod record;
+mod rights;
 mod run;
 mod seccomp;
 mod shared;

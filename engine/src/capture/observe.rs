@@ -349,7 +349,6 @@ impl<'a> Observer<'a> {
         let ints = p.out(16);
         p.may(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), ints.arg()]);
         let dumpable = p.may(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
-        let securebits = p.may(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
         let thp = p.may(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()]);
         let five =
             |p: &mut Program, get: i32| p.may(libc::SYS_prctl, &[get.into(), 0.into(), 0.into(), 0.into(), 0.into()]);
@@ -371,7 +370,10 @@ impl<'a> Observer<'a> {
         }
 
         let status = procfs::status::read(pid)?;
-        let stat = procfs::stat::read(pid)?;
+        let stat = procfs::stat::read(procfs::first::by(pid))?;
+        // of the thread whose rights /proc tells as the process's
+        let securebits =
+            told.iter().find(|t| t.tid == procfs::first::by(pid)).map_or(0, |t| t.securebits.max(0) as u32);
         let mlockall = locked.flags(&r);
         self.locked_since(&status, if mlockall != 0 { l.len } else { 0 })?;
         let (cwd, exe) = (procfs::cwd(pid)?, procfs::exe(pid)?);
@@ -388,7 +390,7 @@ impl<'a> Observer<'a> {
             value_ns: nanoseconds(tv, i * 32 + 16),
         };
         let number = |name: &str, radix: u32| {
-            let text = std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let text = std::fs::read_to_string(procfs::path(pid, name)).unwrap_or_default();
             i64::from_str_radix(text.trim(), radix).unwrap_or(0)
         };
         let process = Process {
@@ -397,17 +399,11 @@ impl<'a> Observer<'a> {
             sid: status.ns_sid.last().copied().unwrap_or(0),
             foreground: stat.tty_nr != 0 && stat.tpgid == stat.pgrp,
             tty: stat.tty_nr as u64,
-            uid: [status.uid.real, status.uid.effective, status.uid.saved, status.uid.fs],
-            gid: [status.gid.real, status.gid.effective, status.gid.saved, status.gid.fs],
+            uid: super::rights::ids(&status.uid),
+            gid: super::rights::ids(&status.gid),
             groups: status.groups.clone(),
-            caps: [
-                status.cap_inheritable,
-                status.cap_permitted,
-                status.cap_effective,
-                status.cap_bounding,
-                status.cap_ambient,
-            ],
-            securebits: r.raw(securebits).max(0) as u32,
+            caps: super::rights::caps(&status),
+            securebits,
             no_new_privs: status.no_new_privs,
             dumpable: if self.opened { 0 } else { r.raw(dumpable) as i32 },
             umask: status.umask.unwrap_or(0o22),
@@ -438,7 +434,7 @@ impl<'a> Observer<'a> {
                 stat.env_start,
                 stat.env_end,
             ],
-            auxv: std::fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default().into(),
+            auxv: std::fs::read(procfs::path(pid, "auxv")).unwrap_or_default().into(),
             sigactions: r.bytes(actions).to_vec().into(),
             pending: Vec::new(),
             itimers: (0..3).map(|i| (microseconds(it, i * 32), microseconds(it, i * 32 + 16))).collect(),
@@ -465,9 +461,9 @@ impl<'a> Observer<'a> {
 
     /// What it has open, but for the descriptor that the blob talks through.
     pub(super) fn listed(&mut self, l: &Listener) -> Step<Vec<FileView>> {
-        let (pid, inner) = (self.survey.pid, self.survey.inner_pid());
+        let (pid, inner) = (self.survey.pid, self.survey.inner_living());
         let ours = self.own_descriptor()?;
-        let mut hands = Hands { copies: Copies::default(), pidfd: PidFd::open(pid)? };
+        let mut hands = Hands { copies: Copies::default(), pidfd: PidFd::with_files(pid)? };
         let mut views = if self.agent.is_some() {
             // rings of io_uring cannot be passed over (SCM_RIGHTS)
             let passed = |(fd, link): (i32, Vec<u8>)| (fd != ours && link != objects::RING).then_some(fd);

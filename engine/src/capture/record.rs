@@ -4,12 +4,14 @@ use super::memory::{self, Mapped};
 use super::observe::Common;
 use super::observe::{lock, Observer, Seen};
 use super::tree::Kinship;
-use super::{threads, Step};
+use super::{rights, threads, Step};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
+use image::v1::ended::First;
 use image::v1::files::Files;
 use image::v1::keys::{Keys, On};
 use image::v1::process::Thread;
+use image::v1::rights::Rights;
 use image::v1::seccomp::Filter;
 use image::v1::sysvipc::SysvIpc;
 use image::v1::tree::{Member, Tree};
@@ -83,6 +85,10 @@ pub(super) struct Recorder {
     memory: Memory,
     attempted: String,
     pid: i32,
+    /// Its first thread's wait status, if that has ended.
+    ended: Option<i32>,
+    /// Credentials of threads that have others than it.
+    rights: Vec<Rights>,
     door: Door,
     filters: Vec<Filter>,
     keys: super::keys::Asked,
@@ -97,7 +103,11 @@ impl Recorder {
         if let Some(p) = seen.pending.take() {
             (snapshot.shared_pending, snapshot.thread_pending) = (p.shared, p.threads);
         }
-        let (threads, pending) = threads::all(&seen, &snapshot, &obs.survey.threads);
+        let (mut threads, pending) = threads::all(&seen, &snapshot, &obs.survey.threads);
+        if obs.survey.ended.is_some() {
+            threads.insert(0, threads::ended(seen.process.pid, obs.survey.threads.get(&obs.survey.pid)));
+        }
+        let rights = rights::all(&seen, &obs.survey.threads);
         seen.process.pending = pending;
         seen.process.stopped = snapshot.stopped;
         let (l, door) = (obs.entered.layout, obs.door());
@@ -124,6 +134,8 @@ impl Recorder {
             memory: Memory { segments: obs.segments, guards: obs.guards, ..Memory::default() },
             attempted: obs.survey.attempted.clone(),
             pid: obs.survey.pid,
+            ended: obs.survey.ended,
+            rights,
             talk: Some(obs.channel),
         }
     }
@@ -283,6 +295,8 @@ pub(super) fn publish(
     let (monotonic_ns, boottime_ns) = (latest(|c| c.monotonic), latest(|c| c.boottime));
     let pause = all.iter().map(|r| r.pause).max().unwrap_or_default();
     let mut reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
+    let ended = ended(&all, &kinship)?;
+    let rights: Vec<Rights> = all.iter().flat_map(|r| r.rights.clone()).collect();
     let states = all.iter().flat_map(|r| &r.threads);
     let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, &mut reported)?;
     let keys = super::keys::of_all(&all);
@@ -323,6 +337,12 @@ pub(super) fn publish(
     if !keys.is_empty() {
         m.write_section(v1::SECTION_KEYS, v1::VERSION, true, &keys)?;
     }
+    if !ended.is_empty() {
+        m.write_section(v1::SECTION_ENDED, v1::VERSION, true, &ended)?;
+    }
+    if !rights.is_empty() {
+        m.write_section(v1::SECTION_RIGHTS, v1::VERSION, true, &rights)?;
+    }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;
     on_its_way.wait()?;
@@ -338,6 +358,22 @@ pub(super) fn publish(
         reported,
         notes: Vec::new(),
     })
+}
+
+/// First threads that have ended. Refuses where the end of such a thread, which a restore repeats, would signal its children: in a restored tree it is
+/// the parent of them all.
+fn ended(all: &[Recorder], kinship: &Kinship) -> Step<Vec<First>> {
+    let gone: Vec<First> =
+        all.iter().filter_map(|r| Some(First { pid: r.seen.process.pid, status: r.ended? })).collect();
+    for (r, parent) in all.iter().zip(&kinship.parents).filter(|(_, p)| gone.iter().any(|g| g.pid == **p)) {
+        if let Some(t) = r.threads.iter().find(|t| t.pdeathsig != 0) {
+            let object = format!("thread {} of PID {}", t.tid, r.pid);
+            let why = format!("it wants a signal when its parent ends (PR_SET_PDEATHSIG), and the first thread of that, PID {parent}, has ended while others run, which is not kept yet together");
+            let remedy = "let the parent's first thread wait for the others, or the child do without the signal";
+            return Err(crate::Error::new(crate::Kind::Refused, r.attempted.clone(), object, why, remedy).into());
+        }
+    }
+    Ok(gone)
 }
 
 /// Seccomp filters in the image's words.

@@ -4,14 +4,19 @@ use super::told::Told;
 use super::Step;
 use crate::Reason;
 use image::v1::process::Thread;
+use image::v1::rights::Rights;
 use serde_bytes::ByteBuf;
 use std::collections::BTreeMap;
 use sys::kcmp::Resource;
 use sys::procfs;
+use sys::procfs::first::by;
 use sys::procfs::status::{Status, TaskStatus};
 use sys::restart::Pending;
 use sys::rlimit::Raised;
 use sys::tracer::{Snapshot, ThreadState};
+
+/// Words of a thread's registers in the image.
+const REGISTERS: usize = 27;
 
 /// What can be asked of a thread from outside, while it runs.
 #[derive(Debug, Default)]
@@ -28,6 +33,8 @@ pub struct Facts {
     pub mce_kill: Option<u32>,
     /// TID in the innermost PID namespace.
     pub inner_tid: i32,
+    /// Its credentials, if they are not the leader's.
+    pub rights: Option<Rights>,
     /// What the kernel said of it, to see whether that is still so.
     said: Vec<u8>,
     /// Where it was asked, if that could be kept open.
@@ -166,17 +173,14 @@ fn fact(w: &Whole<'_>, tid: i32, said: Vec<u8>, known: &mut BTreeMap<i32, Facts>
     let sched = (s.policy, s.rt_priority, s.nice as i32);
     let (io_flusher, mce_kill) = (s.is_io_flusher(), s.mce_kill());
     let affinity = sys::sched::affinity(tid);
-    known.insert(tid, Facts { comm: s.comm, sched, affinity, io_flusher, mce_kill, inner_tid, said, status: None });
+    let rights = super::rights::apart(w.leader, &status, inner_tid);
+    let facts = Facts { comm: s.comm, sched, affinity, io_flusher, mce_kill, inner_tid, rights, said, status: None };
+    known.insert(tid, facts);
     Ok(refusal)
 }
 
 /// What a thread has otherwise than the leader, whose it would get at a restore; or would die of.
 fn odd(leader: &Status, s: &Status) -> Option<(&'static str, &'static str)> {
-    let rights = |s: &Status| {
-        let caps = [s.cap_inheritable, s.cap_permitted, s.cap_effective, s.cap_bounding, s.cap_ambient];
-        let ids = [s.uid, s.gid].map(|i| [i.real, i.effective, i.saved, i.fs]);
-        (ids, s.groups.clone(), caps, s.no_new_privs)
-    };
     if leader.seccomp.unwrap_or(0) == 0 && s.seccomp.unwrap_or(0) != 0 {
         Some((
             "seccomp restricts it, and the first forbidden call made inside could kill it",
@@ -184,11 +188,6 @@ fn odd(leader: &Status, s: &Status) -> Option<(&'static str, &'static str)> {
         ))
     } else if (leader.seccomp, leader.seccomp_filters) != (s.seccomp, s.seccomp_filters) {
         Some(super::seccomp::OTHERS)
-    } else if rights(leader) != rights(s) {
-        Some((
-            "its user, groups, capabilities or no_new_privs are not those of the process, which is not kept yet",
-            "checkpoint when all threads have the same",
-        ))
     } else {
         None
     }
@@ -200,7 +199,7 @@ fn apart(w: &Whole<'_>, tid: i32) -> Step<Option<(String, &'static str)>> {
         match (w.shares)(tid, what) {
             Ok(true) => {}
             // one that is being killed has none at all
-            Ok(false) if is_exiting(w.leader.pid, tid)? || is_exiting(w.leader.pid, w.leader.pid)? => {
+            Ok(false) if is_exiting(w.leader.pid, tid)? || is_exiting(w.leader.pid, by(w.leader.pid))? => {
                 return Err(sys::Error::Died { doing: "kcmp".into(), pid: tid }.into())
             }
             Ok(false) => {
@@ -249,6 +248,12 @@ pub(super) fn all(seen: &Seen, snapshot: &Snapshot, facts: &BTreeMap<i32, Facts>
     };
     let threads = snapshot.threads.iter().filter_map(one).collect();
     (threads, shared)
+}
+
+/// The record of a first thread that has ended: its number and its name, and nothing to go on with.
+pub(super) fn ended(pid: i32, f: Option<&Facts>) -> Thread {
+    let comm = f.map(|f| f.comm.clone()).unwrap_or_default().into();
+    Thread { tid: pid, regs: vec![0; REGISTERS], comm, restarted_call: -1, ..Thread::default() }
 }
 
 /// Number of a pending signal (siginfo's first word).

@@ -17,9 +17,9 @@ pub(super) fn visit_program() -> Program {
 }
 
 /// How many results of a visit are answers: the last ones, [`Told`]'s.
-const ANSWERS: u64 = 7;
+const ANSWERS: u64 = 8;
 
-/// Timer slack, I/O priority, thread keyring, CPUID and speculation come as results, the rest in `o`.
+/// Timer slack, I/O priority, thread keyring, CPUID, speculation and secure bits come as results, the rest in `o`.
 fn ask_thread(p: &mut Program, o: Out) -> [CallId; ANSWERS as usize] {
     p.may(libc::SYS_sigaltstack, &[0.into(), o.arg()]);
     p.may(libc::SYS_prctl, &[libc::PR_GET_TSC.into(), o.at(TSC as u32)]);
@@ -37,7 +37,9 @@ fn ask_thread(p: &mut Program, o: Out) -> [CallId; ANSWERS as usize] {
     let mut speculation = |kind: i32| {
         p.may(libc::SYS_prctl, &[PR_GET_SPECULATION_CTRL.into(), kind.into(), 0.into(), 0.into(), 0.into()])
     };
-    [slack, ioprio, keyring, cpuid, speculation(0), speculation(1), speculation(2)]
+    let speculation = [speculation(0), speculation(1), speculation(2)];
+    let securebits = p.may(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
+    [slack, ioprio, keyring, cpuid, speculation[0], speculation[1], speculation[2], securebits]
 }
 
 /// Where PR_GET_TSC's answer is.
@@ -67,11 +69,17 @@ pub(super) struct Told {
     pub cpuid: i64,
     /// Store bypass, indirect branch, L1D flush.
     pub speculation: [i64; 3],
+    /// PR_GET_SECUREBITS.
+    pub securebits: i64,
 }
 
 impl Told {
-    fn new(tid: i32, buf: Vec<u8>, [slack, ioprio, keyring, cpuid, a, b, c]: [i64; ANSWERS as usize]) -> Told {
-        Told { tid, buf, slack, ioprio, keyring, cpuid, speculation: [a, b, c] }
+    fn new(
+        tid: i32,
+        buf: Vec<u8>,
+        [slack, ioprio, keyring, cpuid, a, b, c, securebits]: [i64; ANSWERS as usize],
+    ) -> Told {
+        Told { tid, buf, slack, ioprio, keyring, cpuid, speculation: [a, b, c], securebits }
     }
 
     /// Reading the time stamp counter is a fault.

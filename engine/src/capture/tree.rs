@@ -17,8 +17,8 @@ pub(super) struct Kinship {
     above: HashMap<i32, i32>,
     /// Processes that have ended, and that theirs have yet to wait for.
     pub zombies: Vec<Zombie>,
-    /// PIDs in the innermost namespace of all that stand still, by those here.
-    inner: HashMap<i32, i32>,
+    /// A thread of each of all that stand still, one that has not ended: its number in the innermost namespace by the PID here.
+    living: HashMap<i32, i32>,
 }
 
 /// A process that was found among those that are captured together.
@@ -70,7 +70,8 @@ pub(super) fn parents_first(all: &[(i32, i32)]) -> Vec<usize> {
 pub(super) fn kinship(all: &[Survey], found: &[Found]) -> Step<Kinship> {
     let inner: HashMap<i32, i32> = all.iter().map(|s| (s.pid, s.inner_pid())).collect();
     let found: HashMap<i32, &Found> = found.iter().map(|f| (f.pid, f)).collect();
-    let mut kinship = Kinship { inner: inner.clone(), ..Kinship::default() };
+    let living = all.iter().map(|s| (s.pid, s.inner_living())).collect();
+    let mut kinship = Kinship { living, ..Kinship::default() };
     for s in all {
         let Some(f) = found.get(&s.pid) else { return Err(super::died(&s.attempted, "freeze").into()) };
         kinship.parents.push(inner.get(&f.parent).copied().unwrap_or(0));
@@ -141,11 +142,11 @@ impl Observer<'_> {
     pub(super) fn related(&mut self, k: &mut Kinship) -> Step<()> {
         let inner = self.survey.inner_pid();
         // by the numbers that it knows; from outside where that is permitted
-        let above = k.above.get(&self.survey.pid).and_then(|p| Some((*p, *k.inner.get(p)?)));
+        let above = k.above.get(&self.survey.pid).and_then(|p| Some((*p, *k.living.get(p)?)));
         if let Some((parent, theirs)) = above {
-            let mut p = Program::new();
+            let (mut p, own) = (Program::new(), self.survey.inner_living());
             let mut ask = |what: Resource| {
-                let a = [theirs.into(), inner.into(), (what as i32).into(), 0.into(), 0.into()];
+                let a = [theirs.into(), own.into(), (what as i32).into(), 0.into(), 0.into()];
                 p.may(libc::SYS_kcmp, &a)
             };
             let asked = SHARED.map(|(what, _)| ask(what));

@@ -140,7 +140,7 @@ impl Observer<'_> {
 
     /// The whole file, through the link of its mapping; None: that needs CAP_CHECKPOINT_RESTORE.
     fn by_the_kernel(&self, v: &Vma) -> Step<Option<Known>> {
-        let link = format!("/proc/{}/map_files/{:x}-{:x}", self.survey.pid, v.start, v.end);
+        let link = sys::procfs::path(self.survey.pid, &format!("map_files/{:x}-{:x}", v.start, v.end));
         let Ok(file) = File::open(link) else { return Ok(None) };
         let meta = file.metadata()?;
         if meta.nlink() > 0 && v.kind() == VmaKind::File {

@@ -88,7 +88,7 @@ impl Search<'_> {
         let mine = || self.mounts.iter().filter(|m| m.dev == self.inode.dev && !remote.contains(&m.fs_type.as_slice()));
         mine().next()?;
         let cwd = procfs::cwd(pid).map(|l| l.path).unwrap_or_default();
-        let named = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let named = std::fs::read(procfs::path(pid, "cmdline")).unwrap_or_default();
         let named = named.split(|b| *b == 0).skip(1).filter(|w| !w.is_empty()).map(|w| cwd.join(path(w)));
         let first: Vec<PathBuf> = named.chain([cwd.clone()]).filter(|p| near.contains(p)).collect();
         self.below(first.into_iter().chain(near).chain(mine().map(|m| path(&m.mount_point).to_path_buf())))
@@ -97,7 +97,7 @@ impl Search<'_> {
     /// What the program has to do with, and all that is above, as far as it lies in the inode's file system.
     fn near(&self, pid: i32) -> Vec<PathBuf> {
         let cwd = procfs::cwd(pid).map(|l| l.path).unwrap_or_default();
-        let named = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let named = std::fs::read(procfs::path(pid, "cmdline")).unwrap_or_default();
         let named = named.split(|b| *b == 0).filter(|w| !w.is_empty()).map(|w| cwd.join(path(w)));
         let open = procfs::fd::links(pid).unwrap_or_default().into_iter().map(|(_, l)| path(&l).to_path_buf());
         let mapped = procfs::maps::read(pid).unwrap_or_default().into_iter().map(|v| path(&v.path).to_path_buf());

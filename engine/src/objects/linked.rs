@@ -15,7 +15,7 @@ pub struct Linked;
 /// The name that it has.
 fn name(f: &FileView, pid: i32) -> Option<PathBuf> {
     let s = f.stat.as_ref()?;
-    let path = format!("/proc/{pid}/fd/{}", f.first_fd());
+    let path = sys::procfs::path(pid, &format!("fd/{}", f.first_fd()));
     let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).ok()?;
     let mounts = sys::procfs::mountinfo::read(std::process::id() as i32).ok()?;
     let handle = Handle::of_file(&file).ok();

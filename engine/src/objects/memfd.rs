@@ -24,9 +24,9 @@ impl Object for Memfd {
     }
 
     fn inspect(&self, f: &FileView, _all: &[FileView], pid: i32) -> Vec<Reason> {
-        let path = format!("/proc/{pid}/fd/{}", f.first_fd());
-        let huge = nix::sys::statfs::statfs(path.as_str())
-            .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC);
+        let path = sys::procfs::path(pid, &format!("fd/{}", f.first_fd()));
+        let huge =
+            nix::sys::statfs::statfs(&path).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC);
         let why = "it is memory of huge pages (MFD_HUGETLB), which is not kept yet";
         Vec::from_iter(huge.then(|| Reason::new(f.describe(), why, "run the program without huge pages")))
     }

@@ -32,7 +32,7 @@ impl Object for Mqueue {
     fn inspect(&self, f: &FileView, all: &[FileView], pid: i32) -> Vec<Reason> {
         let mut reasons = Vec::new();
         let mut say = |why: &str, remedy: &str| reasons.push(Reason::new(f.describe(), why, remedy));
-        let file = std::fs::File::open(format!("/proc/{pid}/fd/{}", f.first_fd()));
+        let file = std::fs::File::open(sys::procfs::path(pid, &format!("fd/{}", f.first_fd())));
         let Some(file) = file.ok().filter(|q| sys::mqueue::queue(q).is_ok()) else {
             say("this kind of file is not kept yet", "close it before the checkpoint");
             return reasons;

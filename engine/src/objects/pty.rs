@@ -131,8 +131,8 @@ fn whose(f: &FileView, o: &mut Observer<'_>) -> Result<(i32, i32)> {
 }
 
 fn owner(pid: i32, number: u32) -> Option<(u32, u32, u32)> {
-    let at = |root: String| std::fs::metadata(format!("{root}/dev/pts/{number}")).ok();
-    let m = at(format!("/proc/{pid}/root")).or_else(|| at(String::new()))?;
+    let at = |root: std::path::PathBuf| std::fs::metadata(root.join(format!("dev/pts/{number}"))).ok();
+    let m = at(sys::procfs::path(pid, "root")).or_else(|| at("/".into()))?;
     (m.rdev() == libc::makedev(sys::pty::SLAVE_MAJOR, number)).then(|| (m.uid(), m.gid(), m.mode() & 0o7777))
 }
 

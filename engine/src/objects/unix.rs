@@ -47,7 +47,7 @@ fn file_mode(s: &Socket, pid: i32) -> u32 {
     let p = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
     let p = match p.is_absolute() {
         true => p.to_path_buf(),
-        false => std::path::Path::new(&format!("/proc/{pid}/cwd")).join(p),
+        false => sys::procfs::path(pid, "cwd").join(p),
     };
     std::fs::symlink_metadata(p).map_or(0, |m| m.mode())
 }

@@ -3,6 +3,7 @@ use super::pids::Rights;
 use super::process::Soft;
 use super::puppet::Puppet;
 use super::Image;
+use ::image::v1::rights::Rights as Wanted;
 use sys::program::{Arg::Imm, Program};
 
 const CAP_SETGID: u32 = 6;
@@ -10,51 +11,55 @@ const PR_CAP_AMBIENT: u64 = 47;
 const PR_CAP_AMBIENT_RAISE: u64 = 2;
 const PR_CAPBSET_DROP: u64 = 24;
 const PR_SET_KEEPCAPS: u64 = 8;
+/// SECBIT_KEEP_CAPS
+const KEEP_CAPS: u32 = 1 << 4;
 const PR_SET_SECUREBITS: u64 = 28;
 const PR_SET_NO_NEW_PRIVS: u64 = 38;
 /// _LINUX_CAPABILITY_VERSION_3
 const CAP_VERSION: u32 = 0x2008_0522;
 
 /// What has to change.
-pub struct Creds<'a> {
-    image: &'a Image<'a>,
+pub struct Creds {
     have: Rights,
     bounding: u64,
-    groups: bool,
+    may_choose_groups: bool,
 }
 
-impl<'a> Creds<'a> {
+impl Creds {
     /// From what the new process has to what the image says.
-    pub fn new(p: &Puppet, image: &'a Image<'a>, notes: &mut Vec<String>) -> Creds<'a> {
+    pub fn new(p: &Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Creds {
         let have = Rights::own();
-        let i = &image.process;
         let bounding = if p.own_users {
             all_caps()
         } else {
             sys::procfs::status::read(std::process::id() as i32).map_or(0, |s| s.cap_bounding)
         };
-        let (mut a, mut b) = (have.groups.clone(), i.groups.clone());
-        a.sort_unstable();
-        b.sort_unstable();
-        let groups = a != b;
-        let may = !p.own_users && have.has(CAP_SETGID);
-        if groups && !may {
-            let line = format!("its supplementary groups are the caller's ({a:?}) instead of {b:?}: an ordinary user cannot choose them");
-            if !notes.contains(&line) {
-                notes.push(line);
+        let may_choose_groups = !p.own_users && have.has(CAP_SETGID);
+        let creds = Creds { have, bounding, may_choose_groups };
+        if !may_choose_groups {
+            for groups in wanted(image).iter().map(|r| &r.groups).filter(|g| creds.lacks(g)) {
+                let (have, want) = (sorted(&creds.have.groups), sorted(groups));
+                let line = format!("its supplementary groups are the caller's ({have:?}) instead of {want:?}: an ordinary user cannot choose them");
+                if !notes.contains(&line) {
+                    notes.push(line);
+                }
             }
         }
-        Creds { image, have, bounding, groups: groups && may }
+        creds
+    }
+
+    /// Whether these supplementary groups are others than ours.
+    fn lacks(&self, groups: &[u32]) -> bool {
+        sorted(&self.have.groups) != sorted(groups)
     }
 
     /// The calls for one thread.
-    pub fn calls(&self, prog: &mut Program, soft: &mut Soft) {
-        let i = &self.image.process;
+    pub fn calls(&self, i: &Wanted, prog: &mut Program, soft: &mut Soft) {
         let [inheritable, permitted, effective, bounding, ambient] = i.caps;
         for cap in (0..64).filter(|c| self.bounding & !bounding & 1 << c != 0) {
             prog.may(libc::SYS_prctl, &[Imm(PR_CAPBSET_DROP), Imm(cap)]);
         }
-        if self.groups {
+        if self.may_choose_groups && self.lacks(&i.groups) {
             let list = prog.bytes(&i.groups.iter().flat_map(|g| g.to_le_bytes()).collect::<Vec<u8>>());
             prog.call(libc::SYS_setgroups, &[Imm(i.groups.len() as u64), list]);
             prog.named("its supplementary groups");
@@ -73,6 +78,9 @@ impl<'a> Creds<'a> {
             prog.may(libc::SYS_setfsuid, &[fs]);
             capset(prog, self.have.caps, self.have.caps, 0);
             prog.may(libc::SYS_prctl, &[Imm(PR_SET_SECUREBITS), Imm(i.securebits as u64)]);
+        } else if i.securebits == KEEP_CAPS {
+            // this one takes no right
+            prog.may(libc::SYS_prctl, &[Imm(PR_SET_KEEPCAPS), Imm(1)]);
         } else if i.securebits != 0 {
             let c = prog.may(libc::SYS_prctl, &[Imm(PR_SET_SECUREBITS), Imm(i.securebits as u64)]);
             soft.add(c, "its secure bits are not as they were");
@@ -86,6 +94,17 @@ impl<'a> Creds<'a> {
             prog.call(libc::SYS_prctl, &[Imm(PR_SET_NO_NEW_PRIVS), Imm(1), Imm(0), Imm(0), Imm(0)]);
         }
     }
+}
+
+/// The credentials of its threads, those of the process first.
+pub fn wanted(image: &Image<'_>) -> Vec<Wanted> {
+    std::iter::once(Wanted::of(&image.process)).chain(image.rights.values().cloned()).collect()
+}
+
+fn sorted(groups: &[u32]) -> Vec<u32> {
+    let mut all = groups.to_vec();
+    all.sort_unstable();
+    all
 }
 
 /// capset(2) of the calling thread.

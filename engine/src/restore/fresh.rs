@@ -151,7 +151,7 @@ pub fn check(tree: &Tree<'_>) -> Result<String, Vec<Reason>> {
         }
     };
     let m = Stored(image);
-    let mut all: Vec<Reason> = image.threads.iter().filter_map(|t| against(&m, image, t)).collect();
+    let mut all: Vec<Reason> = image.running().filter_map(|t| against(&m, image, t)).collect();
     for t in image.process.timers.iter().filter(|t| t.notify == SIGEV_THREAD_ID && t.signal == SIGTIMER) {
         let why = "it is one of glibc's with SIGEV_THREAD, and the TID of the thread behind those is kept where nobody can find it";
         all.push(Reason::new(format!("POSIX timer {}", t.id), why, REMEDY));
@@ -225,7 +225,7 @@ fn named_by_number(image: &Image<'_>) -> Vec<Reason> {
 
 /// Sets right what names its threads in its memory. All of them are there, and none has run.
 pub fn settle(p: &Puppet, image: &Image<'_>) -> Step<()> {
-    for t in &image.threads {
+    for t in image.running() {
         let all = copies(&p.mem, t);
         if all.is_empty() {
             let why = "its TID is not where it was in the image";

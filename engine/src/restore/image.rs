@@ -1,8 +1,10 @@
 //! What is to be made: the sections of a checkpoint, read and checked for sense. A tree of processes is an [`Image`] for each.
 use super::{Fault, Step};
 use crate::{Error, Kind};
+use ::image::v1::ended::First;
 use ::image::v1::files::{Content, Fd, Files, Lock, OpenFile};
 use ::image::v1::keys::Keys;
+use ::image::v1::rights::Rights;
 use ::image::v1::sysvipc::SysvIpc;
 use ::image::v1::tree::{Member, Tree as Section, Zombie};
 use ::image::v1::{self, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Filter};
@@ -51,6 +53,10 @@ pub struct Image<'a> {
     pub process: Process,
     /// Its threads, the leader first.
     pub threads: Vec<Thread>,
+    /// The leader has ended while the others run, with this wait status.
+    pub ended: Option<i32>,
+    /// Credentials of threads that have others than the process, by TID.
+    pub rights: BTreeMap<i32, Rights>,
     /// Its address space.
     pub memory: Memory,
     /// Its open files.
@@ -90,11 +96,18 @@ impl<'a> Tree<'a> {
         let (open, contents) = (Arc::new(open), Arc::new(contents));
         let ipc = handle.manifest().read_section(v1::SECTION_SYSVIPC)?.unwrap_or_default();
         let keys: Vec<Keys> = handle.manifest().read_section(v1::SECTION_KEYS)?.unwrap_or_default();
+        let ended: Vec<First> = handle.manifest().read_section(v1::SECTION_ENDED)?.unwrap_or_default();
+        let rights: Vec<Rights> = handle.manifest().read_section(v1::SECTION_RIGHTS)?.unwrap_or_default();
+        let mut rights: BTreeMap<i32, Rights> = rights.into_iter().map(|r| (r.tid, r)).collect();
         let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc };
         for m in std::iter::once(first).chain(rest.members) {
             let (open, contents, fds, locks) = (open.clone(), contents.clone(), m.fds, m.locks);
+            let ended = ended.iter().find(|e| e.pid == m.process.pid).map(|e| e.status);
+            let own = m.threads.iter().filter_map(|t| Some((t.tid, rights.remove(&t.tid)?)));
             tree.all.push(Image {
                 handle,
+                ended,
+                rights: own.collect(),
                 meta: meta.clone(),
                 parent: m.parent,
                 door: m.door,
@@ -106,12 +119,18 @@ impl<'a> Tree<'a> {
                 filters: m.filters,
             });
         }
+        if let Some(tid) = rights.keys().next() {
+            return Err(damaged(format!("credentials of thread {tid}, which is not in it, make no sense")));
+        }
         for image in &mut tree.all {
             let pid = image.process.pid;
             let Some(leader) = image.threads.iter().position(|t| t.tid == pid) else {
                 return Err(damaged(format!("it has no leading thread of PID {pid}")));
             };
             image.threads.swap(0, leader);
+            if image.ended.is_some_and(|s| s & 0x7f != 0) || image.ended.is_some() && image.threads.len() < 2 {
+                return Err(damaged(format!("the end of the first thread of process {pid} makes no sense")));
+            }
             programs(&image.filters).map_err(damaged)?;
             sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
         }
@@ -209,6 +228,11 @@ impl Image<'_> {
     /// Highest descriptor; -1: none.
     pub fn highest_fd(&self) -> i32 {
         self.files.fds.iter().map(|f| f.fd).max().unwrap_or(-1)
+    }
+
+    /// Its threads that have not ended.
+    pub fn running(&self) -> impl Iterator<Item = &Thread> {
+        self.threads.iter().skip(usize::from(self.ended.is_some()))
     }
 
     /// Descriptors of an open file.

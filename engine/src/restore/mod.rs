@@ -8,7 +8,7 @@ mod agent;
 pub(crate) mod aio;
 mod build;
 pub(crate) mod clock;
-mod creds;
+pub(crate) mod creds;
 pub(crate) mod ended;
 pub(crate) mod family;
 pub mod files;

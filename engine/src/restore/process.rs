@@ -4,6 +4,7 @@ use super::puppet::Puppet;
 use super::{creds, files, Image, Step};
 use crate::RestoreOptions;
 use ::image::v1::process::{PosixTimer, Process};
+use ::image::v1::rights::Rights;
 use sys::program::{Arg::Imm, CallId, Program};
 
 const TIOCSCTTY: u64 = 0x540e;
@@ -241,7 +242,7 @@ pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &m
         let c = prog.may(libc::SYS_mlockall, &[Imm(i.mlockall as u64)]);
         soft.add(c, "what it maps from now on is not locked in memory (mlockall) as it was");
     }
-    creds::Creds::new(p, image, notes).calls(&mut prog, &mut soft);
+    creds::Creds::new(p, image, notes).calls(&Rights::of(i), &mut prog, &mut soft);
     // a change of credentials reset both
     super::threads::after_creds(&mut prog, &image.threads[0]);
     prog.may(libc::SYS_prctl, &[Imm(0x5961_6d61), Imm(0)]);

@@ -25,8 +25,7 @@ pub struct Setting {
 
 /// Decides that. Speculation is not the filters' business: each thread has its own control of it back (threads.rs).
 pub fn setting(filters: &[Filter], threads: usize) -> Setting {
-    let known: Vec<_> =
-        filters.iter().map(|f| sys::seccomp::Filter { code: f.code.to_vec(), flags: f.flags }).collect();
+    let known = known(filters);
     let mut s = Setting::default();
     for (i, f) in filters.iter().enumerate() {
         let all = if threads > 1 { FLAG_TSYNC } else { 0 };
@@ -46,13 +45,25 @@ pub fn setting(filters: &[Filter], threads: usize) -> Setting {
     s
 }
 
+/// Decides it for a process, whose leader may yet have to end under them.
+fn of(image: &Image<'_>) -> Setting {
+    let mut s = setting(&image.filters, image.threads.len());
+    s.suspend |=
+        image.ended.is_some() && verdict(&known(&image.filters), libc::SYS_exit, &[None; 6]) != Verdict::Allowed;
+    s
+}
+
+fn known(filters: &[Filter]) -> Vec<sys::seccomp::Filter> {
+    filters.iter().map(|f| sys::seccomp::Filter { code: f.code.to_vec(), flags: f.flags }).collect()
+}
+
 /// Whether they can be set again here. `may`: with CAP_SYS_ADMIN.
 pub fn check(image: &Image<'_>, may: bool) -> Vec<Reason> {
     let mut reasons = Vec::new();
     if image.filters.is_empty() {
         return reasons;
     }
-    if !may && setting(&image.filters, image.threads.len()).suspend {
+    if !may && of(image).suspend {
         let why =
             "they do not let through what sets them (munmap, seccomp), so they would have to be suspended for a moment";
         reasons.push(Reason::new("seccomp filters", why, "restore it as root"));
@@ -66,7 +77,7 @@ pub fn check(image: &Image<'_>, may: bool) -> Vec<Reason> {
 
 /// Puts the programs into the blob's buffer; the calls that set them.
 pub fn prepare(p: &Puppet, image: &Image<'_>) -> Step<SetFilters> {
-    let setting = setting(&image.filters, image.threads.len());
+    let setting = of(image);
     let (mut at, mut bytes, mut calls) = (p.layout.buffer(), Vec::new(), Vec::new());
     for (f, (nr, [a, b])) in image.filters.iter().zip(&setting.calls) {
         calls.push((*nr, [*a, *b, at]));

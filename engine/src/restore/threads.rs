@@ -5,6 +5,7 @@ use super::puppet::Puppet;
 use super::{cannot, creds, Fault, Image, Step};
 use crate::Pids;
 use ::image::v1::process::Thread;
+use ::image::v1::rights::Rights;
 use sys::program::{Arg::Imm, Program};
 
 const PR_SET_NAME: u64 = 15;
@@ -85,12 +86,12 @@ pub fn attributes(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) ->
     before_creds(&mut prog, &mut soft, image.process.pid, &image.threads[0], &own, &p.ids);
     let r = p.run(&prog)?;
     soft.note(&r, notes);
-    let creds = creds::Creds::new(p, image, notes);
+    let (creds, process) = (creds::Creds::new(p, image, notes), Rights::of(&image.process));
     let mut prog = Program::new();
     for (slot, t) in image.threads[1..].iter().enumerate() {
         let first = prog.len();
         before_creds(&mut prog, &mut soft, image.process.pid, t, &own, &p.ids);
-        creds.calls(&mut prog, &mut soft);
+        creds.calls(image.rights.get(&t.tid).unwrap_or(&process), &mut prog, &mut soft);
         after_creds(&mut prog, t);
         prog.for_thread(slot as u32, first);
         if prog.size() > 512 << 10 {

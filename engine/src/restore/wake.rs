@@ -13,7 +13,8 @@ pub fn wake(all: &mut [Puppet], tree: &Tree<'_>, mut notes: Vec<String>) -> Step
     for (p, image) in all.iter().zip(&tree.all) {
         let filters = seccomp::prepare(p, image)?;
         let (syscall, unmap) = (vdso::syscall_instruction(p)?, (p.layout.base, p.layout.len));
-        last.push(LastCalls { syscall, close: p.sock, filters, unmap });
+        let end = image.ended.map(|status| status >> 8 & 0xff);
+        last.push(LastCalls { syscall, close: p.sock, filters, unmap, end });
     }
     // all of them stand at their first instruction before any goes on: what can fail, fails here
     for (p, last) in all.iter_mut().zip(last) {

@@ -5,6 +5,7 @@
 //! of its name. A kind that a build does not know is refused by its number.
 
 pub mod anon;
+pub mod ended;
 pub mod files;
 pub mod inotify;
 pub mod keys;
@@ -14,6 +15,7 @@ pub mod mqueue;
 pub mod objects;
 pub mod process;
 pub mod pty;
+pub mod rights;
 pub mod seccomp;
 pub mod sockets;
 pub mod sysvipc;
@@ -38,6 +40,10 @@ pub const SECTION_TREE: u32 = 22;
 pub const SECTION_SYSVIPC: u32 = 23;
 /// Section: `Vec<keys::Keys>`, of each process that has any; not there if none has.
 pub const SECTION_KEYS: u32 = 24;
+/// Section: `Vec<ended::First>`; not there if no process's first thread has ended.
+pub const SECTION_ENDED: u32 = 25;
+/// Section: `Vec<rights::Rights>`; not there if all threads have their process's.
+pub const SECTION_RIGHTS: u32 = 26;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -51,6 +57,8 @@ pub const KNOWN: &[u32] = &[
     SECTION_TREE,
     SECTION_SYSVIPC,
     SECTION_KEYS,
+    SECTION_ENDED,
+    SECTION_RIGHTS,
 ];
 
 /// Version of each section that this build writes.

@@ -142,7 +142,8 @@ pub fn freeze(
     let (seen, blocking) = look_at_all(pid, &mem, Some(&status), None, patience)?;
     // rather one that did not block it a moment ago, and one that stays
     let mut order: Vec<i32> = seen.keys().copied().collect();
-    order.sort_by_key(|t| (blocking.contains(t), *t != pid));
+    let first = procfs::first::by(pid);
+    order.sort_by_key(|t| (blocking.contains(t), *t != first));
     let call = Call { pid, nonce: l.key(), filters, seen: &seen };
     let mut q = First::new(order, seen.len()).come(&call, Some(&mem), code_serve(), uid, l)?;
     match q.call_all(&call, &blocking, visit) {
@@ -276,7 +277,8 @@ fn look_once(
     until: Instant,
 ) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
     let mut tids = procfs::tasks(pid).map_err(other)?;
-    tids.retain(|tid| Some(*tid) != server);
+    // one that has ended is still there if it is the first, and blocks whatever it blocked
+    tids.retain(|tid| Some(*tid) != server && !(*tid == pid && ended(pid, pid)));
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
     for tid in &tids {
         let blocks = match status.filter(|_| *tid == pid) {
@@ -357,7 +359,8 @@ impl Quiesced {
         for _ in 0..MAX_ROUNDS {
             let tids = procfs::tasks(self.pid).map_err(other)?;
             let is_thread = |t: &i32| call.seen.contains_key(t) || !procfs::is_io_worker(self.pid, *t);
-            let fresh: Vec<i32> = tids.into_iter().filter(|t| !self.arrived.contains_key(t) && is_thread(t)).collect();
+            let there = |t: &i32| self.arrived.contains_key(t) || *t == self.pid && ended(*t, *t);
+            let fresh: Vec<i32> = tids.into_iter().filter(|t| !there(t) && is_thread(t)).collect();
             if fresh.is_empty() {
                 return Ok(());
             }

@@ -16,6 +16,7 @@ mod bytes;
 pub mod auxv;
 pub mod fd;
 pub mod fdinfo;
+pub mod first;
 pub mod limits;
 pub mod maps;
 pub mod mountinfo;
@@ -200,8 +201,16 @@ impl Dev {
     }
 }
 
-/// `/proc/PID/NAME`.
+/// `/proc/PID/NAME`; of a process whose first thread has ended, what that has no more is another thread's ([`first`]).
+pub fn path(pid: Pid, name: &str) -> PathBuf {
+    path_of(pid, name)
+}
+
+/// The same.
 pub(crate) fn path_of(pid: Pid, name: &str) -> PathBuf {
+    // of these it has its own until all have ended; timers are shown of a process's number only
+    let own = matches!(name, "stat" | "comm" | "timers") || name.starts_with("task");
+    let pid = if own { pid } else { first::by(pid) };
     PathBuf::from(format!("/proc/{pid}/{name}"))
 }
 

@@ -289,9 +289,14 @@ fn vm_sizes(t: &Table<'_>) -> std::result::Result<VmSizes, ParseError> {
     })
 }
 
-/// Reads `/proc/PID/status`; a TID works too and gives the thread.
+/// Reads `/proc/PID/status`; a TID works too and gives the thread. Of a process whose first thread has ended it is that of another
+/// ([`super::first`]), but for the number.
 pub fn read(pid: Pid) -> Result<Status> {
-    read_with(&path_of(pid, FILE), parse)
+    let mut s = read_with(&path_of(pid, FILE), parse)?;
+    if s.pid != pid && s.tgid == pid {
+        (s.pid, s.ns_pid) = (pid, s.ns_tgid.clone());
+    }
+    Ok(s)
 }
 
 /// What a thread may have otherwise than its process: name, IDs, groups, capabilities, no_new_privs, seccomp and its filters, CPUs.

@@ -30,7 +30,7 @@ struct Query {
 
 /// Start, end and protection of the mapping that holds `addr`; None if none does.
 pub fn read(pid: Pid, addr: u64) -> Result<Option<(u64, u64, Perms)>> {
-    if let Ok(file) = File::open(format!("/proc/{pid}/maps")) {
+    if let Ok(file) = File::open(super::path_of(pid, "maps")) {
         let mut q = Query { size: size_of::<Query>() as u64, query_addr: addr, ..Query::default() };
         // SAFETY: `q` is as large as its first field says; it asks for no name and no build ID, so nothing else is written.
         if unsafe { libc::ioctl(file.as_raw_fd(), PROCMAP_QUERY, &raw mut q) } == 0 {

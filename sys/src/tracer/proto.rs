@@ -95,6 +95,8 @@ pub struct LastCalls {
     pub filters: SetFilters,
     /// Address and bytes of the blob.
     pub unmap: (u64, u64),
+    /// The leader ends, with this status, before any other thread goes on.
+    pub end: Option<i32>,
 }
 
 /// How a restored process gets its seccomp filters.

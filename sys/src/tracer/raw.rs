@@ -59,6 +59,11 @@ pub fn seize_or_die(tid: i32) -> Result<()> {
     call("PTRACE_SEIZE", SEIZE, tid, 0, O_TRACESYSGOOD | O_EXITKILL).map(drop)
 }
 
+/// A stopped thread that was seized by [`seize_or_die`] is not killed any more if this tracer ends.
+pub fn outlive_tracer(tid: i32) -> Result<()> {
+    call("PTRACE_SETOPTIONS", SETOPTIONS, tid, 0, O_TRACESYSGOOD).map(drop)
+}
+
 /// Asks the thread to stop.
 pub fn interrupt(tid: i32) -> Result<()> {
     call("PTRACE_INTERRUPT", INTERRUPT, tid, 0, 0).map(drop)

@@ -169,11 +169,13 @@ impl Server {
 
     fn freeze(&mut self, pid: i32, filtered: bool, workers: bool) -> Result<Tell> {
         fault::target(pid);
+        procfs::first::has_ended(pid);
         // before the first stop: an open file that stays with the address space
         self.mem = Some(RemoteMem::open(pid)?);
         self.first_stop = Instant::now();
         let tasks = self.tasks.insert(Tasks::new(pid)?);
         tasks.freeze(workers)?;
+        procfs::first::has_ended(pid);
         let tids: Vec<i32> = tasks.all.keys().copied().collect();
         let filters = if filtered { suspended(tasks)? } else { None };
         Ok(Tell::Frozen(Frozen { tids, ended: Vec::new(), filters }))

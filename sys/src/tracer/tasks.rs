@@ -278,6 +278,20 @@ impl Tasks {
         }
     }
 
+    /// Waits until a thread that is about to end has: of a leader with other threads wait(2) does not tell.
+    pub fn wait_zombie(&mut self, tid: i32) -> Result<()> {
+        let end = Instant::now() + STOP_LIMIT;
+        while !is_zombie(self.pid, tid) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let state = procfs::stat::read(tid).map_or("unknown".into(), |s| format!("{:?}", s.state));
+                return Err(Error::Stuck { tid, seconds: STOP_LIMIT.as_secs(), state });
+            }
+            self.wait_news(left);
+        }
+        Ok(())
+    }
+
     fn wait_news(&self, limit: Duration) {
         use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
         use std::os::fd::AsFd;

@@ -27,7 +27,32 @@ pub fn wake(tasks: &mut Tasks, tids: &[i32], states: &[ThreadState], last: LastC
         last_call(tasks, last.syscall, *nr, *args)?;
     }
     last_call(tasks, last.syscall, libc::SYS_munmap, [last.unmap.0, last.unmap.1, 0])?;
-    set_state(pid, leader, xstate)
+    match last.end {
+        Some(status) => end_leader(tasks, &last, status),
+        None => set_state(pid, leader, xstate),
+    }
+}
+
+/// Lets the leader end, as it had when the checkpoint was made: the others stand still. It stays a zombie, and traced, so that this tracer is told when it has ended.
+fn end_leader(tasks: &mut Tasks, last: &LastCalls, status: i32) -> Result<()> {
+    let pid = tasks.pid;
+    let exit = Regs {
+        rax: libc::SYS_exit as u64,
+        orig_rax: u64::MAX,
+        rdi: status as u64,
+        rip: last.syscall,
+        ..raw::regs(pid)?
+    };
+    raw::set_regs(pid, &exit)?;
+    // or the end of this tracer would kill all that the zombie leads
+    match last.filters.suspend {
+        true => raw::suspend_seccomp(pid, false)?,
+        false => raw::outlive_tracer(pid)?,
+    }
+    tasks.resume(pid)?;
+    tasks.wait_zombie(pid)?;
+    tasks.all.remove(&pid);
+    Ok(())
 }
 
 /// Lets every thread go. One may end all others as soon as it runs.
