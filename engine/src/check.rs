@@ -28,6 +28,7 @@ pub enum Depth {
 
 const CAP_SETGID: u32 = 6;
 const CAP_SETUID: u32 = 7;
+const CAP_SETPCAP: u32 = 8;
 const CAP_SYS_CHROOT: u32 = 18;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -142,17 +143,53 @@ impl Check<'_> {
     /// User, group and capabilities of the program against ours.
     fn who(&mut self, pids: Pids) {
         let own_users = pids == Pids::Private && !self.rights.may_make_namespaces();
+        let may_inherit = if own_users { u64::MAX } else { self.may_inherit() };
         for p in crate::restore::creds::wanted(self.image) {
             self.who_of(&p, own_users);
+            self.groups_of(&p, own_users);
+            let lacking = p.caps[0] & !may_inherit;
+            if lacking != 0 {
+                let (who, why) = (self.named(p.tid), "has inheritable capabilities that you cannot give it");
+                let remedy = "restore it as root, with these in the bounding set (setpriv, capsh)";
+                self.refuse("capabilities", format!("{who} {why} ({lacking:#x})"), remedy);
+            }
+        }
+        self.notes.extend(crate::restore::seccomp::notes(self.image));
+    }
+
+    /// Capabilities that can be made inheritable here, capabilities(7).
+    fn may_inherit(&self) -> u64 {
+        let Ok(own) = sys::procfs::status::read(std::process::id() as i32) else { return 0 };
+        let by_permitted = if self.rights.has(CAP_SETPCAP) { u64::MAX } else { own.cap_permitted };
+        own.cap_inheritable | own.cap_bounding & by_permitted
+    }
+
+    fn named(&self, tid: i32) -> String {
+        match tid == self.image.process.pid {
+            true => "the program".to_owned(),
+            false => format!("its thread {tid}"),
+        }
+    }
+
+    /// Supplementary groups of a thread that are not its process's: the caller's instead would give it what it has given up.
+    fn groups_of(&mut self, p: &image::v1::rights::Rights, own_users: bool) {
+        let sorted = |groups: &[u32]| {
+            let mut all = groups.to_vec();
+            all.sort_unstable();
+            all
+        };
+        let (own, process) = (sorted(&p.groups), sorted(&self.image.process.groups));
+        if own != process && (own_users || !self.rights.has(CAP_SETGID)) {
+            let who = self.named(p.tid);
+            let why =
+                format!("{who} has {own:?} and the program {process:?}, and you may not choose them (CAP_SETGID)");
+            self.refuse("supplementary groups", why, "restore it as root, with CAP_SETGID");
         }
     }
 
     /// The same of one of its threads.
     fn who_of(&mut self, p: &image::v1::rights::Rights, own_users: bool) {
-        let who = match p.tid == self.image.process.pid {
-            true => "the program".to_owned(),
-            false => format!("its thread {}", p.tid),
-        };
+        let who = self.named(p.tid);
         let other_user = p.uid != [self.rights.uid; 4];
         let other_group = p.gid != [self.rights.gid; 4];
         if other_user && (own_users || !self.rights.has(CAP_SETUID)) {

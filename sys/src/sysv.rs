@@ -93,6 +93,31 @@ pub fn remove_set(id: i32) {
     unsafe { libc::semctl(id, 0, libc::IPC_RMID) };
 }
 
+/// Makes a set of semaphores, or a message queue, and removes it: whoever comes next does not get the number that was chosen by `sem_next_id` or `msg_next_id`, which
+/// take no number that means none.
+pub fn use_up(set: bool) -> io::Result<()> {
+    // SAFETY: these calls take integers.
+    let id = unsafe {
+        if set {
+            libc::semget(libc::IPC_PRIVATE, 1, 0o600)
+        } else {
+            libc::msgget(libc::IPC_PRIVATE, 0o600)
+        }
+    };
+    match id {
+        ..0 => return Err(io::Error::last_os_error()),
+        _ if set => remove_set(id),
+        _ => remove_queue(id),
+    }
+    Ok(())
+}
+
+/// Removes a segment of shared memory when nobody is attached any more.
+pub fn remove_segment(id: i32) {
+    // SAFETY: IPC_RMID does not look at its pointer.
+    unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
+}
+
 /// Removes a message queue.
 pub fn remove_queue(id: i32) {
     // SAFETY: IPC_RMID does not look at its pointer.

@@ -34,7 +34,7 @@ fn main() {
     let listener = Listener::new().unwrap();
     let plan = prepare(pid, listener.addr(), Visit::None, Vec::new()).unwrap();
     let mut tracer = Tracer::start().unwrap();
-    tracer.freeze(pid, false, false).unwrap();
+    tracer.freeze(pid, false, Vec::new()).unwrap();
     tracer.begin_to_enter(plan).unwrap();
     let entered = tracer.enter().unwrap();
     // SAFETY: geteuid takes nothing and always succeeds.

@@ -18,8 +18,8 @@ static int (*option)(const char *, const char *) = own_option;
 
 #define PAGES 16
 #define BYTES (PAGES * PAGE)
-enum { SHARED, ONE, OTHER, SEGMENT, NAMED, DELETED, KINDS };
-static const char *const names[KINDS] = {"shared", "one mapping", "the other mapping", "System V", "of a file", "of a deleted file"};
+enum { SHARED, ONE, OTHER, SEGMENT, LOCKED, NAMED, DELETED, KINDS };
+static const char *const names[KINDS] = {"shared", "one mapping", "the other mapping", "System V", "locked", "of a file", "of a deleted file"};
 static const bool is_private[KINDS] = {[NAMED] = true, [DELETED] = true};
 static unsigned char *areas[KINDS], want[BYTES], file[BYTES];
 static bool guarded[KINDS][PAGES];
@@ -47,6 +47,7 @@ static void setup(void) {
     int id = MUST(shmget(IPC_PRIVATE, BYTES, 0600));
     areas[SEGMENT] = MUST(shmat(id, NULL, 0));
     MUST(shmctl(id, IPC_RMID, NULL));
+    areas[LOCKED] = shared();
     areas[NAMED] = of_file("named"), areas[DELETED] = of_file("deleted");
     MUST(unlink(work("deleted")));
     for (int i = 0; i < KINDS; i++)
@@ -54,6 +55,8 @@ static void setup(void) {
     guard(SHARED, 0, 1), guard(SHARED, 6, 4), guard(SHARED, 15, 1); // touched, half of it, and not
     guard(ONE, 1, 2), guard(OTHER, 2, 2);
     guard(SEGMENT, 3, 1), guard(NAMED, 3, 1), guard(NAMED, 12, 1), guard(DELETED, 3, 1), guard(DELETED, 12, 1);
+    guard(LOCKED, 2, 3);
+    mlock(areas[LOCKED], BYTES); // says that it cannot bring in all, and locks it
     if (no_child) {
         MUST(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
         int gone[2], there[2];
@@ -72,6 +75,8 @@ static void setup(void) {
 static void spoil(void) { MUST(madvise(areas[NAMED] + 12 * PAGE, PAGE, MADV_GUARD_REMOVE)); }
 static void prove(void) {
     fill(file, BYTES, 77);
+    char flags[256];
+    CHECK(mapping(areas[LOCKED], "VmFlags", flags, sizeof flags) && strstr(flags, " lo"), "what is guarded and locked is locked");
     for (int i = 0; i < KINDS; i++) {
         memset(want, 0, BYTES);
         if (is_private[i]) memcpy(want, file, BYTES);

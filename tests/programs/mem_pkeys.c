@@ -10,7 +10,7 @@ static const char *about = "memory protection keys: on memory of several kinds, 
 #define BYTES (4 * PAGE)
 enum { PLAIN, SHARED, MAPPED, READ_ONLY, GIVEN_BACK, FREED, KINDS };
 static const char *const names[KINDS] = {"private", "shared", "of a file", "read-only", "of a key taken off", "of a freed key"};
-static unsigned char *areas[KINDS], *code, want[BYTES];
+static unsigned char *areas[KINDS], *code, *was_given, want[BYTES];
 static int keys[KINDS], hole, idle, probe[2], to_child[2], from_child[2], wake[3][2], kernels;
 static unsigned allowed[3]; // PKRU of three threads
 static volatile unsigned found[3];
@@ -25,7 +25,7 @@ static unsigned rdpkru(void) {
 }
 static void wrpkru(unsigned value) { __asm__ volatile("wrpkru" ::"a"(value), "c"(0), "d"(0) : "memory"); }
 static bool allocated(int key) { // told without a change: where nothing can be mapped, EINVAL comes before ENOMEM
-    return syscall(SYS_pkey_mprotect, 0x7ffffffff000, PAGE, PROT_READ, key) == -1 && errno == ENOMEM;
+    return syscall(SYS_pkey_mprotect, 1UL << 56, PAGE, PROT_READ, key) == -1 && errno == ENOMEM;
 }
 static int key_of(void *address) {
     char text[32];
@@ -57,6 +57,7 @@ static void check_keys(const char *who, int more, int less) {
     }
     for (int i = 0; i < KINDS; i++) CHECK_EQ(i == GIVEN_BACK ? 0 : keys[i], key_of(areas[i]), "%s: key of memory %s", who, names[i]);
     CHECK_EQ(kernels, key_of(code), "%s: key of what may only be executed", who);
+    CHECK_EQ(kernels, key_of(was_given), "%s: key of what had that before", who);
 }
 static void __attribute__((noreturn)) lives(void) { // the child: has one key more, and one less
     int more = MUST(pkey_alloc(0, PKEY_DISABLE_WRITE));
@@ -100,11 +101,16 @@ static void setup(void) {
         MUST(pkey_mprotect(areas[i], BYTES, i == READ_ONLY ? PROT_READ : PROT_READ | PROT_WRITE, keys[i]));
         if (i == SHARED) {
             hole = MUST(pkey_alloc(0, 0));
+            // a key that the kernel takes for its own, while memory has it that had it before
+            int given = MUST(pkey_alloc(0, 0));
+            was_given = MUST(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+            MUST(pkey_mprotect(was_given, PAGE, PROT_READ | PROT_WRITE, given)), MUST(pkey_free(given));
             // mov eax, 42; ret: the kernel takes the next key for it
             code = MUST(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
             memcpy(code, "\xb8\x2a\0\0\0\xc3", 6);
             MUST(mprotect(code, PAGE, PROT_EXEC));
             kernels = key_of(code);
+            if (kernels != given) fail("the kernel has taken key %d, not %d (in setup, not a proof)", kernels, given);
         }
     }
     close(fd);

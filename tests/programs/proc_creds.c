@@ -27,11 +27,12 @@ static void see(struct look *l) {
     l->securebits = prctl(PR_GET_SECUREBITS);
     l->keepcaps = prctl(PR_GET_KEEPCAPS);
 }
-static void drop_effective(int cap) {
+static void drop_effective(int cap) { // it can be inherited still
     struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct d[2];
     MUST(syscall(SYS_capget, &h, d));
     d[cap / 32].effective &= ~(1u << cap % 32);
+    d[cap / 32].inheritable |= d[cap / 32].permitted & 1u << cap % 32;
     d[0].inheritable |= d[0].permitted & 1u << CAP_CHOWN;
     MUST(syscall(SYS_capset, &h, d));
 }
@@ -40,8 +41,8 @@ static void setup(void) {
         MUST(setgroups(3, (gid_t[]){1, 5, 77}));
         MUST(setresgid(0, 0, 88));
         MUST(setresuid(0, 0, 1234));
-        MUST(prctl(PR_CAPBSET_DROP, CAP_SYS_CHROOT, 0, 0, 0));
         drop_effective(CAP_SYS_CHROOT);
+        MUST(prctl(PR_CAPBSET_DROP, CAP_SYS_CHROOT, 0, 0, 0));
         MUST(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_CHOWN, 0, 0));
         MUST(prctl(PR_SET_SECUREBITS, 1 << 4)); // KEEP_CAPS
     }

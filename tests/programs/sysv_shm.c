@@ -45,6 +45,8 @@ static void setup(void) {
     fill(one, 4 * PAGE, 70);
     goes = segment(&id, 3 * PAGE), gone(id);
     fill(goes, 3 * PAGE, 71), memset(goes, 0, PAGE);
+    struct shmid_ds s;
+    MUST(shmctl(id, IPC_STAT, &s)), s.shm_perm.mode = 0440, MUST(shmctl(id, IPC_SET, &s)); // nobody can attach it for writing any more
     parts = segment(&id, 6 * PAGE), gone(id);
     fill(parts, 6 * PAGE, 72);
     MUST(mprotect(parts + 2 * PAGE, PAGE, PROT_READ)), MUST(munmap(parts + 4 * PAGE, PAGE));
@@ -80,6 +82,11 @@ static void prove(void) {
     same(parts, 5 * PAGE, PAGE, 72, "the end of the third");
     CHECK(mapping(parts + 2 * PAGE, NULL, text, sizeof text) && !strncmp(strchr(text, ' '), " r--s", 5), "its protected page");
     CHECK(!mapping(parts + 4 * PAGE, NULL, text, sizeof text), "its hole");
+    unsigned long number = 0;
+    CHECK(mapping(goes, NULL, text, sizeof text), "the segment that is marked to go");
+    CHECK_EQ(1, sscanf(text, "%*s %*s %*s %*s %lu", &number), "its number");
+    CHECK_OK(shmctl((int)number, IPC_STAT, &s), "looking at it");
+    CHECK_EQ(0440 | SHM_DEST, s.shm_perm.mode & (0777 | SHM_DEST), "its permissions, and that it is marked to go");
     CHECK_OK(shmdt(goes), "detaching");
     CHECK(!mapping(goes, NULL, text, sizeof text), "what was detached");
     CHECK_OK(shmdt(two), "detaching the second");

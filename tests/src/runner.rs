@@ -45,6 +45,7 @@ struct Options {
 /// The main function of a test: runs the cases that `cases` gives.
 pub fn main(cases: impl Fn(&Stage) -> Result<Vec<Case>>) -> ExitCode {
     sys::keep_descriptors_to_myself();
+    sys::ignore_no_signals();
     match options().and_then(|o| act(&o, cases)) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {

@@ -9,6 +9,14 @@ pub fn keep_descriptors_to_myself() {
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
+/// Signals that whoever started the tests has ignored (a shell does for what runs in its background) are not ignored by what tests start.
+pub fn ignore_no_signals() {
+    for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU] {
+        // SAFETY: sets the default action only.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// The command starts in a session of its own; with the terminal that is its stdin as controlling terminal if there is one.
 pub fn own_session(command: &mut Command) {
     let setup = || {

@@ -271,7 +271,7 @@ fn nothing_frozen() -> sys::Error {
 
 fn attach(tracer: &mut Tracer, plan: Option<EntryPlan>, s: &mut Survey, l: &Listener) -> Step<Inside> {
     let plan = plan.ok_or(sys::Error::Unfit { what: "no way in was looked for".into() })?;
-    let frozen = tracer.freeze(s.pid, s.is_filtered(), s.may_have_workers())?;
+    let frozen = tracer.freeze(s.pid, s.is_filtered(), s.threads.keys().copied().collect())?;
     // of the leader before anything is run in it, and of the others while it is, but before anything is run in them
     s.still(&frozen.tids)?;
     s.seccomp_frozen(frozen.filters)?;

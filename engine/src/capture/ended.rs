@@ -17,7 +17,9 @@ impl Survey {
 
     /// In the freeze, when nothing is run in it yet: whether its first thread has ended. `now`: what the kernel says of that.
     pub(super) fn first(&mut self, now: &Stat, frozen: &[i32]) -> Step<()> {
-        self.ended = now.state.is_ended().then_some(now.exit_code);
+        // of the process that says how it was stopped, if it is
+        let status = || procfs::stat::read_task(self.pid, self.pid).map(|s| s.exit_code);
+        self.ended = now.state.is_ended().then(status).transpose()?;
         let killed = |door| match door {
             Door::Attach => killed(self.pid),
             Door::Agent => Ok(procfs::is_ending(self.pid)),

@@ -30,10 +30,13 @@ pub(super) fn there_are() -> bool {
     sys::nest::xcr0() & PKRU != 0
 }
 
+/// Where nothing can be mapped, with page tables of five levels, too.
+const NOWHERE: u64 = 1 << 56;
+
 /// Asks a process; `child`: it is a snapshot child, so that keys may be taken.
 pub(super) fn ask(channel: &mut Channel, child: bool) -> sys::Result<Asked> {
     let mut p = Program::new();
-    let nowhere = [Imm(sys::nest::task_size()), Imm(PAGE), Imm(0)];
+    let nowhere = [Imm(NOWHERE), Imm(PAGE), Imm(0)];
     let probes: Vec<CallId> = (1..=KEYS)
         .map(|key| p.may(libc::SYS_pkey_mprotect, &[nowhere[0], nowhere[1], nowhere[2], Imm(key.into())]))
         .collect();

@@ -360,13 +360,15 @@ impl Observer<'_> {
             return Ok(());
         }
         let mut p = Program::new();
+        let mut taken = Vec::new();
         for (start, end) in &ranges {
-            p.call(libc::SYS_madvise, &[Imm(*start), Imm(end - start), Imm(MADV_GUARD_REMOVE)]);
+            taken.push(p.may(libc::SYS_madvise, &[Imm(*start), Imm(end - start), Imm(MADV_GUARD_REMOVE)]));
         }
         let why = match child {
             None => "no child can be made that could look behind them".to_owned(),
             Some(child) => match child.channel.run_all(&p) {
                 Err(sys::Error::Filtered { calls, .. }) => format!("its seccomp filters do not let through {calls}"),
+                Ok(r) if taken.iter().any(|c| r.raw(*c) < 0) => "a child has not that memory (MADV_DONTFORK)".to_owned(),
                 r => {
                     r?;
                     let (mem, mut buf) = (RemoteMem::open(child.pid)?, Vec::new());

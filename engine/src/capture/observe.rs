@@ -332,6 +332,14 @@ impl<'a> Observer<'a> {
             ));
             Vec::new()
         });
+        let unclear = |t: &&procfs::timers::Timer| t.clock_id == crate::restore::THREAD_CLOCK && !t.to_thread;
+        if self.survey.threads.len() > 1 {
+            self.reported.extend(timers.iter().filter(unclear).map(|t| {
+                let what = "it goes by the CPU time of a thread, and the kernel does not tell which";
+                let then = if self.survey.ended.is_some() { "it never runs out" } else { "it is the first one's" };
+                format!("POSIX timer {}: {what}: after a restore {then}", t.id)
+            }));
+        }
         let mut p = Program::new();
         let actions = p.out(SIGNALS * SIGACTION);
         for s in 0..SIGNALS {

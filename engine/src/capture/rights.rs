@@ -15,8 +15,8 @@ pub(super) fn ids(i: &Ids) -> [u32; 4] {
     [i.real, i.effective, i.saved, i.fs]
 }
 
-/// A thread's, as far as /proc tells them.
-fn of(s: &Status, tid: i32) -> Rights {
+/// A thread's, as far as /proc tells them: not compared with others' before all stand still, for whose are the process's may change.
+pub(super) fn of(s: &Status, tid: i32) -> Rights {
     Rights {
         tid,
         uid: ids(&s.uid),
@@ -28,18 +28,11 @@ fn of(s: &Status, tid: i32) -> Rights {
     }
 }
 
-/// Those of a thread, if they are not its leader's.
-pub(super) fn apart(leader: &Status, s: &Status, tid: i32) -> Option<Rights> {
-    let own = of(s, tid);
-    (own != of(leader, tid)).then_some(own)
-}
-
 /// The credentials of all threads that have others than the process: with their secure bits, which each has told itself.
 pub(super) fn all(seen: &Seen, facts: &BTreeMap<i32, Facts>) -> Vec<Rights> {
     let process = Rights::of(&seen.process);
     let one = |t: &super::told::Told| {
-        let f = facts.get(&t.tid)?;
-        let own = f.rights.clone().unwrap_or_else(|| Rights { tid: f.inner_tid, ..process.clone() });
+        let own = facts.get(&t.tid)?.rights.clone();
         let own = Rights { securebits: t.securebits.max(0) as u32, ..own };
         (Rights { tid: process.tid, ..own.clone() } != process).then_some(own)
     };

@@ -212,12 +212,24 @@ impl Known {
     }
 }
 
+impl Known {
+    /// Whether a process has used it that has given up the right to since: what it is to give back it still gives, for the kernel asks nobody then.
+    fn is_shut_to(&self, members: &Members, pid: i32) -> bool {
+        !members.may_use(pid, &self.perm) && self.now.iter().any(|n| n.last == pid) && lives(pid, self.used)
+    }
+}
+
 /// What each process is to give back to which semaphore.
 fn owed(all: &mut [Observer<'_>], members: &Members, sets: &mut [Found<SemaphoreSet>], known: &[Known]) -> Step<()> {
     let pids: Vec<i32> = all.iter().map(|o| o.survey.pid).collect();
     let (mut owing, mut asked) = (Vec::new(), vec![false; known.len()]);
     for (o, has) in all.iter_mut().zip(sysv::have_lists(&pids)) {
         let stat = procfs::stat::read(o.survey.pid)?;
+        for k in known.iter().filter(|k| has && k.is_shut_to(members, stat.pid)) {
+            let object = describe("semaphore set", k.perm.id, k.perm.key);
+            let what = "has used it, and may not any more, so that it cannot be asked whether it is to give back to it (SEM_UNDO): a restored one does not";
+            o.reported.push(format!("{object}: PID {} {what}", stat.pid));
+        }
         let ask: Vec<bool> = known.iter().map(|k| has && k.may_owe(members, &stat)).collect();
         if !ask.contains(&true) {
             continue;
@@ -318,7 +330,7 @@ impl Observer<'_> {
                 let p = &sets[s].object.perm;
                 let error =
                     |c| sys::Error::call("semop", self.survey.pid, std::io::Error::from_raw_os_error(-r.raw(c) as i32));
-                // it may not change it, and owes nothing; the others are of a probe's kind
+                // it may not change it; the others are of a probe's kind
                 let known = [libc::ERANGE, libc::EAGAIN, libc::EACCES, libc::EIDRM, libc::EINVAL];
                 if let Some(c) = [up, down].into_iter().find(|c| !known.contains(&(-r.raw(*c) as i32))) {
                     let object = describe("semaphore set", p.id, p.key);

@@ -33,8 +33,10 @@ pub struct Facts {
     pub mce_kill: Option<u32>,
     /// TID in the innermost PID namespace.
     pub inner_tid: i32,
-    /// Its credentials, if they are not the leader's.
-    pub rights: Option<Rights>,
+    /// Its credentials, but for the secure bits.
+    pub rights: Rights,
+    /// It was the one by which the process was looked at.
+    leads: bool,
     /// What the kernel said of it, to see whether that is still so.
     said: Vec<u8>,
     /// Where it was asked, if that could be kept open.
@@ -123,13 +125,15 @@ pub(super) fn again(
         Some(status) => said(status, tid),
         None => said(&TaskStatus::open(w.leader.pid, tid)?, tid),
     };
-    let leader = ask(known, w.leader.pid)?;
-    let led = known.get(&w.leader.pid).is_some_and(|f| f.said == leader);
+    // the same one as before, and unchanged
+    let first = by(w.leader.pid);
+    let leader = ask(known, first)?;
+    let led = known.get(&first).is_some_and(|f| f.leads && f.said == leader);
     let mut all = Vec::with_capacity(tids.len());
     for tid in tids {
         all.push(match heard.take(*tid) {
             Some(said) => said,
-            None if *tid == w.leader.pid => leader.clone(),
+            None if *tid == first => leader.clone(),
             None => ask(known, *tid)?,
         });
     }
@@ -173,8 +177,10 @@ fn fact(w: &Whole<'_>, tid: i32, said: Vec<u8>, known: &mut BTreeMap<i32, Facts>
     let sched = (s.policy, s.rt_priority, s.nice as i32);
     let (io_flusher, mce_kill) = (s.is_io_flusher(), s.mce_kill());
     let affinity = sys::sched::affinity(tid);
-    let rights = super::rights::apart(w.leader, &status, inner_tid);
-    let facts = Facts { comm: s.comm, sched, affinity, io_flusher, mce_kill, inner_tid, rights, said, status: None };
+    let rights = super::rights::of(&status, inner_tid);
+    let leads = tid == by(w.leader.pid);
+    let comm = s.comm;
+    let facts = Facts { comm, sched, affinity, io_flusher, mce_kill, inner_tid, rights, leads, said, status: None };
     known.insert(tid, facts);
     Ok(refusal)
 }

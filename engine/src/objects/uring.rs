@@ -2,7 +2,7 @@
 //! it; then its memory is given the old content, and is mapped where it was. What the kernel tells of a ring is sys/src/uring.rs; what it does not tell is
 //! reported.
 use super::{encode, Object};
-use crate::capture::{FileView, Observer, Survey};
+use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Checker, Made, Maker, Remake};
 use crate::restore::{cannot, Step};
 use crate::{Error, Kind as Exit, Reason, Result};
@@ -113,13 +113,6 @@ fn asked(a: &Asked) -> Vec<(String, &'static str)> {
 
 fn reasons(f: &FileView, all: Vec<(String, &'static str)>) -> Vec<Reason> {
     all.into_iter().map(|(why, remedy)| Reason::new(f.describe(), why, remedy)).collect()
-}
-
-impl Survey {
-    /// Whether the kernel may have threads in the process that work for rings: it has one, or more threads than are the program's (they outlive the ring).
-    pub(crate) fn may_have_workers(&self) -> bool {
-        self.files.iter().any(|f| f.link == RING) || self.stat.num_threads > self.threads.len() as i64
-    }
 }
 
 /// Of a process: rings that it has from another, and those of which it has mappings only.

@@ -7,39 +7,53 @@ use ::image::v1::rights::Rights as Wanted;
 use sys::program::{Arg::Imm, Program};
 
 const CAP_SETGID: u32 = 6;
+const CAP_SETPCAP: u32 = 8;
 const PR_CAP_AMBIENT: u64 = 47;
 const PR_CAP_AMBIENT_RAISE: u64 = 2;
+const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
 const PR_CAPBSET_DROP: u64 = 24;
 const PR_SET_KEEPCAPS: u64 = 8;
 /// SECBIT_KEEP_CAPS
 const KEEP_CAPS: u32 = 1 << 4;
 const PR_SET_SECUREBITS: u64 = 28;
 const PR_SET_NO_NEW_PRIVS: u64 = 38;
+/// FUTEX_CMP_REQUEUE_PRIVATE
+const COMPARE: u64 = 4 | 128;
 /// _LINUX_CAPABILITY_VERSION_3
 const CAP_VERSION: u32 = 0x2008_0522;
 
 /// What has to change.
 pub struct Creds {
     have: Rights,
+    /// Capabilities that the new process has.
+    held: Held,
     bounding: u64,
     may_choose_groups: bool,
+    may_choose_securebits: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Held {
+    permitted: u64,
+    effective: u64,
 }
 
 impl Creds {
     /// From what the new process has to what the image says.
     pub fn new(p: &Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Creds {
         let have = Rights::own();
-        let bounding = if p.own_users {
-            all_caps()
-        } else {
-            sys::procfs::status::read(std::process::id() as i32).map_or(0, |s| s.cap_bounding)
+        let (all, own) = (all_caps(), Held { permitted: have.permitted, effective: have.caps });
+        let (held, bounding) = match p.own_users {
+            true => (Held { permitted: all, effective: all }, all),
+            false => (own, sys::procfs::status::read(std::process::id() as i32).map_or(0, |s| s.cap_bounding)),
         };
         let may_choose_groups = !p.own_users && have.has(CAP_SETGID);
-        let creds = Creds { have, bounding, may_choose_groups };
+        let may_choose_securebits = held.effective >> CAP_SETPCAP & 1 != 0;
+        let creds = Creds { have, held, bounding, may_choose_groups, may_choose_securebits };
         if !may_choose_groups {
             for groups in wanted(image).iter().map(|r| &r.groups).filter(|g| creds.lacks(g)) {
                 let (have, want) = (sorted(&creds.have.groups), sorted(groups));
-                let line = format!("its supplementary groups are the caller's ({have:?}) instead of {want:?}: an ordinary user cannot choose them");
+                let line = format!("its supplementary groups are the caller's ({have:?}) instead of {want:?}: to choose them takes CAP_SETGID");
                 if !notes.contains(&line) {
                     notes.push(line);
                 }
@@ -53,47 +67,80 @@ impl Creds {
         sorted(&self.have.groups) != sorted(groups)
     }
 
-    /// The calls for one thread.
+    /// The calls for one thread. Capabilities come last, as everything else takes some, and each change of users some away.
     pub fn calls(&self, i: &Wanted, prog: &mut Program, soft: &mut Soft) {
         let [inheritable, permitted, effective, bounding, ambient] = i.caps;
+        self.groups(i, prog);
+        // what is not in the bounding set any more cannot become inheritable
+        capset(prog, self.held.permitted, self.held.effective, inheritable);
+        prog.named("its inheritable capabilities");
         for cap in (0..64).filter(|c| self.bounding & !bounding & 1 << c != 0) {
-            prog.may(libc::SYS_prctl, &[Imm(PR_CAPBSET_DROP), Imm(cap)]);
+            let c = prog.may(libc::SYS_prctl, &[Imm(PR_CAPBSET_DROP), Imm(cap)]);
+            soft.add(c, "its bounding set of capabilities is larger than it was");
         }
+        if i.uid != [self.have.uid; 4] {
+            self.users(i, prog);
+        }
+        prog.may(libc::SYS_prctl, &[Imm(PR_CAP_AMBIENT), Imm(PR_CAP_AMBIENT_CLEAR_ALL), Imm(0), Imm(0), Imm(0)]);
+        for cap in (0..64).filter(|c| ambient & 1 << c != 0) {
+            let raise = [Imm(PR_CAP_AMBIENT), Imm(PR_CAP_AMBIENT_RAISE), Imm(cap), Imm(0), Imm(0)];
+            let c = prog.may(libc::SYS_prctl, &raise);
+            soft.add(c, "its ambient capabilities are not as they were");
+        }
+        self.secure(i.securebits, prog, soft);
+        capset(prog, permitted, effective, inheritable);
+        prog.named("its capabilities");
+        if i.no_new_privs {
+            prog.call(libc::SYS_prctl, &[Imm(PR_SET_NO_NEW_PRIVS), Imm(1), Imm(0), Imm(0), Imm(0)]);
+        }
+    }
+
+    fn groups(&self, i: &Wanted, prog: &mut Program) {
         if self.may_choose_groups && self.lacks(&i.groups) {
             let list = prog.bytes(&i.groups.iter().flat_map(|g| g.to_le_bytes()).collect::<Vec<u8>>());
             prog.call(libc::SYS_setgroups, &[Imm(i.groups.len() as u64), list]);
             prog.named("its supplementary groups");
         }
         if i.gid != [self.have.gid; 4] {
-            let [r, e, s, fs] = i.gid.map(|g| Imm(g as u64));
-            prog.call(libc::SYS_setresgid, &[r, e, s]);
+            let [r, e, s, fs] = i.gid;
+            prog.call(libc::SYS_setresgid, &[r, e, s].map(|g| Imm(g as u64)));
             prog.named("its group IDs");
-            prog.may(libc::SYS_setfsgid, &[fs]);
-        }
-        if i.uid != [self.have.uid; 4] {
-            let [r, e, s, fs] = i.uid.map(|u| Imm(u as u64));
-            prog.call(libc::SYS_prctl, &[Imm(PR_SET_KEEPCAPS), Imm(1)]);
-            prog.call(libc::SYS_setresuid, &[r, e, s]);
-            prog.named("its user IDs");
-            prog.may(libc::SYS_setfsuid, &[fs]);
-            capset(prog, self.have.caps, self.have.caps, 0);
-            prog.may(libc::SYS_prctl, &[Imm(PR_SET_SECUREBITS), Imm(i.securebits as u64)]);
-        } else if i.securebits == KEEP_CAPS {
-            // this one takes no right
-            prog.may(libc::SYS_prctl, &[Imm(PR_SET_KEEPCAPS), Imm(1)]);
-        } else if i.securebits != 0 {
-            let c = prog.may(libc::SYS_prctl, &[Imm(PR_SET_SECUREBITS), Imm(i.securebits as u64)]);
-            soft.add(c, "its secure bits are not as they were");
-        }
-        let c = capset(prog, permitted, effective, inheritable);
-        soft.add(c, "its capabilities are not as they were");
-        for cap in (0..64).filter(|c| ambient & 1 << c != 0) {
-            prog.may(libc::SYS_prctl, &[Imm(PR_CAP_AMBIENT), Imm(PR_CAP_AMBIENT_RAISE), Imm(cap), Imm(0), Imm(0)]);
-        }
-        if i.no_new_privs {
-            prog.call(libc::SYS_prctl, &[Imm(PR_SET_NO_NEW_PRIVS), Imm(1), Imm(0), Imm(0), Imm(0)]);
+            file_system(prog, libc::SYS_setfsgid, fs, "its file-system group ID");
         }
     }
+
+    fn users(&self, i: &Wanted, prog: &mut Program) {
+        let [r, e, s, fs] = i.uid;
+        prog.call(libc::SYS_prctl, &[Imm(PR_SET_KEEPCAPS), Imm(1)]);
+        prog.call(libc::SYS_setresuid, &[r, e, s].map(|u| Imm(u as u64)));
+        prog.named("its user IDs");
+        // that made none effective, where the user is not root
+        capset(prog, self.held.permitted, self.held.effective, i.caps[0]);
+        file_system(prog, libc::SYS_setfsuid, fs, "its file-system user ID");
+    }
+
+    /// Secure bits: the first takes no right, and is left set by a change of users.
+    fn secure(&self, bits: u32, prog: &mut Program, soft: &mut Soft) {
+        const LOST: &str = "its secure bits are not as they were";
+        let c = prog.may(libc::SYS_prctl, &[Imm(PR_SET_KEEPCAPS), Imm((bits & KEEP_CAPS != 0) as u64)]);
+        soft.add(c, LOST);
+        if bits & !KEEP_CAPS != 0 || self.may_choose_securebits {
+            let c = prog.may(libc::SYS_prctl, &[Imm(PR_SET_SECUREBITS), Imm(bits as u64)]);
+            soft.add(c, LOST);
+        }
+    }
+}
+
+/// setfsuid(2) or setfsgid(2), which do not say whether they did it: they are asked after it by a number that is nobody's, and the answer is compared
+/// by a call that fails with EAGAIN where it is another.
+fn file_system(prog: &mut Program, call: i64, id: u32, name: &str) {
+    prog.may(call, &[Imm(id as u64)]);
+    let got = prog.bytes(&[0; 4]);
+    prog.may(call, &[Imm(u32::MAX as u64)]);
+    prog.store(got, 0);
+    let other = prog.bytes(&[0; 4]);
+    prog.call(libc::SYS_futex, &[got, Imm(COMPARE), Imm(0), Imm(0), other, Imm(id as u64)]);
+    prog.named(name);
 }
 
 /// The credentials of its threads, those of the process first.
@@ -107,13 +154,13 @@ fn sorted(groups: &[u32]) -> Vec<u32> {
     all
 }
 
-/// capset(2) of the calling thread.
-fn capset(prog: &mut Program, permitted: u64, effective: u64, inheritable: u64) -> sys::program::CallId {
+/// capset(2) of the calling thread. One that failed would leave it what is ours.
+fn capset(prog: &mut Program, permitted: u64, effective: u64, inheritable: u64) {
     let head = prog.bytes(&[CAP_VERSION.to_le_bytes(), [0; 4]].concat());
     let half = |shift: u32| [effective, permitted, inheritable].map(|c| (c >> shift) as u32);
     let data: Vec<u8> = half(0).into_iter().chain(half(32)).flat_map(u32::to_le_bytes).collect();
     let data = prog.bytes(&data);
-    prog.may(libc::SYS_capset, &[head, data])
+    prog.call(libc::SYS_capset, &[head, data]);
 }
 
 /// Every capability that this kernel has.

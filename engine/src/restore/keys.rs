@@ -24,19 +24,12 @@ pub fn at_first(prot: u32) -> u32 {
     }
 }
 
-/// Allocates all up to the highest, in their order, the kernel's own among them: before anything may only be executed.
+/// Allocates all up to the highest, in their order: before anything may only be executed.
 pub fn allocate(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
     let Some(k) = &image.keys else { return Ok(()) };
     let (mut prog, mut wanted) = (Program::new(), Vec::new());
     for key in 1..=highest(k) {
-        if key == k.execute_only {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let (len, prot) = (Imm(::image::PAGE_SIZE as u64), Imm(libc::PROT_EXEC as u64));
-            let page = prog.call(libc::SYS_mmap, &[Imm(0), len, prot, Imm(flags as u64), Imm(u64::MAX), Imm(0)]);
-            prog.call(libc::SYS_munmap, &[page.arg(), len]);
-        } else {
-            wanted.push((key, prog.call(libc::SYS_pkey_alloc, &[Imm(0), Imm(0)])));
-        }
+        wanted.push((key, prog.call(libc::SYS_pkey_alloc, &[Imm(0), Imm(0)])));
     }
     let r = p.run(&prog)?;
     for (key, c) in wanted {
@@ -53,9 +46,10 @@ pub fn allocate(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
     Ok(())
 }
 
-/// Gives the mappings their keys, and those back that were not allocated.
+/// Gives the mappings their keys, and those back that were not allocated. The kernel's own is taken when all others are: memory may have it that had it when it was the
+/// program's, and to such nobody can give it afterwards.
 pub fn set(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
-    let mut prog = Program::new();
+    let (mut prog, mut later) = (Program::new(), Vec::new());
     let kernels = image.keys.as_ref().map_or(0, |k| k.execute_only);
     // the kernel's own come later, and have none
     let ours = |v: &&Vma| !matches!(v.backing, BACKING_VDSO | BACKING_VVAR | BACKING_URING);
@@ -65,7 +59,8 @@ pub fn set(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
         match key(image, v) {
             // the kernel sees to it
             key if only_executed && (image.keys.is_none() || key != 0 && key == kernels) => {
-                prog.call(libc::SYS_mprotect, &range);
+                later.push((v, range));
+                continue;
             }
             0 if !only_executed => continue,
             key => {
@@ -73,6 +68,19 @@ pub fn set(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
                 prog.call(libc::SYS_pkey_mprotect, &[start, len, prot, Imm(key.into())]);
             }
         }
+        prog.named(format!("the protection of {:x}-{:x}", v.start, v.end));
+        p.run_if_full(&mut prog)?;
+    }
+    if kernels != 0 {
+        prog.call(libc::SYS_pkey_free, &[Imm(kernels.into())]);
+        // it gets the lowest that is free
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let (len, prot) = (Imm(::image::PAGE_SIZE as u64), Imm(libc::PROT_EXEC as u64));
+        let page = prog.call(libc::SYS_mmap, &[Imm(0), len, prot, Imm(flags as u64), Imm(u64::MAX), Imm(0)]);
+        prog.call(libc::SYS_munmap, &[page.arg(), len]);
+    }
+    for (v, range) in later {
+        prog.call(libc::SYS_mprotect, &range);
         prog.named(format!("the protection of {:x}-{:x}", v.start, v.end));
         p.run_if_full(&mut prog)?;
     }

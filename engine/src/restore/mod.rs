@@ -37,6 +37,7 @@ mod wake;
 
 pub(crate) use build::SPARE_FDS;
 pub(crate) use image::{Image, Tree};
+pub(crate) use process::THREAD_CLOCK;
 pub(crate) use sysv::missing as segments_missing;
 
 use crate::{spread, Error, Kind, Progress, RestoreOptions, Restored, Result};

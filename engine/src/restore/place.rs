@@ -308,6 +308,12 @@ pub fn finish(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: 
         let l = prog.bytes(&[soft.to_le_bytes(), hard.to_le_bytes()].concat());
         prog.may(libc::SYS_prlimit64, &[Imm(0), Imm(RLIMIT_MEMLOCK as u64), l, Imm(0)]);
     }
+    // before the locks: in locked memory there can be none put
+    for (start, end) in &image.memory.guards {
+        prog.call(libc::SYS_madvise, &[Imm(*start), Imm(end - start), Imm(MADV_GUARD_INSTALL)]);
+        prog.named(format!("the guards at {start:x}-{end:x}"));
+        p.run_if_full(&mut prog)?;
+    }
     let mut locks = Vec::new();
     for v in &image.memory.vmas {
         let range = [Imm(v.start), Imm(v.end - v.start)];
@@ -333,10 +339,6 @@ pub fn finish(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: 
         if prog.size() > 256 << 10 {
             settle(p, &mut prog, &mut locks, notes)?;
         }
-    }
-    for (start, end) in &image.memory.guards {
-        prog.call(libc::SYS_madvise, &[Imm(*start), Imm(end - start), Imm(MADV_GUARD_INSTALL)]);
-        prog.named(format!("the guards at {start:x}-{end:x}"));
     }
     settle(p, &mut prog, &mut locks, notes)?;
     super::keys::set(p, image)?;

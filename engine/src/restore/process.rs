@@ -175,6 +175,9 @@ pub fn attributes(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) ->
     Ok(())
 }
 
+/// CLOCK_THREAD_CPUTIME_ID, as the kernel keeps it (THREAD_CLOCK in kernel/time/posix-cpu-timers.c).
+pub(crate) const THREAD_CLOCK: i32 = -2;
+
 /// PR_SET_MEMORY_MERGE, which marks all mappings; those that the program had taken out again are.
 fn merge(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Step<()> {
     if !image.process.memory_merge {
@@ -273,6 +276,18 @@ pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &m
 }
 
 /// POSIX timers under their IDs: all made, then all armed.
+/// A timer's clock. A CPU clock of a certain task has its number in it (clock_getcpuclockid(3)), 0 for the caller's own. Timers are made by the serving thread; one of a
+/// thread's own clock that signals a thread was made by that, as profilers make them.
+fn clock(t: &PosixTimer, ids: &Ids) -> i32 {
+    const KIND: i32 = 7;
+    match (!(t.clock >> 3), t.tid) {
+        _ if t.clock >= 0 => t.clock,
+        (0, tid) if t.clock == THREAD_CLOCK && tid != 0 => !ids.of(tid) << 3 | t.clock & KIND,
+        (0, _) => t.clock,
+        (number, _) => !ids.of(number) << 3 | t.clock & KIND,
+    }
+}
+
 fn timers(prog: &mut Program, i: &Process, ids: &Ids, soft: &mut Soft) {
     let on = |p: &mut Program, on: u64| {
         p.may(libc::SYS_prctl, &[Imm(PR_TIMER_CREATE_RESTORE_IDS), Imm(on), Imm(0), Imm(0), Imm(0)])
@@ -288,6 +303,7 @@ fn timers(prog: &mut Program, i: &Process, ids: &Ids, soft: &mut Soft) {
     }
     let mut next = 0;
     for t in &timers {
+        let clock = Imm(clock(t, ids) as i64 as u64);
         // struct sigevent, 64 bytes: value, signo, notify, tid
         let mut ev = vec![0u8; 64];
         ev[0..8].copy_from_slice(&t.value.to_le_bytes());
@@ -301,13 +317,13 @@ fn timers(prog: &mut Program, i: &Process, ids: &Ids, soft: &mut Soft) {
             // IDs count upwards: those before it are made and deleted
             while next < t.id && t.id < TIMER_TRIES {
                 let scratch = prog.bytes(&[0; 4]);
-                prog.call(libc::SYS_timer_create, &[Imm(t.clock as i64 as u64), ev, scratch]);
+                prog.call(libc::SYS_timer_create, &[clock, ev, scratch]);
                 prog.call(libc::SYS_timer_delete, &[next.into()]);
                 next += 1;
             }
             next = t.id + 1;
         }
-        let c = prog.may(libc::SYS_timer_create, &[Imm(t.clock as i64 as u64), ev, id]);
+        let c = prog.may(libc::SYS_timer_create, &[clock, ev, id]);
         soft.add(c, format!("timer {} is lost", t.id));
     }
     if can {

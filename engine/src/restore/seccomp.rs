@@ -64,8 +64,12 @@ pub fn check(image: &Image<'_>, may: bool) -> Vec<Reason> {
         return reasons;
     }
     if !may && of(image).suspend {
-        let why =
-            "they do not let through what sets them (munmap, seccomp), so they would have to be suspended for a moment";
+        // where its filters would do, what they do not let through is what the leader ends with
+        let what = match setting(&image.filters, image.threads.len()).suspend {
+            true => "what sets them (munmap, seccomp)",
+            false => "what ends its first thread, which has ended before (exit)",
+        };
+        let why = format!("they do not let through {what}, so they would have to be suspended for a moment");
         reasons.push(Reason::new("seccomp filters", why, "restore it as root"));
     }
     if !image.process.no_new_privs && image.process.caps[2] & CAP_SYS_ADMIN == 0 {
@@ -73,6 +77,14 @@ pub fn check(image: &Image<'_>, may: bool) -> Vec<Reason> {
         reasons.push(Reason::new("seccomp filters", why, "restore an earlier checkpoint"));
     }
     reasons
+}
+
+/// What changes by the way they are set.
+pub fn notes(image: &Image<'_>) -> Option<String> {
+    let spreads = !image.filters.is_empty() && image.process.no_new_privs;
+    let without: Vec<i32> = image.rights.values().filter(|r| spreads && !r.no_new_privs).map(|r| r.tid).collect();
+    let why = "the seccomp filters of all are set by the first thread, which has it";
+    (!without.is_empty()).then(|| format!("its threads {without:?} get no_new_privs, which they had not: {why}"))
 }
 
 /// Puts the programs into the blob's buffer; the calls that set them.

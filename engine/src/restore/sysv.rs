@@ -9,6 +9,10 @@ use sys::program::{Arg, Arg::Imm, Program};
 
 /// Attach for execution, too; sys/shm.h.
 const SHM_EXEC: i32 = 0o100000;
+/// Permission of its owner to read and write.
+const WRITABLE: u32 = 0o600;
+/// `struct shmid64_ds` of x86-64, which begins with `struct ipc64_perm`.
+const SHMID_DS: usize = 112;
 
 /// Segments of the kernel's that are not there any more, or are others.
 pub(crate) fn missing(memory: &Memory) -> Vec<Reason> {
@@ -28,36 +32,60 @@ pub fn place(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
     for (i, s) in image.memory.segments.iter().enumerate() {
         let of = |v: &&Vma| v.backing == BACKING_SYSV && v.file as usize == i;
         let vmas: Vec<&Vma> = image.memory.vmas.iter().filter(of).collect();
-        let mut prog = Program::new();
         let known = p.segments.get(&s.id).copied();
-        let mut made = None;
-        let id = match s.ends.then_some(known) {
-            Some(Some(known)) => known.into(),
-            Some(None) => {
-                let how = libc::IPC_CREAT | s.mode as i32;
-                let id = prog.call(libc::SYS_shmget, &[libc::IPC_PRIVATE.into(), Imm(s.size), how.into()]);
-                prog.named("making System V shared memory");
-                made = Some(id);
-                id.arg()
-            }
-            None => s.id.into(),
+        let id = match (s.ends, known) {
+            (true, Some(known)) => known,
+            (true, None) => make(p, s)?,
+            (false, _) => s.id,
         };
-        // one that can never become writable is attached for reading
-        for writes in [true, false] {
-            let some: Vec<&Vma> = vmas.iter().copied().filter(|v| has_flag(&v.flags, "mw") == writes).collect();
-            if !some.is_empty() {
-                attach(&mut prog, p.park + vdso::PARK_LEN, id, writes || s.ends, &some);
-            }
+        let shown = show(p, s, id, &vmas);
+        if s.ends && known.is_none() {
+            // it stays as long as somebody is attached
+            sys::sysv::remove_segment(id);
+            p.segments.insert(s.id, id);
         }
-        if made.is_some() {
-            prog.call(libc::SYS_shmctl, &[id, libc::IPC_RMID.into(), Imm(0)]);
-        }
-        let r = p.run(&prog)?;
-        if let Some(id) = made {
-            p.segments.insert(s.id, r.get(id)? as i32);
-        }
+        shown?;
     }
     Ok(())
+}
+
+/// Makes one, which may be written to, as it gets its content through its mappings.
+fn make(p: &mut Puppet, s: &Segment) -> Step<i32> {
+    let mut prog = Program::new();
+    let how = libc::IPC_CREAT | (s.mode | WRITABLE) as i32;
+    let id = prog.call(libc::SYS_shmget, &[libc::IPC_PRIVATE.into(), Imm(s.size), how.into()]);
+    prog.named("making System V shared memory");
+    Ok(p.run(&prog)?.get(id)? as i32)
+}
+
+fn show(p: &mut Puppet, s: &Segment, id: i32, vmas: &[&Vma]) -> Step<()> {
+    let mut prog = Program::new();
+    let locked = s.ends && s.mode & WRITABLE != WRITABLE;
+    if locked {
+        set_mode(&mut prog, id, s.mode | WRITABLE);
+    }
+    // one that can never become writable is attached for reading
+    for writes in [true, false] {
+        let some: Vec<&Vma> = vmas.iter().copied().filter(|v| has_flag(&v.flags, "mw") == writes).collect();
+        if !some.is_empty() {
+            attach(&mut prog, p.park + vdso::PARK_LEN, id.into(), writes || s.ends, &some);
+        }
+    }
+    if locked {
+        set_mode(&mut prog, id, s.mode);
+    }
+    p.run(&prog).map(drop)
+}
+
+/// Gives one of ours these permissions.
+fn set_mode(prog: &mut Program, id: i32, mode: u32) {
+    let mut ds = [0; SHMID_DS];
+    ds[4..8].copy_from_slice(&nix::unistd::geteuid().as_raw().to_ne_bytes());
+    ds[8..12].copy_from_slice(&nix::unistd::getegid().as_raw().to_ne_bytes());
+    ds[20..24].copy_from_slice(&mode.to_ne_bytes());
+    let ds = prog.bytes(&ds);
+    prog.call(libc::SYS_shmctl, &[id.into(), libc::IPC_SET.into(), ds]);
+    prog.named("the permissions of System V shared memory");
 }
 
 fn attach(prog: &mut Program, at: u64, id: Arg, writes: bool, vmas: &[&Vma]) {

@@ -2,7 +2,7 @@
 //! as it is. Each is last used by the process that used it last.
 use super::pids::Rights;
 use super::puppet::Puppet;
-use super::{cannot, Fault, Step, Tree};
+use super::{cannot, Step, Tree};
 use crate::capture::sysvipc::{describe, lives, who};
 use crate::Reason;
 use ::image::v1::sysvipc::*;
@@ -278,12 +278,15 @@ fn make(
     }
     let got = all[0].run(&p)?.get(got);
     let object = kind.describe(perm);
-    if got.is_err() {
-        // or the next one that anybody makes would get it
-        std::fs::write(kind.next_id, "-1").map_err(|e| Fault::Io(kind.next_id.into(), e))?;
-    }
     let got = got.map_err(|e| {
-        cannot(&object, format!("it cannot be made again: {e}"), "see /proc/sys/kernel/sem and msgmni, and ipcs")
+        // or the next one that anybody makes would get its number
+        let still = if sysv::use_up(kind.set == libc::SYS_semctl).is_ok() {
+            ""
+        } else {
+            "; the next one that anybody makes gets its number"
+        };
+        let why = format!("it cannot be made again: {e}{still}");
+        cannot(&object, why, "see /proc/sys/kernel/sem and msgmni, and ipcs")
     })? as i32;
     made.push(got);
     if got != perm.id {

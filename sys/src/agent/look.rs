@@ -6,6 +6,7 @@ use crate::seccomp::{self, needs, Judge};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::offset_of;
+use std::time::{Duration, Instant};
 use wire::agent::{AgentPage, AGENT_DISPATCHED, AGENT_MAGIC, AGENT_PAGE, AGENT_SIGNAL, AGENT_SMALL_STACK, NO_VM_READV};
 use wire::interrupted::fingerprint;
 
@@ -77,9 +78,18 @@ pub(super) struct Present {
     pub mem: RemoteMem,
 }
 
-/// Looks whether a process can be called. Changes nothing.
+/// Longest that a thread takes which leaves what the recorder before worked in, and which nobody tells of.
+const LEAVES: Duration = Duration::from_secs(1);
+
+/// Looks whether a process can be called; if a thread is just leaving, whether it can when that has left. Changes nothing.
 pub fn check(pid: i32) -> Result<(), Absent> {
-    present(pid).map(drop)
+    let until = Instant::now() + LEAVES;
+    loop {
+        match present(pid) {
+            Err(Absent::Leaving) if Instant::now() < until => super::quiesce::glance(),
+            there => return there.map(drop),
+        }
+    }
 }
 
 /// Looks whether a process can be called, and how it is then. Changes nothing.

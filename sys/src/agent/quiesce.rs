@@ -319,7 +319,7 @@ fn look_once(
 }
 
 /// Until the next look.
-fn glance() {
+pub(super) fn glance() {
     let _ = poll(&mut [], PollTimeout::from(GLANCE));
 }
 

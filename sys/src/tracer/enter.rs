@@ -36,16 +36,15 @@ fn call_regs(base: &Regs, gadget: u64, frame: u64, nr: i64, a: [u64; 6]) -> Regs
 /// Makes one system call in a stopped thread. If the tracer dies meanwhile, the call completes and the thread goes on
 /// where it was.
 pub fn remote_call(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u64; 6]) -> Result<i64> {
-    let (Some(t), Some(frame)) = (tasks.all.get(&tid), &tasks.borrowed) else {
+    let (Some(t), Some(frame)) = (tasks.all.get_mut(&tid), &tasks.borrowed) else {
         return Err(Error::Died { doing: crate::syscalls::name(nr), pid: tasks.pid });
     };
+    // whatever fails from here on, it is cured
+    t.entered = true;
+    t.out = None;
+    open(tid, t)?;
     raw::set_regs(tid, &call_regs(&t.regs, plan.syscall_ret, frame.at, nr, a))?;
-    if let Some(t) = tasks.all.get_mut(&tid) {
-        open(tid, t)?;
-        t.entered = true;
-        t.calling = true;
-        t.out = None;
-    }
+    t.calling = true;
     let r = led_through(tasks, tid);
     if let Some(t) = tasks.all.get_mut(&tid) {
         t.calling = false;

@@ -112,8 +112,9 @@ pub struct SetFilters {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Ask {
     /// Seize and stop all threads of a process, then read their states: two answers, [`Tell::Frozen`] and [`Tell::Read`]. `filtered`: its seccomp
-    /// filters are told and suspended, if that is permitted. `workers`: it has threads of io_uring's, or may have.
-    Freeze { pid: i32, filtered: bool, workers: bool },
+    /// filters are told and suspended, if that is permitted. `known`: threads that were seen to be
+    /// the program's.
+    Freeze { pid: i32, filtered: bool, known: Vec<i32> },
     /// Bring the blob in; threads other than the serving one are not sent into it before [`Ask::Go`].
     Enter(EntryPlan),
     /// Every thread may be sent in.
@@ -273,9 +274,10 @@ impl Tracer {
     }
 
     /// Stops all threads of a process. Their states are read while the caller does something else. `filtered`: it is under seccomp filters,
-    /// which are told and suspended where that is permitted. `workers`: it has threads of io_uring's, or may have; they are left alone.
-    pub fn freeze(&mut self, pid: i32, filtered: bool, workers: bool) -> Result<Frozen> {
-        match self.ask(Ask::Freeze { pid, filtered, workers })? {
+    /// which are told and suspended where that is permitted. `known`: threads that were seen to be the program's; of others it is looked whether they
+    /// are io_uring's, which are left alone.
+    pub fn freeze(&mut self, pid: i32, filtered: bool, known: Vec<i32>) -> Result<Frozen> {
+        match self.ask(Ask::Freeze { pid, filtered, known })? {
             Tell::Frozen(f) => Ok(f),
             t => Err(odd(&t)),
         }

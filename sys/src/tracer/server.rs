@@ -149,7 +149,7 @@ impl Server {
 
     fn answer(&mut self, a: Ask) -> Result<Tell> {
         match a {
-            Ask::Freeze { pid, filtered, workers } => self.freeze(pid, filtered, workers),
+            Ask::Freeze { pid, filtered, known } => self.freeze(pid, filtered, &known),
             Ask::Enter(plan) => self.enter(plan),
             Ask::Go => Err(Error::Unfit { what: "nothing is entered".into() }),
             Ask::Collect => match self.tasks.as_ref().map(snapshot).or(self.snapshot.take()) {
@@ -167,14 +167,14 @@ impl Server {
         }
     }
 
-    fn freeze(&mut self, pid: i32, filtered: bool, workers: bool) -> Result<Tell> {
+    fn freeze(&mut self, pid: i32, filtered: bool, known: &[i32]) -> Result<Tell> {
         fault::target(pid);
         procfs::first::has_ended(pid);
         // before the first stop: an open file that stays with the address space
         self.mem = Some(RemoteMem::open(pid)?);
         self.first_stop = Instant::now();
         let tasks = self.tasks.insert(Tasks::new(pid)?);
-        tasks.freeze(workers)?;
+        tasks.freeze(known)?;
         procfs::first::has_ended(pid);
         let tids: Vec<i32> = tasks.all.keys().copied().collect();
         let filters = if filtered { suspended(tasks)? } else { None };

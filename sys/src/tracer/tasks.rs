@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for a thread to stop. One in an uninterruptible sleep, or the parent of a vfork, does not.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How often it is looked whether the first thread has ended instead of stopping.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
 /// Rounds of looking for newcomers before a process that makes threads all the time is given up.
 const MAX_ROUNDS: usize = 200;
 
@@ -106,14 +108,16 @@ impl Tasks {
         &self.sigfd
     }
 
-    /// Seizes and stops every thread, until no newcomer appears. `workers`: some may be io_uring's, which are left alone.
-    pub fn freeze(&mut self, workers: bool) -> Result<()> {
+    /// Seizes and stops every thread, until no newcomer appears. `known`: threads that are not io_uring's, in order; those are left alone.
+    pub fn freeze(&mut self, known: &[i32]) -> Result<()> {
         for _ in 0..MAX_ROUNDS {
             let tids = procfs::tasks(self.pid)
                 .map_err(|_| Error::Died { doing: "listing its threads".into(), pid: self.pid })?;
             let mut fresh = Vec::new();
             for tid in tids {
-                if self.all.contains_key(&tid) || workers && procfs::is_io_worker(self.pid, tid) {
+                if self.all.contains_key(&tid)
+                    || known.binary_search(&tid).is_err() && procfs::is_io_worker(self.pid, tid)
+                {
                     continue;
                 }
                 match raw::seize(tid) {
@@ -201,7 +205,7 @@ impl Tasks {
 
     fn gone_is_fine(&mut self, tid: i32, r: Result<()>) -> Result<()> {
         match r {
-            Err(Error::Died { .. }) if tid != self.pid => {
+            Err(Error::Died { .. }) if tid != self.pid || self.only_first_has_ended() => {
                 self.all.remove(&tid);
                 Ok(())
             }
@@ -223,7 +227,7 @@ impl Tasks {
                 Event::Gone => {
                     self.lost |= t.entered;
                     self.all.remove(&tid);
-                    if tid == self.pid || self.all.is_empty() {
+                    if tid == self.pid && !self.only_first_has_ended() || self.all.is_empty() {
                         return Err(Error::Died { doing: "its freeze".into(), pid: self.pid });
                     }
                 }
@@ -259,23 +263,36 @@ impl Tasks {
 
     /// Waits until a thread is stopped.
     pub fn wait_stop(&mut self, tid: i32) -> Result<()> {
-        let end = Instant::now() + STOP_LIMIT;
+        let (end, mut waited) = (Instant::now() + STOP_LIMIT, false);
         loop {
             // the end of a leader is not told before those of all its threads have been taken
             self.pump_of(if tid == self.pid { -1 } else { tid })?;
             match self.all.get(&tid) {
-                None if tid == self.pid => return Err(Error::Died { doing: "its freeze".into(), pid: tid }),
+                None if tid == self.pid && !self.only_first_has_ended() => {
+                    return Err(Error::Died { doing: "its freeze".into(), pid: tid })
+                }
                 None => return Ok(()),
                 Some(t) if t.stopped => return Ok(()),
                 Some(_) => {}
             }
+            // that nobody is told before the others have ended, too
+            if tid == self.pid && waited && self.only_first_has_ended() {
+                self.all.remove(&tid);
+                return Ok(());
+            }
+            waited = true;
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let state = procfs::stat::read(tid).map_or("unknown".into(), |s| format!("{:?}", s.state));
                 return Err(Error::Stuck { tid, seconds: STOP_LIMIT.as_secs(), state });
             }
-            self.wait_news(left);
+            self.wait_news(if tid == self.pid { left.min(FIRST_LOOK) } else { left });
         }
+    }
+
+    /// The first thread has ended, and others run.
+    fn only_first_has_ended(&self) -> bool {
+        procfs::stat::read(self.pid).is_ok_and(|s| s.state.is_ended() && s.num_threads > 1)
     }
 
     /// Waits until a thread that is about to end has: of a leader with other threads wait(2) does not tell.
