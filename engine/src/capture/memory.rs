@@ -368,7 +368,9 @@ impl Observer<'_> {
             None => "no child can be made that could look behind them".to_owned(),
             Some(child) => match child.channel.run_all(&p) {
                 Err(sys::Error::Filtered { calls, .. }) => format!("its seccomp filters do not let through {calls}"),
-                Ok(r) if taken.iter().any(|c| r.raw(*c) < 0) => "a child has not that memory (MADV_DONTFORK)".to_owned(),
+                Ok(r) if taken.iter().any(|c| r.raw(*c) < 0) => {
+                    "a child has not that memory (MADV_DONTFORK)".to_owned()
+                }
                 r => {
                     r?;
                     let (mem, mut buf) = (RemoteMem::open(child.pid)?, Vec::new());

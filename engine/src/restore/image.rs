@@ -100,7 +100,8 @@ impl<'a> Tree<'a> {
         let rights: Vec<Rights> = handle.manifest().read_section(v1::SECTION_RIGHTS)?.unwrap_or_default();
         let mut rights: BTreeMap<i32, Rights> = rights.into_iter().map(|r| (r.tid, r)).collect();
         let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc };
-        for m in std::iter::once(first).chain(rest.members) {
+        for mut m in std::iter::once(first).chain(rest.members) {
+            stop_in_the_end(&mut m.process, &mut m.threads);
             let (open, contents, fds, locks) = (open.clone(), contents.clone(), m.fds, m.locks);
             let ended = ended.iter().find(|e| e.pid == m.process.pid).map(|e| e.status);
             let own = m.threads.iter().filter_map(|t| Some((t.tid, rights.remove(&t.tid)?)));
@@ -178,6 +179,20 @@ impl<'a> Tree<'a> {
         }
         found.into_iter().filter(|(_, (who, _))| who.len() > 1).map(|(share, (_, len))| (share, len)).collect()
     }
+}
+
+/// A SIGSTOP that was on its way when the process was frozen: no thread can block it, so it would stop the process while it is being made. It stops it in the end.
+fn stop_in_the_end(process: &mut Process, threads: &mut [Thread]) {
+    let all = std::iter::once(&mut process.pending).chain(threads.iter_mut().map(|t| &mut t.pending));
+    let mut stops = false;
+    for pending in all {
+        pending.retain(|info| {
+            let stop = info.get(..4).is_some_and(|n| n == libc::SIGSTOP.to_le_bytes());
+            stops |= stop;
+            !stop
+        });
+    }
+    process.stopped |= stops;
 }
 
 /// Each process comes once, and after its parent.
@@ -368,6 +383,19 @@ mod tests {
         let mut p = whole();
         spoil(&mut p);
         sense(&p.0, &p.1, &p.2, &p.3).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_pending_stop_comes_in_the_end() {
+        let info = |n: i32| serde_bytes::ByteBuf::from([&n.to_le_bytes()[..], &[0; 124]].concat());
+        let mut process = Process { pending: vec![info(libc::SIGUSR1), info(libc::SIGSTOP)], ..Process::default() };
+        let mut threads = [Thread { pending: vec![info(libc::SIGSTOP)], ..Thread::default() }];
+        stop_in_the_end(&mut process, &mut threads);
+        assert_eq!((process.pending, process.stopped), (vec![info(libc::SIGUSR1)], true));
+        assert!(threads[0].pending.is_empty());
+        let mut other = Process { pending: vec![info(libc::SIGTSTP)], ..Process::default() };
+        stop_in_the_end(&mut other, &mut []);
+        assert_eq!((other.pending.len(), other.stopped), (1, false));
     }
 
     #[test]
