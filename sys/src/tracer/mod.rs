@@ -3,6 +3,7 @@
 //! ptrace lives in that process and nowhere else: the recorder can be killed at any instant, the tracer sees the end of
 //! its socket and cures the target. The tracer can be killed too: see [`enter`].
 mod enter;
+mod leader;
 mod plan;
 mod proto;
 mod raw;

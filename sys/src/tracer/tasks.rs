@@ -1,4 +1,5 @@
 //! The stopped threads of one process: seizing, stopping, waiting, and letting go so that nothing of it shows.
+use super::leader::is_zombie;
 use super::proto::Snapshot;
 use super::raw::{self, Event};
 use super::scratch::Borrowed;
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Longest wait for a thread to stop. One in an uninterruptible sleep, or the parent of a vfork, does not.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How often it is looked whether the first thread has ended instead of stopping.
 const FIRST_LOOK: Duration = Duration::from_millis(10);
 /// Rounds of looking for newcomers before a process that makes threads all the time is given up.
@@ -290,26 +291,7 @@ impl Tasks {
         }
     }
 
-    /// The first thread has ended, and others run.
-    fn only_first_has_ended(&self) -> bool {
-        procfs::stat::read(self.pid).is_ok_and(|s| s.state.is_ended() && s.num_threads > 1)
-    }
-
-    /// Waits until a thread that is about to end has: of a leader with other threads wait(2) does not tell.
-    pub fn wait_zombie(&mut self, tid: i32) -> Result<()> {
-        let end = Instant::now() + STOP_LIMIT;
-        while !is_zombie(self.pid, tid) {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let state = procfs::stat::read(tid).map_or("unknown".into(), |s| format!("{:?}", s.state));
-                return Err(Error::Stuck { tid, seconds: STOP_LIMIT.as_secs(), state });
-            }
-            self.wait_news(left);
-        }
-        Ok(())
-    }
-
-    fn wait_news(&self, limit: Duration) {
+    pub(super) fn wait_news(&self, limit: Duration) {
         use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
         use std::os::fd::AsFd;
         let mut p = [PollFd::new(self.sigfd.as_fd(), PollFlags::POLLIN)];
@@ -581,13 +563,6 @@ fn ok_if_dead(r: Result<()>) -> Result<()> {
         Err(Error::Died { .. }) => Ok(()),
         r => r,
     }
-}
-
-fn is_zombie(pid: i32, tid: i32) -> bool {
-    std::fs::read(format!("/proc/{pid}/task/{tid}/stat"))
-        .ok()
-        .and_then(|b| procfs::stat::parse(&b).ok())
-        .is_none_or(|s| matches!(s.state, procfs::State::Zombie | procfs::State::Dead))
 }
 
 /// Refuses a thread in which a foreign system call would not be one.

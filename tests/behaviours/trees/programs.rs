@@ -3,6 +3,7 @@ use super::{launched, there};
 use anyhow::{ensure, Result};
 use dormouse_tests::{Bed, Case};
 use std::fs;
+use std::path::Path;
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::each("trees/pipeline", pipeline);
@@ -10,6 +11,20 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("trees/asyncio", asyncio));
     all.extend(Case::each("trees/handles", handles));
     all
+}
+
+/// Checkpointed twice and restored, it says this at its gate.
+fn proves(bed: &mut Bed, dir: &Path, expected: &str) -> Result<()> {
+    for options in [&[][..], &["--kill"]] {
+        bed.ctl(&[&["checkpoint", "job"], options].concat())?.expect(0)?;
+    }
+    bed.reap();
+    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
+    fs::write(dir.join("gate"), "")?;
+    there(dir.join("proof"))?;
+    let proof = fs::read_to_string(dir.join("proof"))?;
+    ensure!(proof == expected, "it says {proof}");
+    Ok(())
 }
 
 /// A shell and its pipeline, which goes on to the last byte.
@@ -91,16 +106,7 @@ asyncio.run(main())
 ";
     launched(bed, &dir, script)?;
     there(dir.join("ready"))?;
-    for options in [&[][..], &["--kill"]] {
-        bed.ctl(&[&["checkpoint", "job"], options].concat())?.expect(0)?;
-    }
-    bed.reap();
-    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
-    fs::write(dir.join("gate"), "")?;
-    there(dir.join("proof"))?;
-    let proof = fs::read_to_string(dir.join("proof"))?;
-    ensure!(proof == "3 9 -15 hello 0", "it says {proof}");
-    Ok(())
+    proves(bed, &dir, "3 9 -15 hello 0")
 }
 
 /// A handle of a daemon, which is the supervisor's child: it lives when it is restored, and its end is seen.
@@ -126,14 +132,5 @@ open('proof.new', 'w').write('%s %s' % (lives, ends)); os.rename('proof.new', 'p
 ";
     launched(bed, &dir, script)?;
     there(dir.join("ready"))?;
-    for options in [&[][..], &["--kill"]] {
-        bed.ctl(&[&["checkpoint", "job"], options].concat())?.expect(0)?;
-    }
-    bed.reap();
-    bed.ctl(&["restore", "job", "--detach"])?.expect(0)?;
-    fs::write(dir.join("gate"), "")?;
-    there(dir.join("proof"))?;
-    let proof = fs::read_to_string(dir.join("proof"))?;
-    ensure!(proof == "True True", "it says {proof}");
-    Ok(())
+    proves(bed, &dir, "True True")
 }
