@@ -105,6 +105,11 @@ static void spoil(void) {
     if (what) MUST(op(set, 3, 1, 0));
     else MUST(op(set, 0, 1, 0));
 }
+// A thread that can be joined still holds the list that it shares, for an instant: until it is no thread any more.
+static void alone(void) {
+    struct stat task;
+    while (MUST(stat("/proc/self/task", &task)) == 0 && task.st_nlink > 2 + 1) sleep_ms(1);
+}
 static void gone(void) { CHECK_OK(semctl(set, 0, IPC_RMID), "removing"); }
 static void prove(void) {
     if (what && !strcmp(what, "before")) {
@@ -146,6 +151,7 @@ static void prove(void) {
     void *r = (void *)-1;
     pthread_join(waiter, &r);
     CHECK_EQ(0, (long)r, "its wait for zero");
+    alone();
     // letting go of the list gives back, as the end of the process does
     CHECK_OK(unshare(CLONE_SYSVSEM), "giving back");
     CHECK_EQ(5, semctl(set, 0, GETVAL), "what it has given back to 0");
