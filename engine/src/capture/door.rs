@@ -192,10 +192,14 @@ impl Way {
         Ok(())
     }
 
-    /// Lets it go, where that needs no waiting; [`Way::release`] has to follow.
+    /// Begins to let it go, to run on; [`Way::release`] has to follow, and says if that failed.
     pub fn let_go(&mut self) {
-        if let Way::Agent { inside: Some(q), .. } = self {
-            q.let_go();
+        match self {
+            Way::Attach { tracer, .. } => {
+                let _ = tracer.begin_to_release();
+            }
+            Way::Agent { inside: Some(q), .. } => q.let_go(),
+            Way::Agent { inside: None, .. } => {}
         }
     }
 

@@ -9,9 +9,12 @@ impl Survey {
     /// The number, in the innermost namespace, of a thread that has what is the whole process's: the first one, unless that has ended.
     pub(super) fn inner_living(&self) -> i32 {
         let by = procfs::first::by(self.pid);
+        if by == self.pid {
+            return self.inner_pid();
+        }
         match procfs::status::read_task(self.pid, by) {
-            Ok(s) if by != self.pid => s.ns_pid.last().copied().filter(|_| self.private).unwrap_or(by),
-            _ => self.inner_pid(),
+            Ok(s) => s.ns_pid.last().copied().filter(|_| self.private).unwrap_or(by),
+            Err(_) => self.inner_pid(),
         }
     }
 
@@ -28,7 +31,7 @@ impl Survey {
         if self.ended.is_some() && (frozen.contains(&self.pid) || killed(self.door)?) {
             return Err(died(&self.attempted, "freeze").into());
         }
-        procfs::first::has_ended(self.pid);
+        procfs::first::note(self.pid, Some(now));
         Ok(())
     }
 }

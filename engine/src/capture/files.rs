@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use sys::api::Block;
 use sys::kcmp::EpollSlot;
 use sys::pidfd::PidFd;
-use sys::procfs::fd::FdStat;
+use sys::procfs::fd::{Fd, FdStat};
 use sys::procfs::fdinfo::FdInfo;
 
 /// An open file description of the target.
@@ -164,14 +164,14 @@ impl Look for Outside {
     }
 }
 
-/// All open files of a process, its descriptors grouped by what they share.
-///
-/// `frozen`: it stands still, and this descriptor in it is ours. While it runs (None) a descriptor may close between two looks at it: it is left out, and the freeze lists anew.
-/// In the freeze nothing may be left out, so there it is an error.
-pub(super) fn list(pid: i32, look: &mut dyn Look, frozen: Option<i32>) -> Step<Vec<FileView>> {
-    let mut fds = sys::procfs::fd::list(pid)?;
-    fds.retain(|f| Some(f.fd) != frozen);
-    let frozen = frozen.is_some();
+/// All open files of a process that runs, its descriptors grouped by what they share. One may close between two looks at it: it is left out, and the
+/// freeze lists anew.
+pub(super) fn list(pid: i32, look: &mut dyn Look) -> Step<Vec<FileView>> {
+    grouped(pid, sys::procfs::fd::list(pid)?, look, false)
+}
+
+/// The same of these descriptors. `frozen`: it stands still, and nothing may be left out.
+pub(super) fn grouped(pid: i32, fds: Vec<Fd>, look: &mut dyn Look, frozen: bool) -> Step<Vec<FileView>> {
     let mut views: Vec<FileView> = Vec::with_capacity(fds.len());
     for f in fds {
         let info = match sys::procfs::fdinfo::read(pid, f.fd) {

@@ -28,6 +28,8 @@ pub struct Survey {
     pub files: Vec<FileView>,
     /// Mappings with their flags.
     pub smaps: Vec<Smap>,
+    /// How much of them was locked just before they were looked at, KiB.
+    pub(super) locked: u64,
     /// The random bytes that its exec was given, and where.
     pub random: Option<(u64, [u8; 16])>,
     /// Its namespaces.
@@ -136,6 +138,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
     let mut s = Survey {
         pid,
         attempted,
+        locked: locked(&status),
         status,
         stat,
         program,
@@ -166,7 +169,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         // the kernel walks all page tables for that: meanwhile the rest
         let smaps = scope.spawn(|| procfs::smaps::read(pid));
         s.random = random(pid);
-        s.files = files::list(pid, look, None)?;
+        s.files = files::list(pid, look)?;
         s.namespaces();
         let (threads, odd, raised) = super::threads::facts(&s.status, s.private, look.is_blind());
         s.threads = threads;
@@ -180,6 +183,11 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
     r.map_err(|f| explain(f, &s.attempted, "find", false))?;
     s.mappings();
     Ok(s)
+}
+
+/// How much memory is locked, KiB.
+pub(super) fn locked(s: &Status) -> u64 {
+    s.vm.map_or(0, |v| v.lck)
 }
 
 /// Refuses if there is any certain reason to, naming the others too; or, with `unsure_too`, if there is any.
@@ -376,7 +384,10 @@ impl Survey {
         let first = procfs::stat::read(self.pid)?;
         let pid = format!("PID {}", self.pid);
         self.first(&first, frozen)?;
-        let now = procfs::stat::read(procfs::first::by(self.pid))?;
+        let now = match procfs::first::by(self.pid) {
+            by if by != self.pid => procfs::stat::read(by)?,
+            _ => first,
+        };
         let mut reasons = Vec::new();
         let random = |(at, bytes)| random_at(self.pid, at) == Some(bytes);
         if Program::of(&now) != self.program || !self.random.is_none_or(random) {
@@ -436,7 +447,7 @@ impl Survey {
         }
         let mut first = refused(&self.files, self.pid);
         if !first.is_empty() {
-            let mut again = files::list(self.pid, look, None)?;
+            let mut again = files::list(self.pid, look)?;
             let now = ends.and(&Ends::of(again.iter()));
             files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), again.iter_mut(), &now);
             handles::mark(again.iter_mut(), members.0, members.1);
@@ -501,7 +512,7 @@ pub fn inherited() -> Result<Vec<(Vec<i32>, Reason)>> {
     let me = std::process::id() as i32;
     let own = |f| explain(f, "look at own descriptors", "find", false);
     let mut look = Outside::new(me).map_err(|e| own(e.into()))?;
-    let mut all = files::list(me, &mut look, None).map_err(own)?;
+    let mut all = files::list(me, &mut look).map_err(own)?;
     all.iter_mut().for_each(|f| f.fds.retain(|(_, cloexec)| !cloexec));
     all.retain(|f| !f.fds.is_empty());
     let ends = Ends::of(all.iter());

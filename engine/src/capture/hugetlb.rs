@@ -11,6 +11,11 @@ pub(super) fn is(v: &Vma) -> bool {
 }
 
 impl Observer<'_> {
+    /// Whether the snapshot child has something to do before the program runs again.
+    pub(super) fn needs_its_child(&self) -> bool {
+        !self.huge.is_empty() || !self.hidden.is_empty()
+    }
+
     /// Takes it from the snapshot child, before the program runs again.
     pub(super) fn without_huge_pages<'c>(&mut self, mut child: Option<&'c mut Child>) -> Step<Option<&'c mut Child>> {
         if let Some(child) = child.as_mut().filter(|_| !self.huge.is_empty()) {

@@ -8,6 +8,7 @@ mod find;
 mod gather;
 mod handles;
 mod hugetlb;
+mod inherited;
 mod keys;
 mod locked;
 mod memory;

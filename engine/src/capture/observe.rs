@@ -12,7 +12,6 @@ use crate::{objects, Door, Error, Reason, Result};
 use image::v1::files::{Content, Fd, Lock, OpenFile};
 use image::v1::process::{PosixTimer, Process};
 use image::PageSink;
-use serde_bytes::ByteBuf;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -22,7 +21,7 @@ use sys::channel::{Channel, Listener};
 use sys::clock::Clocks;
 use sys::mem::RemoteMem;
 use sys::pidfd::PidFd;
-use sys::procfs::{self, maps::Vma, smaps::Smap, status::Status};
+use sys::procfs::{self, maps::Vma, smaps::Smap};
 use sys::program::{Out, Program};
 use sys::seccomp::Judge;
 use sys::tracer::Entered;
@@ -377,14 +376,14 @@ impl<'a> Observer<'a> {
             self.refuse_tracing()?;
         }
 
-        let status = procfs::status::read(pid)?;
+        let status = &self.survey.status;
         let stat = procfs::stat::read(procfs::first::by(pid))?;
         // of the thread whose rights /proc tells as the process's
         let securebits =
             told.iter().find(|t| t.tid == procfs::first::by(pid)).map_or(0, |t| t.securebits.max(0) as u32);
         let mlockall = locked.flags(&r);
-        self.locked_since(&status, if mlockall != 0 { l.len } else { 0 })?;
-        let (cwd, exe) = (procfs::cwd(pid)?, procfs::exe(pid)?);
+        // the agent had mapped its region before that was looked at
+        self.locked_since(if mlockall != 0 && self.door() == Door::Agent { l.len } else { 0 })?;
         let microseconds = |o: Out, at: usize| r.u64(o, at) * 1_000_000 + r.u64(o, at + 8);
         let nanoseconds = |o: Out, at: usize| r.u64(o, at) * 1_000_000_000 + r.u64(o, at + 8);
         let posix = |(i, t): (usize, &procfs::timers::Timer)| PosixTimer {
@@ -396,10 +395,6 @@ impl<'a> Observer<'a> {
             tid: if t.to_thread { self.inner_tid(t.target) } else { 0 },
             interval_ns: nanoseconds(tv, i * 32),
             value_ns: nanoseconds(tv, i * 32 + 16),
-        };
-        let number = |name: &str, radix: u32| {
-            let text = std::fs::read_to_string(procfs::path(pid, name)).unwrap_or_default();
-            i64::from_str_radix(text.trim(), radix).unwrap_or(0)
         };
         let process = Process {
             pid: self.survey.inner_pid(),
@@ -415,14 +410,7 @@ impl<'a> Observer<'a> {
             no_new_privs: status.no_new_privs,
             dumpable: if self.opened { 0 } else { r.raw(dumpable) as i32 },
             umask: status.umask.unwrap_or(0o22),
-            cwd: path_bytes(cwd.path),
-            cwd_deleted: cwd.deleted,
-            root: path_bytes(procfs::root(pid)?.path),
-            exe: path_bytes(exe.path),
             personality: r.raw(personality) as u32,
-            rlimits: procfs::limits::read(pid)?.iter().map(|l| (l.soft, l.hard)).collect(),
-            oom_score_adj: number("oom_score_adj", 10) as i32,
-            coredump_filter: number("coredump_filter", 16) as u32,
             subreaper: r.u32(ints, 0) != 0,
             thp_disable: r.raw(thp) > 0,
             memory_merge: r.raw(merge) > 0,
@@ -442,21 +430,20 @@ impl<'a> Observer<'a> {
                 stat.env_start,
                 stat.env_end,
             ],
-            auxv: std::fs::read(procfs::path(pid, "auxv")).unwrap_or_default().into(),
             sigactions: r.bytes(actions).to_vec().into(),
             pending: Vec::new(),
             itimers: (0..3).map(|i| (microseconds(it, i * 32), microseconds(it, i * 32 + 16))).collect(),
             timers: timers.iter().enumerate().map(posix).collect(),
-            stopped: false, // the tracer tells
+            // the tracer tells whether it is stopped, and its child what that has, too (inherited.rs)
+            ..Process::default()
         };
         Ok((process, told))
     }
 
     /// Flags of the mappings as they were before the freeze, unless what is locked has changed since: a snapshot child has no locks,
     /// so they count. `ours`: bytes that our mapping adds.
-    fn locked_since(&mut self, now: &Status, ours: u64) -> Step<()> {
-        let kb = |s: &Status| s.vm.map_or(0, |v| v.lck);
-        if kb(now) != kb(&self.survey.status) + (ours >> 10) {
+    fn locked_since(&mut self, ours: u64) -> Step<()> {
+        if super::find::locked(&self.survey.status) != self.survey.locked + (ours >> 10) {
             self.smaps = procfs::smaps::read(self.survey.pid)?.into();
         }
         Ok(())
@@ -471,17 +458,18 @@ impl<'a> Observer<'a> {
     pub(super) fn listed(&mut self, l: &Listener) -> Step<Vec<FileView>> {
         let (pid, inner) = (self.survey.pid, self.survey.inner_living());
         let ours = self.own_descriptor()?;
+        let mut fds = procfs::fd::list(pid)?;
+        fds.retain(|f| f.fd != ours);
         let mut hands = Hands { copies: Copies::default(), pidfd: PidFd::with_files(pid)? };
         let mut views = if self.agent.is_some() {
             // rings of io_uring cannot be passed over (SCM_RIGHTS)
-            let passed = |(fd, link): (i32, Vec<u8>)| (fd != ours && link != objects::RING).then_some(fd);
-            let numbers: Vec<i32> = procfs::fd::links(pid)?.into_iter().filter_map(passed).collect();
+            let numbers: Vec<i32> = fds.iter().filter(|f| f.target != objects::RING).map(|f| f.fd).collect();
             let uid = self.survey.status.uid.effective;
             hands.copies = Copies::fetch(&mut self.channel, l, uid, &numbers)?;
             let mut look = FromInside { channel: &mut self.channel, copies: &hands.copies, pid: inner };
-            files::list(pid, &mut look, Some(ours))?
+            files::grouped(pid, fds, &mut look, true)?
         } else {
-            files::list(pid, &mut files::Outside::new(pid)?, Some(ours))?
+            files::grouped(pid, fds, &mut files::Outside::new(pid)?, true)?
         };
         super::ptys::ask_close_on_exec(&mut self.channel, &mut views)?;
         files::decide(&mut views, &self.survey.external, self.block.as_ref());
@@ -547,22 +535,30 @@ impl<'a> Observer<'a> {
 
     /// The snapshot child that was asked for; None where the kernel refuses one.
     pub(super) fn child(&mut self, l: &Listener, judge: Judge) -> Step<Option<Child>> {
+        match self.forked()? {
+            true => self.meet(l, judge).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Whether there is the snapshot child that was asked for: memory is safe in it from here on. [`Observer::meet`] has to follow.
+    pub(super) fn forked(&mut self) -> Step<bool> {
         let a = self.channel.answer(wire::OP_FORK)?;
         let pid = a.try_into().map_or(-libc::EPROTO as i64, i64::from_le_bytes);
         if pid < 0 {
             let e = std::io::Error::from_raw_os_error(-pid as i32);
             self.reported
                 .push(format!("the pause was as long as the copying of memory: no snapshot child could be made ({e})"));
-            return Ok(None);
+            return Ok(false);
         }
-        let (sock, pid) = l.accept(0, self.survey.status.uid.effective, self.channel.watch())?;
-        Ok(Some(Child { pid, channel: Channel::beside(sock, pid).judged(judge) }))
+        Ok(true)
     }
-}
 
-fn path_bytes(p: std::path::PathBuf) -> ByteBuf {
-    use std::os::unix::ffi::OsStringExt;
-    ByteBuf::from(p.into_os_string().into_vec())
+    /// The child connects.
+    pub(super) fn meet(&mut self, l: &Listener, judge: Judge) -> Step<Child> {
+        let (sock, pid) = l.accept(0, self.survey.status.uid.effective, self.channel.watch())?;
+        Ok(Child { pid, channel: Channel::beside(sock, pid).judged(judge) })
+    }
 }
 
 fn notify_number(t: &procfs::timers::Timer) -> i32 {

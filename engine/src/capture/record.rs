@@ -4,7 +4,7 @@ use super::memory::{self, Mapped};
 use super::observe::Common;
 use super::observe::{lock, Observer, Seen};
 use super::tree::Kinship;
-use super::{rights, threads, Step};
+use super::{inherited, rights, threads, Step};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
 use image::v1::ended::First;
@@ -153,6 +153,7 @@ impl Recorder {
 
     /// Records the memory of `from`: the snapshot child, or the frozen target.
     pub fn memory(&mut self, from: i32, progress: Option<&dyn Fn(Progress)>) -> Step<()> {
+        inherited::read(&mut self.seen.process, from)?;
         // each walks all page tables
         let (smaps, policies) = std::thread::scope(|s| {
             let smaps = s.spawn(|| procfs::smaps::read(from));

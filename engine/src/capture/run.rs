@@ -15,7 +15,7 @@ use image::SessionName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use sys::channel::Listener;
+use sys::seccomp::Judge;
 use sys::tracer::{self, Snapshot};
 
 /// A checkpoint in the making.
@@ -31,6 +31,9 @@ pub(super) struct Run<'a> {
     pub(super) o: &'a CaptureOptions<'a>,
     pub(super) doors: BTreeMap<i32, Doors>,
 }
+
+/// A snapshot child: what its filters let through, and the child, if it has been met.
+type Born = (Judge, Option<Child>);
 
 /// A process that is recorded: what is known of it, and where its memory is read.
 struct Recorded<'a> {
@@ -130,7 +133,7 @@ impl<'a> Run<'a> {
             return self.while_frozen(all, entries, (files, kinship), incoming, began);
         }
         self.enter(Phase::Fork)?;
-        let Some(mut children) = self.fork(&mut all, &entries, &adopted)? else {
+        let Some(born) = self.fork(&mut all, &entries, &adopted)? else {
             // no child is to be had: copy within the freeze, and say so
             for r in &mut all {
                 self.at = r.obs.survey.pid;
@@ -139,11 +142,6 @@ impl<'a> Run<'a> {
             }
             return self.while_frozen(all, entries, (files, kinship), incoming, began);
         };
-        for (r, child) in all.iter_mut().zip(&mut children) {
-            self.at = r.obs.survey.pid;
-            r.obs.hidden(Some(child))?;
-        }
-        self.at = self.root;
         self.enter(Phase::Thaw)?;
         entries.iter_mut().for_each(|e| e.way.let_go());
         let mut pauses = Vec::with_capacity(all.len());
@@ -154,6 +152,14 @@ impl<'a> Run<'a> {
                 // what runs again may end another: what that was is safe in its child
                 Err(f) if self.at != self.root && (is_gone(&f) || sys::procfs::is_ending(self.at)) => Duration::ZERO,
                 Err(f) => return Err(f),
+            });
+        }
+        let mut children = Vec::with_capacity(all.len());
+        for ((r, e), (judge, child)) in all.iter_mut().zip(&entries).zip(born) {
+            self.at = r.obs.survey.pid;
+            children.push(match child {
+                Some(child) => child,
+                None => r.obs.meet(&e.listener, judge)?,
             });
         }
         let snapshots = self.collect(&all, &mut entries, children.iter().map(|c| c.pid))?;
@@ -178,8 +184,9 @@ impl<'a> Run<'a> {
         record::publish(records, (files, kinship), incoming, self.o, began)
     }
 
-    /// The snapshot children of all, which they make at the same time; None if one cannot have any.
-    fn fork(&mut self, all: &mut [Recorded<'_>], entries: &[Entry], adopted: &[bool]) -> Step<Option<Vec<Child>>> {
+    /// The snapshot children of all, which they make at the same time; None if one cannot have any. Those that have something to do in the freeze have been met, the
+    /// others connect when the program runs again.
+    fn fork(&mut self, all: &mut [Recorded<'_>], entries: &[Entry], adopted: &[bool]) -> Step<Option<Vec<Born>>> {
         let mut asked = Vec::with_capacity(all.len());
         for (r, adopted) in all.iter_mut().zip(adopted) {
             self.at = r.obs.survey.pid;
@@ -188,15 +195,25 @@ impl<'a> Run<'a> {
                 None => break,
             }
         }
-        let (mut children, mut refused) = (Vec::with_capacity(all.len()), asked.len() < all.len());
+        let (mut born, mut refused) = (Vec::with_capacity(all.len()), asked.len() < all.len());
         for ((r, e), judge) in all.iter_mut().zip(entries).zip(asked) {
             self.at = r.obs.survey.pid;
-            match r.obs.child(&e.listener, judge)? {
-                Some(child) => children.push(child),
-                None => refused = true,
+            match r.obs.forked()? {
+                true => born.push((r, e, (judge, None))),
+                false => refused = true,
             }
         }
-        Ok(Some(children).filter(|_| !refused))
+        // then all are met, and end
+        for (r, e, (judge, child)) in born.iter_mut().filter(|(r, ..)| refused || r.obs.needs_its_child()) {
+            self.at = r.obs.survey.pid;
+            let mut met = r.obs.meet(&e.listener, judge.clone())?;
+            if !refused {
+                r.obs.hidden(Some(&mut met))?;
+            }
+            *child = Some(met);
+        }
+        self.at = self.root;
+        Ok(Some(born.into_iter().map(|(.., born)| born).collect()).filter(|_| !refused))
     }
 
     /// Asks all of them, and looks at what they have open.
@@ -208,19 +225,18 @@ impl<'a> Run<'a> {
         common: &Arc<Common>,
         others: &mut Others,
     ) -> Step<(Vec<Recorded<'s>>, Files)> {
-        let mut all = Vec::with_capacity(surveys.len());
-        for (s, inside) in surveys.iter().zip(inside) {
-            self.at = s.pid;
-            all.push(Observer::new(s, inside, common.clone())?);
-        }
-        let with: Vec<(&mut Observer<'_>, &Listener)> =
-            all.iter_mut().zip(entries.iter().map(|e| &e.listener)).collect();
-        let said = spread::over(with.into_iter(), |_, (obs, l)| -> Step<_> { Ok((obs.begin()?, obs.listed(l)?)) });
-        let (mut begun, mut listed) = (Vec::new(), Vec::new());
+        let with: Vec<_> = surveys.iter().zip(inside).zip(entries.iter().map(|e| &e.listener)).collect();
+        let said = spread::over(with.into_iter(), |_, ((s, inside), l)| -> Step<_> {
+            let mut obs = Observer::new(s, inside, common.clone())?;
+            let (begun, listed) = (obs.begin()?, obs.listed(l)?);
+            Ok((obs, begun, listed))
+        });
+        let (mut all, mut begun, mut listed) = (Vec::new(), Vec::new(), Vec::new());
         for (s, one) in surveys.iter().zip(said) {
             self.at = s.pid;
             if let Some(one) = one {
-                let (its, files) = one?;
+                let (obs, its, files) = one?;
+                all.push(obs);
                 begun.push(its);
                 listed.push(files);
             }
@@ -249,13 +265,18 @@ impl<'a> Run<'a> {
         super::unnamed::keep(&mut all, &begun, &mut files)?;
         super::sysvipc::look(&mut all, common)?;
         files.contents = std::mem::take(&mut *lock(&common.contents));
-        let mut recorded = Vec::with_capacity(all.len());
         let own = opened.fds.into_iter().zip(opened.locks);
-        for ((mut obs, begun), (fds, locks)) in all.into_iter().zip(begun).zip(own) {
-            self.at = obs.survey.pid;
+        let with: Vec<_> = all.into_iter().zip(begun).zip(own).collect();
+        let ended = spread::over(with.into_iter(), |_, ((mut obs, begun), (fds, locks))| -> Step<_> {
             let seen = obs.end(begun, fds, locks)?;
-            recorded.push(Recorded { obs, seen });
+            Ok(Recorded { obs, seen })
+        });
+        let mut recorded = Vec::with_capacity(surveys.len());
+        for (s, one) in surveys.iter().zip(ended) {
+            self.at = s.pid;
+            recorded.extend(one.transpose()?);
         }
+        self.at = self.root;
         Ok((recorded, files))
     }
 

@@ -256,8 +256,7 @@ impl Doing {
 
 /// Looks at a thread: /proc/PID/task/TID/syscall (proc(5)).
 pub(super) fn doing(pid: i32, tid: i32) -> Doing {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
-    parse(&text).unwrap_or(Doing::UNKNOWN)
+    procfs::task_syscall(pid, tid, parse).ok().flatten().unwrap_or(Doing::UNKNOWN)
 }
 
 /// Its stack pointer; 0: it runs.

@@ -278,7 +278,8 @@ fn look_once(
 ) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
     let mut tids = procfs::tasks(pid).map_err(other)?;
     // one that has ended is still there if it is the first, and blocks whatever it blocked
-    tids.retain(|tid| Some(*tid) != server && !(*tid == pid && ended(pid, pid)));
+    let first_ended = || status.map_or_else(|| ended(pid, pid), |s| s.state.is_ended());
+    tids.retain(|tid| Some(*tid) != server && !(*tid == pid && first_ended()));
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
     for tid in &tids {
         let blocks = match status.filter(|_| *tid == pid) {

@@ -14,7 +14,12 @@ static BY: RwLock<BTreeMap<Pid, Pid>> = RwLock::new(BTreeMap::new());
 /// Looks whether a process's first thread has ended while others run: from here on, and until the next look, it is looked at by one of those.
 /// Whether it is so.
 pub fn has_ended(pid: Pid) -> bool {
-    let ended = stat::read(pid).is_ok_and(|s| s.state.is_ended() && s.num_threads > 1);
+    note(pid, stat::read(pid).ok().as_ref())
+}
+
+/// The same of one that has just been looked at.
+pub fn note(pid: Pid, now: Option<&stat::Stat>) -> bool {
+    let ended = now.is_some_and(|s| s.state.is_ended() && s.num_threads > 1);
     let by = if ended { living(pid) } else { None };
     if by.is_some() || ANY.load(Ordering::Acquire) {
         let mut all = BY.write().unwrap_or_else(PoisonError::into_inner);

@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ pub mod vma_at;
 mod process;
 pub use process::{
     boot_id, children, cmdline, comm, cwd, exe, is_ending, is_io_worker, pid_exists, pids, root, split_cmdline,
-    start_time, tasks, waits, Link,
+    start_time, task_syscall, tasks, waits, Link,
 };
 
 /// A file of testdata.
@@ -214,16 +215,54 @@ pub(crate) fn path_of(pid: Pid, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{name}"))
 }
 
-/// The whole of a file that has no size: 64 KiB at first, so that most take two reads.
+/// Most files fit, so that two reads are enough; of so much the allocator maps pages of its own, which are not touched before they are needed.
+const ROOM: usize = 256 << 10;
+
+thread_local! {
+    /// Where this thread reads files: thousands are read while a tree stands still.
+    static PLACE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Does something with the whole of a file that has no size.
+pub(crate) fn read_whole<T>(path: &Path, with: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    // taken out meanwhile: whoever reads another file in between has another place
+    let mut place = PLACE.take();
+    if place.is_empty() {
+        place = vec![0; ROOM];
+    }
+    let read = File::open(path).and_then(|file| fill(&file, &mut place));
+    let done = read.map(|len| with(&place[..len]));
+    PLACE.set(place);
+    done.map_err(|e| ReadError::io("read", path, e))
+}
+
+/// Reads all that there is, and says how much that was.
+fn fill(mut file: &File, place: &mut Vec<u8>) -> io::Result<usize> {
+    let mut len = 0;
+    loop {
+        if len == place.len() {
+            place.resize(2 * len, 0);
+        }
+        match file.read(&mut place[len..]) {
+            Ok(0) => return Ok(len),
+            Ok(more) => len += more,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// `/proc/PID/NAME` as it is.
+pub fn bytes(pid: Pid, name: &str) -> Result<Vec<u8>> {
+    read_path(&path_of(pid, name))
+}
+
+/// The whole of a file that has no size.
 pub(crate) fn read_path(path: &Path) -> Result<Vec<u8>> {
-    let mut data = Vec::with_capacity(64 << 10);
-    // bounded by nothing, but so that nobody asks it for a size and a position first, which it has not
-    let all = |file: File| file.take(u64::MAX).read_to_end(&mut data);
-    File::open(path).and_then(all).map_err(|e| ReadError::io("read", path, e))?;
-    Ok(data)
+    read_whole(path, <[u8]>::to_vec)
 }
 
 /// Reads a file and parses it.
 pub(crate) fn read_with<T>(path: &Path, parse: impl FnOnce(&[u8]) -> std::result::Result<T, ParseError>) -> Result<T> {
-    parse(&read_path(path)?).map_err(|source| ReadError::Parse { path: path.to_owned(), source })
+    read_whole(path, parse)?.map_err(|source| ReadError::Parse { path: path.to_owned(), source })
 }

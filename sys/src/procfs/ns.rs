@@ -4,6 +4,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::bytes::{dec, split_at_byte};
 use super::{path_of, ParseError, Pid, ReadError, Result};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 /// A kind of namespace; the name is that of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -87,12 +90,20 @@ pub fn read_one(pid: Pid, kind: NsKind) -> Result<u64> {
 
 /// All namespaces of a process. Fails if the process is gone or may not be looked at.
 pub fn read(pid: Pid) -> Result<NsIds> {
+    // by its directory, whose name is looked up once
+    let path = path_of(pid, "ns");
+    let failed = |op, e: Errno| ReadError::io(op, &path, e.into());
+    let how = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let dir = nix::fcntl::open(&path, how, Mode::empty()).map_err(|e| failed("open", e))?;
     let mut ids = NsIds::default();
     for kind in NsKind::ALL {
-        match read_one(pid, kind) {
-            Ok(id) => ids.0[kind as usize] = Some(id),
-            Err(e) if e.errno() == Some(libc::ENOENT) => {}
-            Err(e) => return Err(e),
+        match nix::fcntl::readlinkat(&dir, kind.name()) {
+            Ok(link) => {
+                let id = parse(link.as_bytes());
+                ids.0[kind as usize] = Some(id.map_err(|source| ReadError::Parse { path: path.clone(), source })?);
+            }
+            Err(Errno::ENOENT) => {}
+            Err(e) => return Err(failed("readlink", e)),
         }
     }
     if ids.get(NsKind::Mnt).is_none() {

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::bytes::{int32, Words};
-use super::{path_of, read_path, stat, status, ParseError, Pid, ReadError, Result};
+use super::{path_of, read_path, read_whole, stat, status, ParseError, Pid, ReadError, Result};
 
 /// The numeric names in a directory, ascending.
 pub(super) fn numbers_in(path: &Path) -> Result<Vec<i32>> {
@@ -21,9 +21,20 @@ pub(super) fn numbers_in(path: &Path) -> Result<Vec<i32>> {
     list().map_err(|e| ReadError::io("list", path, e))
 }
 
+/// What a thread is doing (`/proc/PID/task/TID/syscall`, proc_pid_syscall(5)), as text.
+pub fn task_syscall<T>(pid: Pid, tid: Pid, with: impl FnOnce(&str) -> T) -> Result<T> {
+    read_whole(&path_of(pid, &format!("task/{tid}/syscall")), |text| with(&String::from_utf8_lossy(text)))
+}
+
 /// The TIDs of a process (`/proc/PID/task`), ascending. The list may be stale when it arrives.
 pub fn tasks(pid: Pid) -> Result<Vec<Pid>> {
-    numbers_in(&path_of(pid, "task"))
+    use std::os::unix::fs::MetadataExt;
+    let path = path_of(pid, "task");
+    // two links of its own, and one for each thread (fs/proc/base.c, proc_task_getattr): of one thread there is no list to be read
+    match std::fs::metadata(&path) {
+        Ok(m) if m.nlink() == 2 + 1 => Ok(vec![pid]),
+        _ => numbers_in(&path),
+    }
 }
 
 /// Whether a thread of a process is one that the kernel has made in it for io_uring ([`stat::Stat::is_io_worker`]): none of the program's.

@@ -1,5 +1,7 @@
 //! `/proc/PID/status` (proc_pid_status(5), fs/proc/array.c `proc_pid_status`).
 
+use std::cell::Cell;
+
 use super::bytes::{dec, dec32, hex, int32, lines, oct, split_at_byte, trim, Words};
 use super::{path_of, read_with, ParseError, Pid, Result, State};
 
@@ -132,7 +134,11 @@ pub struct Status {
 }
 
 /// A value by its place in the text, found once.
-struct Table<'a>(Vec<(usize, &'a [u8], &'a [u8])>);
+struct Table<'a> {
+    rows: Vec<(usize, &'a [u8], &'a [u8])>,
+    /// Behind the one that was asked for last: they are asked for in the kernel's order, but for a few.
+    next: Cell<usize>,
+}
 
 impl<'a> Table<'a> {
     fn new(text: &'a [u8]) -> Table<'a> {
@@ -140,7 +146,9 @@ impl<'a> Table<'a> {
             let (key, value) = split_at_byte(line, b':')?;
             Some((number, key, value))
         };
-        Table(lines(text).filter_map(row).collect())
+        let mut rows = Vec::with_capacity(80);
+        rows.extend(lines(text).filter_map(row));
+        Table { rows, next: Cell::new(0) }
     }
 
     fn get<T>(
@@ -148,9 +156,13 @@ impl<'a> Table<'a> {
         key: &str,
         convert: impl FnOnce(&'a [u8]) -> Option<T>,
     ) -> std::result::Result<Option<T>, ParseError> {
-        let Some(&(number, _, value)) = self.0.iter().find(|(_, k, _)| *k == key.as_bytes()) else {
+        let (before, behind) = self.rows.split_at(self.next.get());
+        let Some(at) = behind.iter().chain(before).position(|(_, k, _)| *k == key.as_bytes()) else {
             return Ok(None);
         };
+        let at = (self.next.get() + at) % self.rows.len();
+        self.next.set(at + 1);
+        let (number, _, value) = self.rows[at];
         let fail = || ParseError::new(FILE, number, &format!("unexpected value of {key}"), value);
         convert(value).map(Some).ok_or_else(fail)
     }

@@ -218,6 +218,8 @@ pub(super) fn read_msg<T: DeserializeOwned>(s: &mut UnixStream) -> Result<Option
 pub struct Tracer {
     sock: Option<UnixStream>,
     pid: i32,
+    /// It has been asked to let its target go, and has not answered yet.
+    releasing: bool,
 }
 
 impl Tracer {
@@ -241,7 +243,9 @@ impl Tracer {
                 drop(a);
                 super::server::run(b, restored())
             }
-            Ok(nix::unistd::ForkResult::Parent { child }) => Ok(Tracer { sock: Some(a), pid: child.as_raw() }),
+            Ok(nix::unistd::ForkResult::Parent { child }) => {
+                Ok(Tracer { sock: Some(a), pid: child.as_raw(), releasing: false })
+            }
         }
     }
 
@@ -308,10 +312,21 @@ impl Tracer {
         }
     }
 
+    /// Asks for [`Tracer::release`], which has to follow, of a target that runs on: several let theirs go at the same time.
+    pub fn begin_to_release(&mut self) -> Result<()> {
+        write_msg(self.sock()?, &Ask::Release(After::Run))?;
+        self.releasing = true;
+        Ok(())
+    }
+
     /// Takes the blob out and lets the target go; the pause from first stop to last release, and, where it is killed, the signals
     /// that had come since the freeze (bit n-1 for signal n), which die with it.
     pub fn release(&mut self, after: After) -> Result<(std::time::Duration, u64)> {
-        match self.ask(Ask::Release(after))? {
+        let told = match std::mem::take(&mut self.releasing) {
+            true => self.answer()?,
+            false => self.ask(Ask::Release(after))?,
+        };
+        match told {
             Tell::Released { pause_ns, late } => Ok((std::time::Duration::from_nanos(pause_ns), late)),
             t => Err(odd(&t)),
         }
