@@ -345,12 +345,15 @@ pub fn all(
         let (made, left) = (&mut made, &mut left);
         let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: None };
         let mut numbers = Numbers::new(image);
+        let mut prog = Program::new();
         for (id, fd) in passed {
             let f = &image.files.open[id as usize];
             let fresh = !image.files.earlier.contains_key(&id);
-            number(&mut m, id, f, fd, fresh && way(f, image, id)?.common(), &mut numbers)?;
+            numbering(&mut prog, &m, (id, f, fd), fresh && way(f, image, id)?.common(), &mut numbers);
             m.made.insert(id, Made::At(fd));
+            m.puppet.run_if_full(&mut prog)?;
         }
+        m.run(&prog)?;
         for (id, f) in image.own_files() {
             let kind = way(f, image, id)?;
             let made = match m.made.get(&id) {
@@ -466,19 +469,26 @@ impl Numbers {
 /// descriptor, which may be another file's number.
 fn number(m: &mut Maker<'_>, id: u32, f: &OpenFile, fd: i32, common: bool, numbers: &mut Numbers) -> Step<()> {
     let mut p = Program::new();
+    numbering(&mut p, m, (id, f, fd), common, numbers);
+    m.run(&p).map(drop).map_err(|e| about(e, m.image, id, f))
+}
+
+/// The same, as calls of a program.
+fn numbering(p: &mut Program, m: &Maker<'_>, (id, f, fd): (u32, &OpenFile, i32), common: bool, numbers: &mut Numbers) {
     let dup = libc::F_DUPFD_CLOEXEC as u64;
     let up = p.call(libc::SYS_fcntl, &[fd.into(), Imm(dup), m.temp_base().into()]);
+    p.named(format!("numbering {}", describe(m.image, id, f)));
     p.call(libc::SYS_close, &[fd.into()]);
     if common {
         // O_ASYNC comes with its owner, later
         let flags = f.flags & SETTABLE & !(libc::O_ASYNC as u32);
         if f.flags & libc::O_PATH as u32 == 0 {
             p.call(libc::SYS_fcntl, &[up.arg(), Imm(libc::F_SETFL as u64), Imm(flags as u64)]);
-            p.named("setting its flags");
+            p.named(format!("setting the flags of {}", describe(m.image, id, f)));
         }
         if f.pos != 0 {
             p.call(libc::SYS_lseek, &[up.arg(), Imm(f.pos as u64), Imm(libc::SEEK_SET as u64)]);
-            p.named("setting its position");
+            p.named(format!("setting the position of {}", describe(m.image, id, f)));
         }
     }
     for (n, cloexec) in numbers.0.remove(&id).unwrap_or_default() {
@@ -486,7 +496,6 @@ fn number(m: &mut Maker<'_>, id: u32, f: &OpenFile, fd: i32, common: bool, numbe
         p.call(libc::SYS_dup3, &[up.arg(), n.into(), Imm(flag as u64)]);
     }
     p.call(libc::SYS_close, &[up.arg()]);
-    m.run(&p).map(drop).map_err(|e| about(e, m.image, id, f))
 }
 
 /// Positions in files of /proc, when all is as the program knew it: what lies behind a position is read as that is set.

@@ -192,12 +192,21 @@ impl Job<'_> {
             if self.failed.load(Relaxed) {
                 return Ok(());
             }
-            let reader = &self.image.handle.packs()[group[0].pack as usize];
-            buf.resize(reader.frames()[group[0].frame].pages as usize * PAGE_SIZE, 0);
-            reader.decode_frame_with(&mut decoder, group[0].frame, &mut buf)?;
-            let pieces: Vec<_> = group.iter().map(|c| (c.addr, &buf[c.skip..c.skip + c.len])).collect();
+            let (reader, frame) = (&self.image.handle.packs()[group[0].pack as usize], group[0].frame);
+            let bytes: u64 = group.iter().map(|c| c.len as u64).sum();
+            let kept;
+            let len = reader.frames()[frame].pages as usize * PAGE_SIZE;
+            // relatives want the rest of it
+            let pages = if bytes < len as u64 / 2 {
+                kept = reader.cached_frame(frame)?;
+                &kept[..]
+            } else {
+                buf.resize(len, 0);
+                reader.decode_frame_with(&mut decoder, frame, &mut buf)?;
+                &buf[..]
+            };
+            let pieces: Vec<_> = group.iter().map(|c| (c.addr, &pages[c.skip..c.skip + c.len])).collect();
             self.p_mem.write_pieces(&pieces)?;
-            let bytes = group.iter().map(|c| c.len as u64).sum();
             tell(self.done.fetch_add(bytes, Relaxed) + bytes);
         }
         Ok(())

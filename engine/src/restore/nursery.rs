@@ -5,7 +5,8 @@ use super::pids::Rights;
 use super::ptys::{self, Pty};
 use super::puppet::{end, reap, Puppet};
 use super::{build, cannot, clock, vdso, Fault, Step, Tree};
-use crate::{Pids, RestoreOptions};
+use crate::{spread, Pids, RestoreOptions};
+use ::image::v1::memory::{Vma, BACKING_SYSV, BACKING_UNNAMED};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -75,6 +76,8 @@ pub struct Nursery<'a, 't> {
     born: Vec<Option<Puppet>>,
     /// Of each the one whose memory it has by its birth.
     heirs: Vec<Option<usize>>,
+    /// Those that bear nobody: they get their memory when all are born, several at the same time.
+    later: BTreeSet<usize>,
     /// The socket of the next helper that stays.
     next: usize,
     base: Option<Base>,
@@ -116,6 +119,7 @@ impl<'a, 't> Nursery<'a, 't> {
             own_vdso: vdso::own()?,
             born: std::iter::repeat_with(|| None).take(n).collect(),
             heirs: vec![None; n],
+            later: BTreeSet::new(),
             next: n + 1,
             base: None,
             root: None,
@@ -321,20 +325,33 @@ impl<'a, 't> Nursery<'a, 't> {
 
     /// Gives a process its memory, before it bears any other: those have it then.
     pub fn memory(&mut self, i: usize) -> Step<()> {
-        let (o, image) = (self.o, &self.tree.all[i]);
-        let from = self.heirs[i].map(|h| &self.tree.all[h]);
-        let kept = from.map_or_else(Vec::new, |from| super::place::inherited(image, from));
-        let mut notes = Vec::new();
-        super::unnamed::lend(&mut self.born, i, image)?;
+        if self.bears_nobody(i) {
+            self.later.insert(i);
+            return Ok(());
+        }
+        let (o, tree) = (self.o, self.tree);
+        let from = self.heirs[i];
+        super::unnamed::lend(&mut self.born, i, &tree.all[i])?;
         let segments = std::mem::take(&mut self.segments);
         let puppet = self.of(i)?;
         puppet.segments = segments;
-        super::place::place(puppet, image, &kept, o, &mut notes)?;
+        let notes = furnish(puppet, tree, (i, from), o)?;
         let segments = std::mem::take(&mut puppet.segments);
-        super::fill::fill(puppet, image, from.map(|f| (f, &kept[..])), o)?;
         self.segments = segments;
-        self.notes.extend(super::named(i, image, notes));
+        self.notes.extend(notes);
         Ok(())
+    }
+
+    /// Whether it bears nobody, not even a helper, and nobody else has to do with its memory.
+    fn bears_nobody(&self, i: usize) -> bool {
+        let (image, tree) = (&self.tree.all[i], self.tree);
+        let pid = image.process.pid;
+        let alone = |v: &Vma| v.backing != BACKING_UNNAMED && v.backing != BACKING_SYSV;
+        i != 0
+            && tree.children(Some(i)).is_empty()
+            && tree.zombies.iter().all(|z| z.parent != pid)
+            && tree.all.iter().all(|o| o.process.pid == pid || o.process.sid != pid)
+            && image.memory.vmas.iter().all(alone)
     }
 
     /// A child of `parent` for a while. It has the last socket: there is one at a time.
@@ -440,13 +457,24 @@ impl<'a, 't> Nursery<'a, 't> {
         let init = self.base.as_mut().and_then(|b| b.init.take());
         others.extend(init.iter().flat_map(|i| i.numbers));
         others.sort_unstable();
-        let mut puppets = Vec::with_capacity(tracers.len());
         self.as_wanted()?;
-        for (mut puppet, tracer) in std::mem::take(&mut self.born).into_iter().flatten().zip(tracers) {
+        let (o, tree, heirs, later) = (self.o, self.tree, &self.heirs, &self.later);
+        let born: Vec<Puppet> = std::mem::take(&mut self.born).into_iter().flatten().collect();
+        let ready = spread::over(born.into_iter().zip(tracers), |i, (mut puppet, tracer)| -> Step<_> {
+            let notes = match later.contains(&i) {
+                true => furnish(&mut puppet, tree, (i, heirs[i]), o)?,
+                false => Vec::new(),
+            };
             puppet.run(&closing(others.iter().copied().filter(|s| *s != puppet.sock)))?;
             puppet.tracer = Some(tracer);
             puppet.ids = ids.clone();
+            Ok((puppet, notes))
+        });
+        let mut puppets = Vec::with_capacity(ready.len());
+        for one in ready.into_iter().flatten() {
+            let (puppet, notes) = one?;
             puppets.push(puppet);
+            self.notes.extend(notes);
         }
         // from here on the first of them is the guard
         if let (Some(first), Some(root)) = (puppets.first_mut(), self.root.take()) {
@@ -459,6 +487,21 @@ impl<'a, 't> Nursery<'a, 't> {
         }
         Ok(puppets)
     }
+}
+
+/// Makes the memory of process `i`, which has been born with that of `from`; what is noted of it.
+fn furnish(
+    puppet: &mut Puppet,
+    tree: &Tree<'_>,
+    (i, from): (usize, Option<usize>),
+    o: &RestoreOptions<'_>,
+) -> Step<Vec<String>> {
+    let (image, from) = (&tree.all[i], from.map(|f| &tree.all[f]));
+    let kept = from.map_or_else(Vec::new, |from| super::place::inherited(image, from));
+    let mut notes = Vec::new();
+    super::place::place(puppet, image, &kept, o, &mut notes)?;
+    super::fill::fill(puppet, image, from.map(|f| (f, &kept[..])), o)?;
+    Ok(super::named(i, image, notes))
 }
 
 /// A process for a while, that bears others or founds their session or group.

@@ -2,7 +2,7 @@
 //! are let go. Until the last process is woken a failure kills all; from then on it is the program.
 use super::puppet::Puppet;
 use super::{cannot, seccomp, vdso, Image, Step, Tree};
-use crate::{Pids, Restored};
+use crate::{spread, Pids, Restored};
 use ::image::v1::process::Thread;
 use sys::sigframe::Regs;
 use sys::tracer::{LastCalls, Rseq, ThreadState, Tracer};
@@ -17,17 +17,20 @@ pub fn wake(all: &mut [Puppet], tree: &Tree<'_>, mut notes: Vec<String>) -> Step
         last.push(LastCalls { syscall, close: p.sock, filters, unmap, end });
     }
     // all of them stand at their first instruction before any goes on: what can fail, fails here
-    for (p, last) in all.iter_mut().zip(last) {
+    let woken = spread::over(all.iter_mut().zip(last), |_, (p, last)| -> Step<()> {
         let tids = p.tids.clone();
-        tracer(p)?.wake(tids, last)?;
-    }
-    for i in 0..all.len() {
-        if let Err(e) = tracer(&mut all[i])?.let_go(tree.all[i].process.stopped) {
-            // those that run already are ours to kill again
-            all.iter_mut().for_each(|p| p.woken = false);
-            return Err(e.into());
-        }
-        (all[i].woken, all[i].tracer) = (true, None);
+        Ok(tracer(p)?.wake(tids, last)?)
+    });
+    woken.into_iter().flatten().collect::<Step<()>>()?;
+    let gone = spread::over(all.iter_mut().zip(&tree.all), |_, (p, image)| -> Step<()> {
+        tracer(p)?.let_go(image.process.stopped)?;
+        (p.woken, p.tracer) = (true, None);
+        Ok(())
+    });
+    if let Err(e) = gone.into_iter().flatten().collect::<Step<()>>() {
+        // those that run already are ours to kill again
+        all.iter_mut().for_each(|p| p.woken = false);
+        return Err(e);
     }
     let (p, image) = match (all.first_mut(), tree.all.first()) {
         (Some(p), Some(image)) => (p, image),

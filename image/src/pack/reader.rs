@@ -1,5 +1,6 @@
 //! Reading a pack: its frame table is checked when it is opened, each frame when it is read.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -27,6 +28,9 @@ pub struct Frame {
     crc: u32,
 }
 
+/// Most frames that are kept decoded.
+const CACHED: usize = 16;
+
 /// An open page pack. All methods take `&self` and read by offset, so several threads may share it.
 #[derive(Debug)]
 pub struct PackReader {
@@ -38,8 +42,8 @@ pub struct PackReader {
     blake3: [u8; 32],
     file_len: u64,
     frames: Vec<Frame>,
-    /// The frame decoded last, for readers that go page by page.
-    last: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
+    /// The frames decoded last, the latest first, for readers that want a few pages of each at a time.
+    last: Mutex<VecDeque<(usize, Arc<Vec<u8>>)>>,
 }
 
 impl PackReader {
@@ -227,15 +231,23 @@ impl PackReader {
         Err(damaged(&self.path, format!("pages {first} to {last} do not match their checksum")))
     }
 
-    /// Frame `i`, decoded now or the last time.
-    fn cached_frame(&self, i: usize) -> Result<Arc<Vec<u8>>> {
+    /// Frame `i`, decoded now or one of the last times: for who wants few of its pages and others after that. Up to 16 are kept, 16 MiB.
+    ///
+    /// Errors: those of [`PackReader::decode_frame`].
+    ///
+    /// # Panics
+    /// If `i` is not the index of a frame.
+    pub fn cached_frame(&self, i: usize) -> Result<Arc<Vec<u8>>> {
         let mut last = self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((_, pages)) = last.as_ref().filter(|(cached, _)| *cached == i) {
-            return Ok(pages.clone());
-        }
-        // The lock is kept: two threads that want the same frame decode it once.
-        let pages = Arc::new(self.decode_frame(i)?);
-        *last = Some((i, pages.clone()));
+        let known = last.iter().position(|(cached, _)| *cached == i).and_then(|at| last.remove(at));
+        let frame = match known {
+            Some(frame) => frame,
+            // The lock is kept: two threads that want the same frame decode it once.
+            None => (i, Arc::new(self.decode_frame(i)?)),
+        };
+        let pages = frame.1.clone();
+        last.push_front(frame);
+        last.truncate(CACHED);
         Ok(pages)
     }
 }
