@@ -153,8 +153,19 @@ impl Check<'_> {
                 let remedy = "restore it as root, with these in the bounding set (setpriv, capsh)";
                 self.refuse("capabilities", format!("{who} {why} ({lacking:#x})"), remedy);
             }
+            let narrower =
+                p.caps[3] & crate::restore::creds::all_caps() & !if own_users { u64::MAX } else { self.bounding() };
+            if narrower != 0 {
+                let (who, what) = (self.named(p.tid), "which yours lacks: nothing that it executes can get them");
+                self.notes.push(format!("{who} had capabilities in its bounding set ({narrower:#x}) {what}"));
+            }
         }
         self.notes.extend(crate::restore::seccomp::notes(self.image));
+    }
+
+    /// Our own bounding set, which nobody can make larger.
+    fn bounding(&self) -> u64 {
+        sys::procfs::status::read(std::process::id() as i32).map_or(u64::MAX, |s| s.cap_bounding)
     }
 
     /// Capabilities that can be made inheritable here, capabilities(7).

@@ -17,7 +17,8 @@ const PR_SET_CHILD_SUBREAPER: u64 = 36;
 /// Makes the child and answers with its PID.
 ///
 /// The descriptor table is shared at the clone (CLONE_FILES) and left by close_range(CLOSE_RANGE_UNSHARE), so that
-/// there is no moment in which the child holds a peer's pipe open.
+/// there is no moment in which the child holds a peer's pipe open. The process between the two leaves it, and the session: the program may run on, execute another
+/// program, end or kill its group before the child runs at all.
 ///
 /// # Safety
 /// `p` is the host's [`Params`], the request buffer holds `h.len` bytes.
@@ -54,12 +55,11 @@ pub unsafe fn fork(p: *mut Params, h: &FrameHeader) -> bool {
     }
 }
 
-/// Body of the child: let go of everything, connect to the recorder and serve it until it closes the connection. What it
+/// Body of the child: lead a session of its own, connect to the recorder and serve it until it closes the connection. What it
 /// runs for it happens to this process only: the program never sees it.
 unsafe extern "C" fn child(p: *mut Params) -> ! {
     // SAFETY: the memory is this process's own copy.
     unsafe {
-        sys3(436, 0, u32::MAX as u64, 2);
         sys3(112, 0, 0, 0);
         if connect(p) >= 0 {
             converse(p);

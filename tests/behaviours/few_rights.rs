@@ -14,6 +14,7 @@ pub fn cases() -> Vec<Case> {
         as_root("without-sys-time", |bed| goes_on(bed, "-sys_time", false)),
         as_root("without-choosing-pids", |bed| goes_on(bed, "-sys_time,-sys_admin,-checkpoint_restore", true)),
         as_root("without-setfcap", without_setfcap),
+        as_root("narrower-bounding-set", narrower),
     ]
 }
 
@@ -41,6 +42,25 @@ fn goes_on(bed: &mut Bed, set: &str, private: bool) -> Result<()> {
     target.pid = said["pid"].as_i64().context("no pid")? as i32;
     let levels = proc::status(target.pid).context("it is gone")?.ns_pids.len();
     ensure!(levels == 1 + usize::from(private), "it has PIDs in {levels} namespaces: {said}");
+    target.prove(bed).map(drop)
+}
+
+/// What cannot be given back of its bounding set is said, and nothing where nothing is lacking.
+fn narrower(bed: &mut Bed) -> Result<()> {
+    // it has none of them, or what it has would be missed
+    let start = Start::program("heartbeat").door(Door::Launched).agent();
+    let start = start.under(&["setpriv", "--securebits", "+noroot", "--inh-caps", "-all"]);
+    let mut target = start.ready(bed)?;
+    target.kill(bed)?;
+    let ask = bed.ctl_command(&["--json", "check", &target.session]);
+    let mask = format!("{:#x}", 1u64 << 25); // CAP_SYS_TIME
+    for (set, said) in [("-sys_time", true), ("+all", false)] {
+        let mut check = with(bed, set, &ask);
+        let notes = bed.run(&mut check)?.expect(0)?.json()?.to_string();
+        let words = format!("had capabilities in its bounding set ({mask}) which yours lacks");
+        ensure!(notes.contains(&words) == said, "with {set} it says {notes}");
+    }
+    target.restore(bed)?;
     target.prove(bed).map(drop)
 }
 

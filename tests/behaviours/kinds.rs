@@ -61,11 +61,27 @@ pub fn cases() -> Vec<Case> {
             }
         }));
     }
+    all.extend(Case::by_both_doors("mem_mlock/in-the-window", locked_in_the_window));
     all.extend(Case::each("sysv_shm/removed", segment_removed));
     all.extend(Case::each("fd_mqueue/gone", queue_gone));
     all.extend(Case::by_both_doors("pidfd/stranger", stranger));
     all.extend(Case::by_both_doors("pidfd/given-up", given_up));
     all
+}
+
+/// What is locked between the look and the freeze is locked after a restore.
+fn locked_in_the_window(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut target = Start::program("mem_mlock").args(["--what", "late"]).by_agent(agent).ready(bed)?;
+    let args = target.checkpoint_args(&["--kill"]);
+    let dir = target.dir.clone();
+    let made = bed.ctl_stopped("freeze", &args, |_| {
+        std::fs::write(dir.join("act"), "")?;
+        dormouse_tests::run::until("the lock", std::time::Duration::from_secs(10), || Ok(dir.join("acted").exists()))
+    })?;
+    made.expect(0)?;
+    target.gone(bed)?;
+    target.restore(bed)?;
+    target.prove(bed).map(|_| ())
 }
 
 /// A segment that was removed meanwhile is missed, by its number and size.

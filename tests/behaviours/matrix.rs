@@ -167,6 +167,7 @@ fn checkpoint_again(bed: &mut Bed, target: &mut Target, program: &str) -> Result
 const NOT_FRESH: &[(&str, &str)] = &[
     ("thr_sync", "it holds a robust mutex, which names it by its TID"),
     ("tree", "its processes know each other by their PIDs"),
+    ("tree_dontfork", "its processes know each other by their PIDs"),
     ("tree_leader", "its processes know each other by their PIDs"),
     ("tree_pidfd", "its processes know each other by their PIDs"),
     ("tree_msg", "its processes know each other by their PIDs"),

@@ -2,8 +2,13 @@
 
 static const char *about = "mlock and mlock2(MLOCK_ONFAULT): flags of the areas, locked amount, residence";
 
+static const char *usage = "  --what late     locks the released area again when `act` is there, and says so by `acted`\n";
+
 static unsigned char *locked, *on_fault, *released;
 static char before[3][256], amount[64];
+static bool late;
+static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value && !strcmp(value, "late") ? late = true, 2 : 0; }
+static int (*option)(const char *, const char *) = own_option;
 
 static void *area(size_t pages) { // with borders, so that it stays an area of its own
     unsigned char *p = MUST(mmap(NULL, (pages + 2) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -15,6 +20,15 @@ static void look(char out[3][256]) {
     mapping(on_fault, "VmFlags", out[1], 256);
     mapping(released, "VmFlags", out[2], 256);
 }
+static void lock_late(void) {
+    if (!late || access(work("act"), F_OK)) return;
+    late = false;
+    MUST(mlock(released, 4 * PAGE));
+    look(before);
+    field("/proc/self/status", "VmLck", amount, sizeof amount);
+    MUST(write_file("acted", "") ? 0 : -1);
+}
+static void (*tick)(void) = lock_late;
 static void setup(void) {
     locked = area(4), on_fault = area(8), released = area(4);
     if (mlock(locked, 4 * PAGE)) skip("mlock: %s", strerror(errno));

@@ -8,15 +8,19 @@ use sys::procfs;
 
 /// Reads it. `from`: the PID of whichever it is.
 pub(super) fn read(p: &mut Process, from: i32) -> Step<()> {
-    let (cwd, exe) = (procfs::cwd(from)?, procfs::exe(from)?);
-    p.cwd = path_bytes(cwd.path);
-    p.cwd_deleted = cwd.deleted;
     p.root = path_bytes(procfs::root(from)?.path);
-    p.exe = path_bytes(exe.path);
+    p.exe = path_bytes(procfs::exe(from)?.path);
     p.rlimits = procfs::limits::read(from)?.iter().map(|l| (l.soft, l.hard)).collect();
     p.oom_score_adj = number(from, "oom_score_adj", 10) as i32;
     p.coredump_filter = number(from, "coredump_filter", 16) as u32;
     p.auxv = procfs::bytes(from, "auxv")?.into();
+    Ok(())
+}
+
+/// The working directory, which the program may have left and removed by then, is read in the freeze.
+pub(super) fn cwd(p: &mut Process, pid: i32) -> Step<()> {
+    let cwd = procfs::cwd(pid)?;
+    (p.cwd, p.cwd_deleted) = (path_bytes(cwd.path), cwd.deleted);
     Ok(())
 }
 

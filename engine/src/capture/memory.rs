@@ -305,7 +305,7 @@ impl Observer<'_> {
         let pagemap = Pagemap::open(self.survey.pid)?;
         let (mut mapped, none) = (Mapped::with(self.common.unnamed(), super::sysv::segments(maps)), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
-        let mut buf = Vec::new();
+        let (mut buf, mut stored) = (Vec::new(), Vec::new());
         let dropped = self.dropped();
         for v in maps {
             let known = self.smaps.get(self.smaps.partition_point(|m| m.vma.end <= v.start));
@@ -341,11 +341,15 @@ impl Observer<'_> {
             // what lies behind guards cannot be read here
             let within = |(start, end)| guarded.iter().map(move |g| (g.start.max(start), g.end.min(end)));
             self.hidden.extend(pages.iter().flat_map(|r| within((r.start, r.end))).filter(|(start, end)| start < end));
-            for r in dropped::without(pages, &guarded.iter().map(|g| g.start..g.end).collect::<Vec<_>>()) {
-                self.common.sink(|sink| copy(&self.mem, &r, false, sink, &mut buf, &mut |_| {}))?;
-            }
+            stored.extend(dropped::without(pages, &guarded.iter().map(|g| g.start..g.end).collect::<Vec<_>>()));
         }
-        let runs = self.common.sink(|sink| Ok(sink.take_runs()))?;
+        // at once: others of the tree have the same sink, and their runs are not this one's
+        let runs = self.common.sink(|sink| {
+            for r in &stored {
+                copy(&self.mem, r, false, sink, &mut buf, &mut |_| {})?;
+            }
+            Ok(sink.take_runs())
+        })?;
         self.early.extend(runs);
         self.segments = mapped.segments;
         Ok(())

@@ -396,7 +396,7 @@ impl<'a> Observer<'a> {
             interval_ns: nanoseconds(tv, i * 32),
             value_ns: nanoseconds(tv, i * 32 + 16),
         };
-        let process = Process {
+        let mut process = Process {
             pid: self.survey.inner_pid(),
             pgid: status.ns_pgid.last().copied().unwrap_or(0),
             sid: status.ns_sid.last().copied().unwrap_or(0),
@@ -405,7 +405,7 @@ impl<'a> Observer<'a> {
             uid: super::rights::ids(&status.uid),
             gid: super::rights::ids(&status.gid),
             groups: status.groups.clone(),
-            caps: super::rights::caps(&status),
+            caps: super::rights::caps(status),
             securebits,
             no_new_privs: status.no_new_privs,
             dumpable: if self.opened { 0 } else { r.raw(dumpable) as i32 },
@@ -437,6 +437,7 @@ impl<'a> Observer<'a> {
             // the tracer tells whether it is stopped, and its child what that has, too (inherited.rs)
             ..Process::default()
         };
+        super::inherited::cwd(&mut process, pid)?;
         Ok((process, told))
     }
 

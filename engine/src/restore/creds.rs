@@ -164,7 +164,7 @@ fn capset(prog: &mut Program, permitted: u64, effective: u64, inheritable: u64) 
 }
 
 /// Every capability that this kernel has.
-fn all_caps() -> u64 {
+pub fn all_caps() -> u64 {
     let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|t| t.trim().parse::<u32>().ok());
     last.map_or(u64::MAX, |n| if n >= 63 { u64::MAX } else { (1 << (n + 1)) - 1 })
 }

@@ -494,6 +494,7 @@ fn numbering(p: &mut Program, m: &Maker<'_>, (id, f, fd): (u32, &OpenFile, i32),
     for (n, cloexec) in numbers.0.remove(&id).unwrap_or_default() {
         let flag = if cloexec { libc::O_CLOEXEC } else { 0 };
         p.call(libc::SYS_dup3, &[up.arg(), n.into(), Imm(flag as u64)]);
+        p.named(format!("numbering {} as {n}", describe(m.image, id, f)));
     }
     p.call(libc::SYS_close, &[up.arg()]);
 }

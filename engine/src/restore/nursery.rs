@@ -6,7 +6,6 @@ use super::ptys::{self, Pty};
 use super::puppet::{end, reap, Puppet};
 use super::{build, cannot, clock, vdso, Fault, Step, Tree};
 use crate::{spread, Pids, RestoreOptions};
-use ::image::v1::memory::{Vma, BACKING_SYSV, BACKING_UNNAMED};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -76,7 +75,7 @@ pub struct Nursery<'a, 't> {
     born: Vec<Option<Puppet>>,
     /// Of each the one whose memory it has by its birth.
     heirs: Vec<Option<usize>>,
-    /// Those that bear nobody: they get their memory when all are born, several at the same time.
+    /// Those that bear nobody: their memory is filled when all are born, several at the same time.
     later: BTreeSet<usize>,
     /// The socket of the next helper that stays.
     next: usize,
@@ -325,33 +324,30 @@ impl<'a, 't> Nursery<'a, 't> {
 
     /// Gives a process its memory, before it bears any other: those have it then.
     pub fn memory(&mut self, i: usize) -> Step<()> {
+        let (o, tree, from) = (self.o, self.tree, self.heirs[i]);
+        let (image, kept) = (&tree.all[i], kept(tree, i, from));
+        let mut notes = Vec::new();
+        super::unnamed::lend(&mut self.born, i, image)?;
+        let segments = std::mem::take(&mut self.segments);
+        let puppet = self.of(i)?;
+        puppet.segments = segments;
+        super::place::place(puppet, image, &kept, o, &mut notes)?;
+        self.segments = std::mem::take(&mut self.of(i)?.segments);
+        self.notes.extend(super::named(i, image, notes));
         if self.bears_nobody(i) {
             self.later.insert(i);
             return Ok(());
         }
-        let (o, tree) = (self.o, self.tree);
-        let from = self.heirs[i];
-        super::unnamed::lend(&mut self.born, i, &tree.all[i])?;
-        let segments = std::mem::take(&mut self.segments);
-        let puppet = self.of(i)?;
-        puppet.segments = segments;
-        let notes = furnish(puppet, tree, (i, from), o)?;
-        let segments = std::mem::take(&mut puppet.segments);
-        self.segments = segments;
-        self.notes.extend(notes);
-        Ok(())
+        fill(self.of(i)?, tree, (i, from), &kept, o)
     }
 
-    /// Whether it bears nobody, not even a helper, and nobody else has to do with its memory.
+    /// Whether it bears nobody, not even a helper.
     fn bears_nobody(&self, i: usize) -> bool {
-        let (image, tree) = (&self.tree.all[i], self.tree);
-        let pid = image.process.pid;
-        let alone = |v: &Vma| v.backing != BACKING_UNNAMED && v.backing != BACKING_SYSV;
+        let (tree, pid) = (self.tree, self.tree.all[i].process.pid);
         i != 0
             && tree.children(Some(i)).is_empty()
             && tree.zombies.iter().all(|z| z.parent != pid)
             && tree.all.iter().all(|o| o.process.pid == pid || o.process.sid != pid)
-            && image.memory.vmas.iter().all(alone)
     }
 
     /// A child of `parent` for a while. It has the last socket: there is one at a time.
@@ -461,21 +457,15 @@ impl<'a, 't> Nursery<'a, 't> {
         let (o, tree, heirs, later) = (self.o, self.tree, &self.heirs, &self.later);
         let born: Vec<Puppet> = std::mem::take(&mut self.born).into_iter().flatten().collect();
         let ready = spread::over(born.into_iter().zip(tracers), |i, (mut puppet, tracer)| -> Step<_> {
-            let notes = match later.contains(&i) {
-                true => furnish(&mut puppet, tree, (i, heirs[i]), o)?,
-                false => Vec::new(),
-            };
+            if later.contains(&i) {
+                fill(&mut puppet, tree, (i, heirs[i]), &kept(tree, i, heirs[i]), o)?;
+            }
             puppet.run(&closing(others.iter().copied().filter(|s| *s != puppet.sock)))?;
             puppet.tracer = Some(tracer);
             puppet.ids = ids.clone();
-            Ok((puppet, notes))
+            Ok(puppet)
         });
-        let mut puppets = Vec::with_capacity(ready.len());
-        for one in ready.into_iter().flatten() {
-            let (puppet, notes) = one?;
-            puppets.push(puppet);
-            self.notes.extend(notes);
-        }
+        let mut puppets = ready.into_iter().flatten().collect::<Step<Vec<Puppet>>>()?;
         // from here on the first of them is the guard
         if let (Some(first), Some(root)) = (puppets.first_mut(), self.root.take()) {
             (first.child, first.ours) = (root.keep(), true);
@@ -489,19 +479,20 @@ impl<'a, 't> Nursery<'a, 't> {
     }
 }
 
-/// Makes the memory of process `i`, which has been born with that of `from`; what is noted of it.
-fn furnish(
+/// What process `i` keeps of the memory of `from`, with which it was born.
+fn kept(tree: &Tree<'_>, i: usize, from: Option<usize>) -> Vec<super::place::Kept> {
+    from.map_or_else(Vec::new, |from| super::place::inherited(&tree.all[i], &tree.all[from]))
+}
+
+/// Gives the memory of process `i` its content.
+fn fill(
     puppet: &mut Puppet,
     tree: &Tree<'_>,
     (i, from): (usize, Option<usize>),
+    kept: &[super::place::Kept],
     o: &RestoreOptions<'_>,
-) -> Step<Vec<String>> {
-    let (image, from) = (&tree.all[i], from.map(|f| &tree.all[f]));
-    let kept = from.map_or_else(Vec::new, |from| super::place::inherited(image, from));
-    let mut notes = Vec::new();
-    super::place::place(puppet, image, &kept, o, &mut notes)?;
-    super::fill::fill(puppet, image, from.map(|f| (f, &kept[..])), o)?;
-    Ok(super::named(i, image, notes))
+) -> Step<()> {
+    super::fill::fill(puppet, &tree.all[i], from.map(|f| (&tree.all[f], kept)), o)
 }
 
 /// A process for a while, that bears others or founds their session or group.

@@ -91,7 +91,7 @@ pub unsafe fn clone3_thread(args: *const u64, size: u64, slot: u64) -> i64 {
 }
 
 /// Makes the snapshot child through a middle process that shares this memory and ends at once, so that the child
-/// is reparented to the nearest subreaper. Returns the middle's PID or -errno; the child's goes to `*out`.
+/// is reparented to the nearest subreaper. When it returns the child has no descriptor of ours, and is in another session. Returns the middle's PID or -errno; the child's goes to `*out`.
 ///
 /// # Safety
 /// `args` is `[address of CloneArgs-like request block, ...]` as [`crate::snapshot`] lays it out.
@@ -110,7 +110,14 @@ pub unsafe fn vfork_middle(middle_flags: u64, child_flags: u64, child_main: u64,
             "syscall",
             "test rax, rax",
             "jnz 2f",
-            // the middle process
+            // the middle process: close_range and setsid for both, before there is a child that might still have to
+            "xor edi, edi",
+            "mov esi, 0xffffffff",
+            "mov edx, 2",
+            "mov eax, 436",
+            "syscall",
+            "mov eax, 112",
+            "syscall",
             "mov rdi, r12",
             "xor esi, esi",
             "xor edx, edx",

@@ -278,7 +278,9 @@ fn look_once(
 ) -> Way<(BTreeMap<i32, Doing>, BTreeSet<i32>)> {
     let mut tids = procfs::tasks(pid).map_err(other)?;
     // one that has ended is still there if it is the first, and blocks whatever it blocked
-    let first_ended = || status.map_or_else(|| ended(pid, pid), |s| s.state.is_ended());
+    // the status is that of a thread that lives, whichever
+    let by_first = status.filter(|_| procfs::first::by(pid) == pid);
+    let first_ended = || by_first.map_or_else(|| ended(pid, pid), |s| s.state.is_ended());
     tids.retain(|tid| Some(*tid) != server && !(*tid == pid && first_ended()));
     let (mut blocking, mut seen) = (BTreeSet::new(), BTreeMap::new());
     for tid in &tids {
