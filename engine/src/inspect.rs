@@ -45,7 +45,7 @@ pub struct Summary {
     pub processes: Vec<Process>,
     /// Threads in a call whose time-out starts again as a whole: TID and name of the call.
     pub whole_time_again: Vec<(i32, String)>,
-    /// Seccomp filters.
+    /// Seccomp filters, of the thread that has the most.
     pub seccomp_filters: usize,
     /// Mappings.
     pub mappings: usize,
@@ -162,7 +162,7 @@ pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
             .filter(|t| t.restarted_call >= 0)
             .map(|t| (t.tid, sys::syscalls::name(t.restarted_call)))
             .collect(),
-        seccomp_filters: image.filters.len(),
+        seccomp_filters: image.threads.iter().map(|t| image.filters_of(t.tid).len()).max().unwrap_or(0),
         mappings: vmas.len(),
         mapped_bytes: vmas.iter().filter(mapped).map(|v| v.end - v.start).sum(),
         recorded_bytes: image.memory.pages.iter().map(|r| r.pages * page).sum(),

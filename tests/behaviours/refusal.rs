@@ -57,7 +57,7 @@ pub fn cases() -> Vec<Case> {
 
 /// What a thread may have of its own, and what the refusal says.
 const ODD: [(&str, &str); 2] = [
-    ("seccomp", "seccomp restricts it"),
+    ("seccomp", "it is in strict seccomp mode: the first foreign system call would kill it"),
     ("files", "it has descriptors, or a working directory and umask, of its own"),
 ];
 /// What ptrace says of a thread with Syscall User Dispatch.

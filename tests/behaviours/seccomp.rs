@@ -7,39 +7,80 @@ use dormouse_tests::{run, unharmed, Bed, Case, Who};
 
 /// What is let through, whatever the door.
 const KEPT: [&str; 4] = ["errno", "two", "threads", "kill"];
+/// Of threads with different filters, those of which the agent knows whose they are.
+const APART: [&str; 2] = ["nested", "first"];
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for what in KEPT {
-        for (door, agent) in [("agent", true), ("attach", false)] {
-            let case = move |bed: &mut Bed| cycles(bed, what, agent);
-            all.extend(Case::each(&format!("seccomp/{what}-{door}"), case));
-        }
-        all.extend(Case::each(&format!("seccomp/{what}-run-on-restored"), move |bed| run_on_restored(bed, what)));
-        all.extend(Case::each(&format!("seccomp/{what}-sabotage"), move |bed| sabotage(bed, what)));
+        all.extend(kept("seccomp", what));
+    }
+    for what in APART {
+        all.extend(kept("thr_seccomp", what));
+        all.extend(Case::each(&format!("thr_seccomp/{what}-fresh"), move |bed| fresh(bed, what)));
     }
     for what in ["errno", "threads", "raw", "no-socket", "no-munmap"] {
-        all.push(Case::new(format!("seccomp/{what}-told-by-the-kernel"), Who::Root, move |bed| by_root(bed, what)));
+        let case = move |bed: &mut Bed| by_root(bed, "seccomp", what);
+        all.push(Case::new(format!("seccomp/{what}-told-by-the-kernel"), Who::Root, case));
     }
+    for what in ["nested", "beside", "first", "many"] {
+        let case = move |bed: &mut Bed| by_root(bed, "thr_seccomp", what);
+        all.push(Case::new(format!("thr_seccomp/{what}-told-by-the-kernel"), Who::Root, case));
+    }
+    all.extend(Case::each("thr_seccomp/beside", beside));
+    all.extend(Case::each("thr_seccomp/deadly", deadly_apart));
     all.extend(Case::each("seccomp/not-let-through", not_let_through));
     all.extend(Case::each("seccomp/deadly", deadly));
-    all.extend(Case::each("seccomp/apart", apart));
     all.extend(Case::each("seccomp/set-in-between", set_in_between));
     all.push(Case::new("seccomp/not-known", Who::User, not_known));
     all
 }
 
+fn kept(program: &'static str, what: &'static str) -> Vec<Case> {
+    let mut all = Vec::new();
+    for (door, agent) in [("agent", true), ("attach", false)] {
+        let case = move |bed: &mut Bed| cycles(bed, program, what, agent);
+        all.extend(Case::each(&format!("{program}/{what}-{door}"), case));
+    }
+    all.extend(Case::each(&format!("{program}/{what}-run-on-restored"), move |bed| {
+        run_on_restored(bed, program, what)
+    }));
+    all.extend(Case::each(&format!("{program}/{what}-sabotage"), move |bed| sabotage(bed, program, what)));
+    all
+}
+
 fn start(bed: &mut Bed, what: &str) -> Result<Target> {
-    Start::program("seccomp").args(["--what", what]).door(Door::Launched).agent().ready(bed)
+    start_of(bed, "seccomp", what)
+}
+
+fn start_of(bed: &mut Bed, program: &str, what: &str) -> Result<Target> {
+    Start::program(program).args(["--what", what]).door(Door::Launched).agent().ready(bed)
+}
+
+/// How many filters each thread has, in the order of the threads.
+fn counts(pid: i32) -> Result<Vec<String>> {
+    let mut tids: Vec<i32> = std::fs::read_dir(format!("/proc/{pid}/task"))?
+        .map(|e| e.ok().and_then(|e| e.file_name().to_str()?.parse().ok()).context("a thread without a number"))
+        .collect::<Result<_>>()?;
+    tids.sort_unstable();
+    let of = |tid: i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status"))?;
+        let line = status.lines().find(|l| l.starts_with("Seccomp_filters:"));
+        Ok(line.context("the kernel does not tell filters")?.to_owned())
+    };
+    tids.into_iter().map(of).collect()
 }
 
 /// Five times in a row, and once more, after which it runs on. With `agent` by its agent, else by ptrace.
-fn cycles(bed: &mut Bed, what: &str, agent: bool) -> Result<()> {
-    let mut target = start(bed, what)?;
+fn cycles(bed: &mut Bed, program: &str, what: &str, agent: bool) -> Result<()> {
+    let mut target = start_of(bed, program, what)?;
     target.agent = agent;
+    let before = counts(target.pid)?;
     for _ in 0..5 {
         target.kill(bed)?;
         target.restore(bed)?;
+        let now = counts(target.pid)?;
+        ensure!(now == before, "filters of its threads: {before:?}, restored {now:?}");
     }
     target.checkpoint(bed)?;
     target.by_the_door(bed)?;
@@ -49,8 +90,20 @@ fn cycles(bed: &mut Bed, what: &str, agent: bool) -> Result<()> {
     target.prove(bed).map(drop)
 }
 
-fn run_on_restored(bed: &mut Bed, what: &str) -> Result<()> {
-    let mut target = start(bed, what)?;
+/// With new PIDs.
+fn fresh(bed: &mut Bed, what: &str) -> Result<()> {
+    let start = Start::program("thr_seccomp").args(["--what", what]).env("DORMOUSE_TEST_FRESH_PIDS", "1");
+    let mut target = start.door(Door::Launched).agent().ready(bed)?;
+    for agent in [true, false] {
+        target.agent = agent;
+        target.kill(bed)?;
+        target.restore_fresh(bed)?;
+    }
+    target.prove(bed).map(drop)
+}
+
+fn run_on_restored(bed: &mut Bed, program: &str, what: &str) -> Result<()> {
+    let mut target = start_of(bed, program, what)?;
     for agent in [true, false] {
         target.agent = agent;
         target.checkpoint(bed)?;
@@ -62,8 +115,8 @@ fn run_on_restored(bed: &mut Bed, what: &str) -> Result<()> {
     target.prove(bed).map(drop)
 }
 
-fn sabotage(bed: &mut Bed, what: &str) -> Result<()> {
-    let start = Start::program("seccomp").args(["--what", what, "--sabotage"]).door(Door::Launched).agent();
+fn sabotage(bed: &mut Bed, program: &str, what: &str) -> Result<()> {
+    let start = Start::program(program).args(["--what", what, "--sabotage"]).door(Door::Launched).agent();
     let mut target = start.ready(bed)?;
     target.kill(bed)?;
     target.restore(bed)?;
@@ -71,11 +124,14 @@ fn sabotage(bed: &mut Bed, what: &str) -> Result<()> {
 }
 
 /// Without any agent: the kernel tells root the filters, which are suspended in the freeze.
-fn by_root(bed: &mut Bed, what: &str) -> Result<()> {
-    let mut target = Start::program("seccomp").args(["--what", what]).ready(bed)?;
+fn by_root(bed: &mut Bed, program: &str, what: &str) -> Result<()> {
+    let mut target = Start::program(program).args(["--what", what]).ready(bed)?;
+    let before = counts(target.pid)?;
     for _ in 0..3 {
         target.kill(bed)?;
         target.restore(bed)?;
+        let now = counts(target.pid)?;
+        ensure!(now == before, "filters of its threads: {before:?}, restored {now:?}");
     }
     target.checkpoint(bed)?;
     target.by_the_door(bed)?;
@@ -122,13 +178,38 @@ fn deadly(bed: &mut Bed) -> Result<()> {
     target.prove(bed).map(drop)
 }
 
-/// A thread that has one more than the others.
-fn apart(bed: &mut Bed) -> Result<()> {
-    let mut target = start(bed, "apart")?;
+/// Threads that have set filters beside each other: only the kernel can tell whose are whose, and tells root.
+fn beside(bed: &mut Bed) -> Result<()> {
+    let mut target = start_of(bed, "thr_seccomp", "beside")?;
+    let why = "its agent has seen 5 filters being set, and none of its threads has more than 2";
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint", why, "leave out --door agent"])?;
     target.agent = false;
-    let words = ["cannot checkpoint", "seccomp", "; "];
-    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &words)?;
+    match bed.who {
+        Who::Root => {
+            let said = bed.ctl(&["checkpoint", &target.session.clone(), "--kill"])?.expect(0)?;
+            ensure!(said.err.contains("made by attach (ptrace), not by its agent: seccomp"), "{}", said.err);
+            target.gone(bed)?;
+            let notes = target.restore_with(bed, &[])?["notes"].to_string();
+            ensure!(notes.contains("equal seccomp filters, each its own now"), "its notes: {notes}");
+        }
+        _ => {
+            let words = ["cannot checkpoint", why, "run ctl as root, to whom the kernel tells its filters"];
+            bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &words)?;
+            bed.ctl(&target.checkpoint_args(&["--kill"]))?.refused(3, &words)?;
+        }
+    }
     unharmed::entirely(target.pid)?;
+    target.prove(bed).map(drop)
+}
+
+/// One thread's filter kills for a call that every thread is to make: suspended or not, it is not made.
+fn deadly_apart(bed: &mut Bed) -> Result<()> {
+    let mut target = start_of(bed, "thr_seccomp", "deadly")?;
+    for agent in [true, false] {
+        target.agent = agent;
+        bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint", "seccomp filters", "sigaltstack"])?;
+        unharmed::entirely(target.pid)?;
+    }
     target.prove(bed).map(drop)
 }
 

@@ -98,6 +98,9 @@ pub fn cases() -> Vec<Case> {
         let name = format!("{}-{}/seccomp", kill.site, kill.action);
         let body = move |bed: &mut Bed| every_point(bed, kill, "seccomp", &["--what", "threads"], &[], 1);
         all.push(Case::new(&name, Who::Root, body).limit(240));
+        let name = format!("{}-{}/thr_seccomp", kill.site, kill.action);
+        let body = move |bed: &mut Bed| every_point(bed, kill, "thr_seccomp", &["--what", "nested"], &[], 3);
+        all.push(Case::new(&name, Who::Root, body).limit(240));
         // A checkpoint that is to kill or stop takes another way from the record on.
         for option in ["--kill", "--stop"] {
             let name = format!("{}-{}/thr_join{option}", kill.site, kill.action);

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 
 static const char *about = "seccomp filters: errors that they give, in all threads, whom they kill, and how many there are";
-static const char *usage = "  --what errno|two|threads|kill|no-socket|kill-socket|no-munmap|raw|apart";
+static const char *usage = "  --what errno|two|threads|kill|no-socket|kill-socket|no-munmap|raw";
 static const char *what = "errno";
 static long before; // filters that it was started with
 static int filters; // that it has set
@@ -71,14 +71,6 @@ static void *thread(void *arg) {
     return arg;
 }
 
-static void *apart(void *arg) {
-    set(SYS_acct, SECCOMP_RET_ERRNO | EMLINK, false, 0);
-    filters--;
-    __atomic_add_fetch(&ready_threads, 1, __ATOMIC_SEQ_CST);
-    while (!go) sleep_ms(2);
-    return arg;
-}
-
 static void setup(void) {
     before = now_set();
     MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
@@ -96,10 +88,6 @@ static void setup(void) {
     if (is("no-socket")) set(SYS_socket, SECCOMP_RET_ERRNO | EXDEV, false, 0);
     if (is("kill-socket")) set(SYS_socket, SECCOMP_RET_KILL_PROCESS, false, 0);
     if (is("no-munmap")) set(SYS_munmap, SECCOMP_RET_ERRNO | EXDEV, false, 0);
-    if (is("apart")) {
-        MUST0(pthread_create(&worker[0], NULL, apart, NULL));
-        while (!ready_threads) sleep_ms(1);
-    }
 }
 static void spoil(void) { set(SYS_getpriority, SECCOMP_RET_ERRNO | EMLINK, false, 0), filters--; }
 

@@ -208,9 +208,10 @@ impl Way {
         match self {
             Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
             Way::Agent { inside, patience, .. } => {
-                if let Some(tid) = super::keys::no_place_for_signals(s) {
+                let keyed = super::keys::no_place_for_signals(s).map(Absent::Keyed);
+                if let Some(why) = keyed.or_else(|| s.unknown_to_agent()) {
                     let pause = inside.as_mut().map_or(Duration::ZERO, Quiesced::release);
-                    return Err(Shut { why: Absent::Keyed(tid), pause }.into());
+                    return Err(Shut { why, pause }.into());
                 }
                 // what a filter may forbid is called when that has been looked at
                 let calls = Some(super::told::visit_program()).filter(|_| !s.is_filtered());

@@ -7,7 +7,7 @@ use crate::{objects, Door, Error, Externals, Kind, Reason, Result};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::smaps::{Smap, VmFlag};
 use sys::procfs::{self, ns::NsIds, ns::NsKind, stat::Stat, status::Status};
-use sys::seccomp::Judge;
+use sys::seccomp::{Chains, Judge};
 
 /// What is known of a target before it is stopped.
 #[derive(Debug)]
@@ -44,6 +44,8 @@ pub struct Survey {
     pub(super) door: Door,
     /// Of its seccomp filters.
     pub(super) judge: Judge,
+    /// The filters of each thread, where there are any.
+    pub(super) chains: Chains,
     /// What the caller decided about external ends.
     pub external: Externals,
     /// PID namespaces of our own making around it.
@@ -152,6 +154,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         raised: None,
         door,
         judge: Judge::default(),
+        chains: Chains::default(),
         external: external.clone(),
         private: false,
         reasons: Vec::new(),
@@ -414,7 +417,8 @@ impl Survey {
     /// `shares`: whether a thread shares something with the leader.
     pub(super) fn still_all(&mut self, tids: &[i32], heard: Heard, shares: &Shares<'_>) -> Step<()> {
         let whole = Whole { leader: &self.status, private: self.private, shares };
-        let reasons = super::threads::again(&whole, tids, heard, &mut self.threads)?;
+        let mut reasons = super::threads::again(&whole, tids, heard, &mut self.threads)?;
+        reasons.extend(self.come_under_seccomp(tids));
         self.refuse_for(reasons)
     }
 

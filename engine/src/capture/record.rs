@@ -4,7 +4,7 @@ use super::memory::{self, Mapped};
 use super::observe::Common;
 use super::observe::{lock, Observer, Seen};
 use super::tree::Kinship;
-use super::{inherited, rights, threads, Step};
+use super::{inherited, rights, threads, Step, Survey};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
 use image::v1::ended::First;
@@ -12,7 +12,7 @@ use image::v1::files::Files;
 use image::v1::keys::{Keys, On};
 use image::v1::process::Thread;
 use image::v1::rights::Rights;
-use image::v1::seccomp::Filter;
+use image::v1::seccomp::{Apart, Filter};
 use image::v1::sysvipc::SysvIpc;
 use image::v1::tree::{Member, Tree};
 use image::v1::{self, memory::Memory, meta::Meta};
@@ -24,7 +24,7 @@ use sys::clock::Clocks;
 use sys::mem::RemoteMem;
 use sys::procfs::pagemap::{Categories, Pagemap};
 use sys::procfs::{self, smaps::VmFlag, smaps::VmFlags};
-use sys::seccomp::{Judge, FLAG_LOG};
+use sys::seccomp::FLAG_LOG;
 use sys::tracer::Snapshot;
 
 /// sched(7)
@@ -91,6 +91,8 @@ pub(super) struct Recorder {
     rights: Vec<Rights>,
     door: Door,
     filters: Vec<Filter>,
+    /// Those of threads that have others.
+    apart: Vec<(i32, Vec<Filter>)>,
     keys: super::keys::Asked,
     /// Its mappings with memory protection keys.
     keyed: Vec<On>,
@@ -108,6 +110,7 @@ impl Recorder {
             threads.insert(0, threads::ended(seen.process.pid, obs.survey.threads.get(&obs.survey.pid)));
         }
         let rights = rights::all(&seen, &obs.survey.threads);
+        let (filters, apart) = filters(obs.survey);
         seen.process.pending = pending;
         seen.process.stopped = snapshot.stopped;
         let (l, door) = (obs.entered.layout, obs.door());
@@ -124,7 +127,8 @@ impl Recorder {
             common: obs.common,
             ours: vec![(l.base, l.base + l.len)],
             door,
-            filters: filters(&obs.survey.judge),
+            filters,
+            apart,
             keys: obs.keys,
             keyed: Vec::new(),
             before: obs.smaps.into_owned(),
@@ -298,6 +302,8 @@ pub(super) fn publish(
     let mut reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
     let ended = ended(&all, &kinship)?;
     let rights: Vec<Rights> = all.iter().flat_map(|r| r.rights.clone()).collect();
+    let mut apart = Apart::default();
+    all.iter().flat_map(|r| &r.apart).for_each(|(tid, chain)| apart.add(*tid, chain));
     let states = all.iter().flat_map(|r| &r.threads);
     let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, &mut reported)?;
     let keys = super::keys::of_all(&all);
@@ -344,6 +350,9 @@ pub(super) fn publish(
     if !rights.is_empty() {
         m.write_section(v1::SECTION_RIGHTS, v1::VERSION, true, &rights)?;
     }
+    if !apart.threads.is_empty() {
+        m.write_section(v1::SECTION_APART, v1::VERSION, true, &apart)?;
+    }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;
     on_its_way.wait()?;
@@ -377,10 +386,16 @@ fn ended(all: &[Recorder], kinship: &Kinship) -> Step<Vec<First>> {
     Ok(gone)
 }
 
-/// Seccomp filters in the image's words.
-fn filters(judge: &Judge) -> Vec<Filter> {
+/// Seccomp filters in the image's words: the process's, which are its first thread's, and of the threads that have others theirs.
+fn filters(s: &Survey) -> (Vec<Filter>, Vec<(i32, Vec<Filter>)>) {
     let one = |f: &sys::seccomp::Filter| Filter { code: f.code.clone().into(), flags: f.flags & FLAG_LOG };
-    judge.filters().iter().map(one).collect()
+    let of = |tid: i32| s.chains.of(tid).iter().map(one).collect::<Vec<_>>();
+    let process = s.chains.of(procfs::first::by(s.pid));
+    // a first thread that has ended has none
+    let runs = |tid: &i32| s.ended.is_none() || *tid != s.pid;
+    let others =
+        s.threads.iter().filter(|(tid, _)| runs(tid) && s.chains.knows(**tid) && s.chains.of(**tid) != process);
+    (process.iter().map(one).collect(), others.map(|(tid, f)| (f.inner_tid, of(*tid))).collect())
 }
 
 /// Of the thread that reads smaps.

@@ -1,12 +1,12 @@
 //! Seccomp filters of a target: what they are, and whether we may work inside it. Who has CAP_SYS_ADMIN is told them by the kernel, and may suspend them
 //! while the program is frozen; anybody else knows what the program's agent has kept, and works inside only if all that is called there is let through.
 use super::find::Survey;
+use super::threads::Facts;
 use super::Step;
 use crate::{Door, Reason};
 use sys::agent::Absent;
-use sys::procfs;
-use sys::seccomp::{kept, needs, Judge, Unknown};
-use sys::tracer::Suspended;
+use sys::procfs::{self, status::Status};
+use sys::seccomp::{kept, needs, Chains, Judge, Unknown};
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// Seccomp in /proc/PID/status.
@@ -14,52 +14,81 @@ const STRICT: u32 = 1;
 const FILTERS: u32 = 2;
 
 impl Survey {
-    /// Whether it is under filters.
+    /// Whether any of its threads is under filters.
     pub(super) fn is_filtered(&self) -> bool {
-        self.status.seccomp == Some(FILTERS)
+        self.status.seccomp == Some(FILTERS) || self.threads.values().any(|f| f.filters != Some(0))
     }
 
     /// Before the freeze: every reason that can be seen by then.
     pub(super) fn seccomp(&mut self) {
-        if self.status.seccomp == Some(STRICT) {
+        if is_strict(&self.status) {
             let why = "it is in strict seccomp mode: the first foreign system call would kill it";
             self.reasons.push(Reason::new(self.object(), why, "start it without strict seccomp"));
         }
         if !self.is_filtered() {
             return;
         }
-        let privileged = self.door == Door::Attach && may_suspend();
-        match kept(self.pid, &self.status) {
+        let suspends = may_suspend();
+        match kept(self.pid) {
             Ok(kept) => {
-                self.judge = Judge::new(kept.filters, privileged);
+                self.judge = Judge::new(kept.chains.all(), suspends && self.door == Door::Attach);
+                self.chains = kept.chains;
                 let reasons = self.unfit();
                 self.reasons.extend(reasons);
             }
-            Err(_) if privileged => {} // the kernel tells them, in the freeze
+            Err(_) if suspends => {} // the kernel tells them, in the freeze: by ptrace
             Err(why) => self.reasons.push(unknown(self.object(), &why)),
         }
     }
 
+    /// Why its agent cannot be called: what filters there are it does not know, but the kernel may tell.
+    pub(super) fn unknown_to_agent(&self) -> Option<Absent> {
+        let why = if self.is_filtered() { kept(self.pid).err() } else { None };
+        why.map(|why| Absent::Seccomp(why.to_string()))
+    }
+
     /// In the freeze. `told`: what the kernel says, where it does.
-    pub(super) fn seccomp_frozen(&mut self, told: Option<Suspended>) -> Step<()> {
+    pub(super) fn seccomp_frozen(&mut self, told: Option<Chains>) -> Step<()> {
         if !self.is_filtered() {
             return Ok(());
         }
-        let (filters, suspended) = match told {
-            Some(told) if !told.apart.is_empty() => {
-                return self.refuse_for(told.apart.into_iter().map(apart).collect())
-            }
-            Some(told) => (told.filters, true),
-            None => match kept(self.pid, &self.status) {
-                Ok(kept) => (kept.filters, false),
-                Err(why) => return self.refuse_for(vec![unknown(self.object(), &why)]),
-            },
+        let suspended = told.is_some();
+        self.chains = match told.map_or_else(|| kept(self.pid).map(|k| k.chains), Ok) {
+            Ok(chains) => chains,
+            Err(why) => return self.refuse_for(vec![unknown(self.object(), &why)]),
         };
-        self.judge = Judge::new(filters, suspended);
+        self.judge = Judge::new(self.chains.all(), suspended);
         if let Some(why) = self.shut_to_agent() {
             return Err(why.into());
         }
         self.refuse_for(self.unfit())
+    }
+
+    /// In the freeze, when every thread has been asked: those that have others than were told, set since the survey or not seen by the agent.
+    pub(super) fn come_under_seccomp(&self, tids: &[i32]) -> Vec<Reason> {
+        let other = |tid: &&i32| match self.threads.get(tid).map(|f| f.filters) {
+            Some(Some(n)) => n as usize != self.chains.of(**tid).len(),
+            Some(None) => self.chains.of(**tid).is_empty(),
+            None => false,
+        };
+        let why = "it has come under seccomp while it was looked at";
+        let reason = |tid: &i32| Reason::new(format!("thread {tid}"), why, "it runs on as before; try again");
+        tids.iter().filter(other).map(reason).collect()
+    }
+
+    /// The thread that could not be given its filters again: which takes no_new_privs or CAP_SYS_ADMIN of the first thread, if all have the same, else of each.
+    fn without_right(&self) -> Option<i32> {
+        let first = procfs::first::by(self.pid);
+        let may = |no_new_privs: bool, effective: u64| no_new_privs || effective & CAP_SYS_ADMIN != 0;
+        let others = |(tid, f): (&i32, &Facts)| {
+            let lacks = !self.chains.of(*tid).is_empty() && !may(f.rights.no_new_privs, f.rights.caps[2]);
+            lacks.then_some(*tid)
+        };
+        let known = |tid: &&i32| self.chains.knows(**tid);
+        if self.threads.keys().filter(known).all(|tid| self.chains.of(*tid) == self.chains.of(first)) {
+            return (!may(self.status.no_new_privs, self.status.cap_effective)).then_some(first);
+        }
+        self.threads.iter().find_map(others)
     }
 
     fn object(&self) -> String {
@@ -92,10 +121,11 @@ impl Survey {
             let why = "one of its seccomp filters asks another process for its answers (SECCOMP_RET_USER_NOTIF), which is not kept yet";
             reasons.push(Reason::new(self.object(), why, "start it without that filter"));
         }
-        if !self.status.no_new_privs && self.status.cap_effective & CAP_SYS_ADMIN == 0 {
+        if let Some(tid) = self.without_right() {
             let why = "it has seccomp filters, and neither no_new_privs nor CAP_SYS_ADMIN, without which they cannot be set again";
             let remedy = "let it set no_new_privs before (PR_SET_NO_NEW_PRIVS; systemd: NoNewPrivileges=yes)";
-            reasons.push(Reason::new(self.object(), why, remedy));
+            let object = if tid == procfs::first::by(self.pid) { self.object() } else { format!("thread {tid}") };
+            reasons.push(Reason::new(object, why, remedy));
         }
         reasons
     }
@@ -114,25 +144,36 @@ fn may_suspend() -> bool {
     me.is_ok_and(|s| s.cap_effective & CAP_SYS_ADMIN != 0 && s.seccomp.unwrap_or(0) == 0)
 }
 
-fn unknown(object: String, why: &Unknown) -> Reason {
-    let why = format!("a seccomp filter restricts it, and the first forbidden call made inside could kill it: {why}");
-    let remedy = match why {
-        _ if why.contains("at this moment") => "it runs on as before; try again",
+fn unknown(object: String, unknown: &Unknown) -> Reason {
+    let why =
+        format!("a seccomp filter restricts it, and the first forbidden call made inside could kill it: {unknown}");
+    let remedy = match unknown {
+        Unknown::Setting => "it runs on as before; try again",
+        Unknown::Beside(..) => "run ctl as root, to whom the kernel tells its filters",
         _ => "run ctl as root, to whom the kernel tells its filters; or start it by launcher, whose agent keeps them",
     };
     Reason::new(object, why, remedy)
 }
 
-fn apart(tid: i32) -> Reason {
-    let (why, remedy) = OTHERS;
-    Reason::new(format!("thread {tid}"), why, remedy)
+/// Why a thread in strict mode is refused, and what to do.
+pub(super) const STRICT_THREAD: (&str, &str) = (
+    "it is in strict seccomp mode: the first foreign system call would kill it",
+    "checkpoint when it has ended, or let it use a filter instead (SECCOMP_MODE_FILTER)",
+);
+
+/// Whether a thread is in strict mode.
+pub(super) fn is_strict(s: &Status) -> bool {
+    s.seccomp == Some(STRICT)
 }
 
-/// Why a thread with filters of its own is refused, and what to do.
-pub(super) const OTHERS: (&str, &str) = (
-    "its seccomp filters are not those of the process's first thread, which is not kept yet",
-    "set them for all threads (SECCOMP_FILTER_FLAG_TSYNC), or before the threads are made",
-);
+/// How many filters a thread has; None: the kernel does not tell.
+pub(super) fn count(s: &Status) -> Option<u32> {
+    if s.seccomp == Some(FILTERS) {
+        s.seccomp_filters
+    } else {
+        Some(0)
+    }
+}
 
 /// Why nothing is called inside a filtered process.
 pub(super) fn refused(pid: i32, calls: &str, suspended: bool) -> Reason {

@@ -35,6 +35,8 @@ pub struct Facts {
     pub inner_tid: i32,
     /// Its credentials, but for the secure bits.
     pub rights: Rights,
+    /// How many seccomp filters it has; None: that is not told (kernels before 5.9).
+    pub filters: Option<u32>,
     /// It was the one by which the process was looked at.
     leads: bool,
     /// What the kernel said of it, to see whether that is still so.
@@ -168,10 +170,10 @@ fn fact(w: &Whole<'_>, tid: i32, said: Vec<u8>, known: &mut BTreeMap<i32, Facts>
     }
     let status = procfs::status::read_task(w.leader.pid, tid)?;
     let inner_tid = status.ns_pid.last().copied().filter(|_| w.private).unwrap_or(tid);
-    let odd = match (tid == w.leader.pid || s.state == procfs::State::Zombie, odd(w.leader, &status)) {
+    let odd = match (tid == w.leader.pid || s.state == procfs::State::Zombie, super::seccomp::is_strict(&status)) {
         (true, _) => None,
-        (false, Some((why, remedy))) => Some((why.to_string(), remedy)),
-        (false, None) => apart(w, tid)?,
+        (false, true) => Some((super::seccomp::STRICT_THREAD.0.to_string(), super::seccomp::STRICT_THREAD.1)),
+        (false, false) => apart(w, tid)?,
     };
     let refusal = odd.map(|(why, remedy)| reason(tid, &s.comm, why, remedy));
     let sched = (s.policy, s.rt_priority, s.nice as i32);
@@ -179,24 +181,12 @@ fn fact(w: &Whole<'_>, tid: i32, said: Vec<u8>, known: &mut BTreeMap<i32, Facts>
     let affinity = sys::sched::affinity(tid);
     let rights = super::rights::of(&status, inner_tid);
     let leads = tid == by(w.leader.pid);
+    let filters = super::seccomp::count(&status);
     let comm = s.comm;
-    let facts = Facts { comm, sched, affinity, io_flusher, mce_kill, inner_tid, rights, leads, said, status: None };
+    let status = None;
+    let facts = Facts { comm, sched, affinity, io_flusher, mce_kill, inner_tid, rights, filters, leads, said, status };
     known.insert(tid, facts);
     Ok(refusal)
-}
-
-/// What a thread has otherwise than the leader, whose it would get at a restore; or would die of.
-fn odd(leader: &Status, s: &Status) -> Option<(&'static str, &'static str)> {
-    if leader.seccomp.unwrap_or(0) == 0 && s.seccomp.unwrap_or(0) != 0 {
-        Some((
-            "seccomp restricts it, and the first forbidden call made inside could kill it",
-            "start the program without seccomp",
-        ))
-    } else if (leader.seccomp, leader.seccomp_filters) != (s.seccomp, s.seccomp_filters) {
-        Some(super::seccomp::OTHERS)
-    } else {
-        None
-    }
 }
 
 /// Whether a thread has descriptors or a directory of its own: why it is refused, and what to do.

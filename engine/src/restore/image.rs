@@ -7,7 +7,9 @@ use ::image::v1::keys::Keys;
 use ::image::v1::rights::Rights;
 use ::image::v1::sysvipc::SysvIpc;
 use ::image::v1::tree::{Member, Tree as Section, Zombie};
-use ::image::v1::{self, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Filter};
+use ::image::v1::{
+    self, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Apart, seccomp::Filter,
+};
 use ::image::{CheckpointHandle, PAGE_SIZE};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +65,8 @@ pub struct Image<'a> {
     pub files: Opened,
     /// Its seccomp filters, the oldest first.
     pub filters: Vec<Filter>,
+    /// Those of threads that have others, by TID.
+    pub apart: BTreeMap<i32, Vec<Filter>>,
     /// Its memory protection keys.
     pub keys: Option<Keys>,
 }
@@ -99,16 +103,20 @@ impl<'a> Tree<'a> {
         let ended: Vec<First> = handle.manifest().read_section(v1::SECTION_ENDED)?.unwrap_or_default();
         let rights: Vec<Rights> = handle.manifest().read_section(v1::SECTION_RIGHTS)?.unwrap_or_default();
         let mut rights: BTreeMap<i32, Rights> = rights.into_iter().map(|r| (r.tid, r)).collect();
+        let apart: Apart = handle.manifest().read_section(v1::SECTION_APART)?.unwrap_or_default();
+        let mut apart = chains(&apart).map_err(damaged)?;
         let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc };
         for mut m in std::iter::once(first).chain(rest.members) {
             stop_in_the_end(&mut m.process, &mut m.threads);
             let (open, contents, fds, locks) = (open.clone(), contents.clone(), m.fds, m.locks);
             let ended = ended.iter().find(|e| e.pid == m.process.pid).map(|e| e.status);
             let own = m.threads.iter().filter_map(|t| Some((t.tid, rights.remove(&t.tid)?)));
+            let filters = m.threads.iter().filter_map(|t| Some((t.tid, apart.remove(&t.tid)?)));
             tree.all.push(Image {
                 handle,
                 ended,
                 rights: own.collect(),
+                apart: filters.collect(),
                 meta: meta.clone(),
                 parent: m.parent,
                 door: m.door,
@@ -123,6 +131,9 @@ impl<'a> Tree<'a> {
         if let Some(tid) = rights.keys().next() {
             return Err(damaged(format!("credentials of thread {tid}, which is not in it, make no sense")));
         }
+        if let Some(tid) = apart.keys().next() {
+            return Err(damaged(format!("seccomp filters of thread {tid}, which is not in it, make no sense")));
+        }
         for image in &mut tree.all {
             let pid = image.process.pid;
             let Some(leader) = image.threads.iter().position(|t| t.tid == pid) else {
@@ -132,7 +143,12 @@ impl<'a> Tree<'a> {
             if image.ended.is_some_and(|s| s & 0x7f != 0) || image.ended.is_some() && image.threads.len() < 2 {
                 return Err(damaged(format!("the end of the first thread of process {pid} makes no sense")));
             }
-            programs(&image.filters).map_err(damaged)?;
+            for filters in std::iter::once(&image.filters).chain(image.apart.values()) {
+                programs(filters).map_err(damaged)?;
+            }
+            if image.apart.contains_key(&pid) {
+                return Err(damaged(format!("other seccomp filters of process {pid} than its own make no sense")));
+            }
             sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
         }
         if keys.iter().any(super::keys::nonsense) {
@@ -250,6 +266,11 @@ impl Image<'_> {
         self.threads.iter().skip(usize::from(self.ended.is_some()))
     }
 
+    /// The seccomp filters of a thread, the oldest first.
+    pub fn filters_of(&self, tid: i32) -> &[Filter] {
+        self.apart.get(&tid).unwrap_or(&self.filters)
+    }
+
     /// Descriptors of an open file.
     pub fn fds_of(&self, open: u32) -> impl Iterator<Item = i32> + '_ {
         self.files.fds.iter().filter(move |f| f.open == open).map(|f| f.fd)
@@ -261,6 +282,19 @@ impl Image<'_> {
         let own = ids.into_iter().filter(|id| !self.files.earlier.contains_key(id));
         own.filter_map(|id| Some((id, self.files.open.get(id as usize)?)))
     }
+}
+
+/// The seccomp filters of threads that have others than their process.
+fn chains(apart: &Apart) -> std::result::Result<BTreeMap<i32, Vec<Filter>>, String> {
+    let nonsense = |tid: i32| format!("the seccomp filters of thread {tid} make no sense");
+    let mut all = BTreeMap::new();
+    for chain in &apart.threads {
+        let filters = apart.of(chain).ok_or_else(|| nonsense(chain.tid))?;
+        if all.insert(chain.tid, filters).is_some() {
+            return Err(nonsense(chain.tid));
+        }
+    }
+    Ok(all)
 }
 
 /// Seccomp filters have programs, not larger than the kernel's (BPF_MAXINSNS, and MAX_INSNS_PER_PATH for all together).

@@ -1,11 +1,14 @@
-//! Seccomp filters: set last of all, by the tracer, in the leader and with it in all threads, when nothing is called any more but what unmaps the blob. So
-//! the filters have to let through that, and each what sets the next; or they are suspended meanwhile, which takes CAP_SYS_ADMIN.
+//! Seccomp filters: set last of all, by the tracer, when nothing is called any more but what unmaps the blob: those that all threads have in common by the leader for
+//! all, which so share them as before, then by each thread what it has beyond. So the filters have to let through what sets the next, and the leader's that;
+//! or they are suspended meanwhile, which takes CAP_SYS_ADMIN.
 use super::puppet::Puppet;
 use super::{Image, Step};
 use crate::Reason;
+use ::image::v1::rights::Rights;
 use ::image::v1::seccomp::Filter;
+use std::collections::{BTreeMap, BTreeSet};
 use sys::seccomp::{verdict, Verdict, FLAG_LOG, FLAG_SPEC_ALLOW, FLAG_TSYNC};
-use sys::tracer::SetFilters;
+use sys::tracer::{SetFilter, SetFilters};
 
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
 const PR_SET_SECCOMP: u64 = 22;
@@ -14,7 +17,7 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// Bytes of struct sock_fprog.
 const FPROG: usize = 16;
 
-/// How the filters are set.
+/// How the filters of a thread are set.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Setting {
     /// Call and arguments but for the address of the program, the third.
@@ -23,12 +26,13 @@ pub struct Setting {
     pub suspend: bool,
 }
 
-/// Decides that. Speculation is not the filters' business: each thread has its own control of it back (threads.rs).
-pub fn setting(filters: &[Filter], threads: usize) -> Setting {
+/// Decides that, for a thread that has the first `common` of its filters with all others. Speculation is not the filters' business: each thread has its own control
+/// of it back (threads.rs).
+fn setting(filters: &[Filter], common: usize) -> Setting {
     let known = known(filters);
     let mut s = Setting::default();
     for (i, f) in filters.iter().enumerate() {
-        let all = if threads > 1 { FLAG_TSYNC } else { 0 };
+        let all = if i < common { FLAG_TSYNC } else { 0 };
         let flags = f.flags & FLAG_LOG | FLAG_SPEC_ALLOW | all;
         let may = |nr, [a, b]: [u64; 2]| {
             verdict(&known[..i], nr, &[Some(a), Some(b), None, None, None, None]) == Verdict::Allowed
@@ -41,16 +45,76 @@ pub fn setting(filters: &[Filter], threads: usize) -> Setting {
         s.suspend |= by == by_seccomp && !may_seccomp;
         s.calls.push(by);
     }
-    s.suspend |= verdict(&known, libc::SYS_munmap, &[None; 6]) != Verdict::Allowed;
     s
 }
 
-/// Decides it for a process, whose leader may yet have to end under them.
-fn of(image: &Image<'_>) -> Setting {
-    let mut s = setting(&image.filters, image.threads.len());
-    s.suspend |=
-        image.ended.is_some() && verdict(&known(&image.filters), libc::SYS_exit, &[None; 6]) != Verdict::Allowed;
+/// The same for the leader, whose filters are all set by itself, and which then unmaps the blob.
+fn leaders(filters: &[Filter], common: usize) -> Setting {
+    let mut s = setting(filters, common);
+    s.suspend |= verdict(&known(filters), libc::SYS_munmap, &[None; 6]) != Verdict::Allowed;
     s
+}
+
+/// How a process gets its filters.
+struct Plan<'i> {
+    leader: Setting,
+    /// How many of the leader's are set in all threads by it.
+    common: usize,
+    /// Of each other thread that has more, what it has and sets itself.
+    own: BTreeMap<usize, (&'i [Filter], Setting)>,
+    /// The leader could not end under them, though they could be set.
+    ends: bool,
+}
+
+impl<'i> Plan<'i> {
+    fn new(image: &'i Image<'_>) -> Plan<'i> {
+        let running: Vec<usize> = (usize::from(image.ended.is_some())..image.threads.len()).collect();
+        let of = |i: usize| image.filters_of(image.threads[i].tid);
+        let common = match (image.threads.len(), image.apart.is_empty()) {
+            (1, _) => 0,
+            (_, true) => image.filters.len(),
+            // by the leader they would bring its no_new_privs along
+            _ if spreads(image).next().is_some() => 0,
+            _ => running.iter().map(|i| in_common(&image.filters, of(*i))).min().unwrap_or(0),
+        };
+        let mut own = BTreeMap::new();
+        for i in running.into_iter().filter(|i| *i > 0 && of(*i).len() > common) {
+            let mut s = setting(of(i), 0);
+            // what the leader sets for it has been judged there
+            s.suspend = setting(of(i), common).suspend;
+            s.calls.drain(..common);
+            own.insert(i, (&of(i)[common..], s));
+        }
+        let ends =
+            image.ended.is_some() && verdict(&known(&image.filters), libc::SYS_exit, &[None; 6]) != Verdict::Allowed;
+        Plan { leader: leaders(&image.filters, common), common, own, ends }
+    }
+
+    fn suspends(&self) -> bool {
+        self.leader.suspend || self.own.values().any(|(_, s)| s.suspend)
+    }
+
+    /// Threads that set some themselves.
+    fn sets<'p>(&'p self, image: &'p Image<'_>) -> impl Iterator<Item = Rights> + 'p {
+        let tid = |i: usize| image.threads[i].tid;
+        let leader = (!self.leader.calls.is_empty()).then_some(image.process.pid);
+        leader.into_iter().chain(self.own.keys().map(move |i| tid(*i))).map(|tid| rights(image, tid))
+    }
+}
+
+/// How many filters two threads have in common, from the oldest on.
+fn in_common(a: &[Filter], b: &[Filter]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+fn rights(image: &Image<'_>, tid: i32) -> Rights {
+    image.rights.get(&tid).cloned().unwrap_or(Rights { tid, ..Rights::of(&image.process) })
+}
+
+/// Threads that would get no_new_privs with a filter that the leader sets for all.
+fn spreads<'i>(image: &'i Image<'_>) -> impl Iterator<Item = i32> + 'i {
+    let has = image.process.no_new_privs;
+    image.rights.values().filter(move |r| has && !r.no_new_privs).map(|r| r.tid)
 }
 
 fn known(filters: &[Filter]) -> Vec<sys::seccomp::Filter> {
@@ -60,48 +124,81 @@ fn known(filters: &[Filter]) -> Vec<sys::seccomp::Filter> {
 /// Whether they can be set again here. `may`: with CAP_SYS_ADMIN.
 pub fn check(image: &Image<'_>, may: bool) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    if image.filters.is_empty() {
+    if image.filters.is_empty() && image.apart.is_empty() {
         return reasons;
     }
-    if !may && of(image).suspend {
+    let plan = Plan::new(image);
+    if !may && (plan.suspends() || plan.ends) {
         // where its filters would do, what they do not let through is what the leader ends with
-        let what = match setting(&image.filters, image.threads.len()).suspend {
+        let what = match plan.suspends() {
             true => "what sets them (munmap, seccomp)",
             false => "what ends its first thread, which has ended before (exit)",
         };
         let why = format!("they do not let through {what}, so they would have to be suspended for a moment");
         reasons.push(Reason::new("seccomp filters", why, "restore it as root"));
     }
-    if !image.process.no_new_privs && image.process.caps[2] & CAP_SYS_ADMIN == 0 {
-        let why = "the program has neither no_new_privs nor CAP_SYS_ADMIN, without which no filter can be set";
+    for r in plan.sets(image).filter(|r| !r.no_new_privs && r.caps[2] & CAP_SYS_ADMIN == 0) {
+        let who = if r.tid == image.process.pid { "the program".to_owned() } else { format!("its thread {}", r.tid) };
+        let why = format!("{who} has neither no_new_privs nor CAP_SYS_ADMIN, without which no filter can be set");
         reasons.push(Reason::new("seccomp filters", why, "restore an earlier checkpoint"));
+    }
+    let programs: BTreeSet<&[u8]> = every(image).map(|f| &f.code[..]).collect();
+    if programs.iter().map(|code| FPROG + code.len()).sum::<usize>() as u64 > sys::inject::BUFFER {
+        let why = "those of all its threads are longer than a restore has room for";
+        reasons.push(Reason::new(
+            "seccomp filters",
+            why,
+            "let threads share them, as those do that are set before the threads are made",
+        ));
     }
     reasons
 }
 
 /// What changes by the way they are set.
-pub fn notes(image: &Image<'_>) -> Option<String> {
-    let spreads = !image.filters.is_empty() && image.process.no_new_privs;
-    let without: Vec<i32> = image.rights.values().filter(|r| spreads && !r.no_new_privs).map(|r| r.tid).collect();
-    let why = "the seccomp filters of all are set by the first thread, which has it";
-    (!without.is_empty()).then(|| format!("its threads {without:?} get no_new_privs, which they had not: {why}"))
+pub fn notes(image: &Image<'_>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let without: Vec<i32> = spreads(image).collect();
+    let plan = Plan::new(image);
+    if plan.common > 0 && !without.is_empty() {
+        let why = "the seccomp filters of all are set by the first thread, which has it";
+        notes.push(format!("its threads {without:?} get no_new_privs, which they had not: {why}"));
+    }
+    let mut seen = BTreeSet::new();
+    let mut beyond = image.running().filter_map(|t| image.filters_of(t.tid).get(plan.common));
+    if beyond.any(|f| !seen.insert(&f.code[..])) {
+        notes.push("some of its threads have equal seccomp filters, each its own now: to set one more for all threads at once (SECCOMP_FILTER_FLAG_TSYNC) fails if it did not before".into());
+    }
+    notes
 }
 
-/// Puts the programs into the blob's buffer; the calls that set them.
+/// Every filter of any of its threads.
+fn every<'i>(image: &'i Image<'_>) -> impl Iterator<Item = &'i Filter> {
+    image.filters.iter().chain(image.apart.values().flatten())
+}
+
+/// Puts the programs into the blob's buffer, each once; the calls that set them.
 pub fn prepare(p: &Puppet, image: &Image<'_>) -> Step<SetFilters> {
-    let setting = of(image);
-    let (mut at, mut bytes, mut calls) = (p.layout.buffer(), Vec::new(), Vec::new());
-    for (f, (nr, [a, b])) in image.filters.iter().zip(&setting.calls) {
-        calls.push((*nr, [*a, *b, at]));
-        bytes.extend_from_slice(&(f.code.len() as u64 / sys::seccomp::INSTRUCTION as u64).to_le_bytes());
-        bytes.extend_from_slice(&(at + FPROG as u64).to_le_bytes());
-        bytes.extend_from_slice(&f.code);
-        at += (FPROG + f.code.len()) as u64;
+    let plan = Plan::new(image);
+    let (start, mut bytes, mut placed) = (p.layout.buffer(), Vec::new(), BTreeMap::new());
+    for f in every(image) {
+        placed.entry(&f.code[..]).or_insert_with(|| {
+            let at = start + bytes.len() as u64;
+            bytes.extend_from_slice(&(f.code.len() as u64 / sys::seccomp::INSTRUCTION as u64).to_le_bytes());
+            bytes.extend_from_slice(&(at + FPROG as u64).to_le_bytes());
+            bytes.extend_from_slice(&f.code);
+            at
+        });
     }
+    let put = |filters: &[Filter], s: &Setting| -> Vec<SetFilter> {
+        let one = |(f, (nr, [a, b])): (&Filter, &(i64, [u64; 2]))| Some((*nr, [*a, *b, *placed.get(&f.code[..])?]));
+        filters.iter().zip(&s.calls).filter_map(one).collect()
+    };
+    let calls = put(&image.filters, &plan.leader);
+    let threads = plan.own.iter().map(|(i, (filters, s))| (*i, put(filters, s))).collect();
     if !bytes.is_empty() {
-        p.mem.write(p.layout.buffer(), &bytes)?;
+        p.mem.write(start, &bytes)?;
     }
-    Ok(SetFilters { calls, suspend: setting.suspend })
+    Ok(SetFilters { calls, common: plan.common, threads, suspend: plan.suspends() || plan.ends })
 }
 
 #[cfg(test)]
@@ -116,7 +213,7 @@ mod tests {
     }
 
     fn calls(filters: &[Filter], threads: usize) -> (Vec<i64>, bool) {
-        let s = setting(filters, threads);
+        let s = leaders(filters, if threads > 1 { filters.len() } else { 0 });
         (s.calls.iter().map(|c| c.0).collect(), s.suspend)
     }
 

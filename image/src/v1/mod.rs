@@ -44,6 +44,8 @@ pub const SECTION_KEYS: u32 = 24;
 pub const SECTION_ENDED: u32 = 25;
 /// Section: `Vec<rights::Rights>`; not there if all threads have their process's.
 pub const SECTION_RIGHTS: u32 = 26;
+/// Section: [`seccomp::Apart`]; not there if all threads have their process's filters.
+pub const SECTION_APART: u32 = 28;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -59,6 +61,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_KEYS,
     SECTION_ENDED,
     SECTION_RIGHTS,
+    SECTION_APART,
 ];
 
 /// Version of each section that this build writes.

@@ -122,8 +122,9 @@ fn filters(mem: &RemoteMem, status: &Status) -> Result<u32, Absent> {
     if status.seccomp == Some(1) {
         return Err(Absent::Seccomp("its mode is strict".into()));
     }
-    let kept = seccomp::kept_in(Some(mem), status).map_err(|why| Absent::Seccomp(why.to_string()))?;
-    let judge = Judge::new(kept.filters, false);
+    let kept = seccomp::kept_in(Some(mem), status.pid, status.seccomp != Some(2))
+        .map_err(|why| Absent::Seccomp(why.to_string()))?;
+    let judge = Judge::new(kept.chains.all(), false);
     let calls = [needs::essential(), needs::conversation(), needs::agent()].concat();
     let refused = judge.refused(calls);
     if !refused.is_empty() {

@@ -1,7 +1,7 @@
 //! What the agent has kept of a program's filters: the kernel tells them only to who has CAP_SYS_ADMIN.
-use super::{Filter, INSTRUCTION};
+use super::{Chains, Filter, INSTRUCTION};
 use crate::mem::RemoteMem;
-use crate::procfs::status::Status;
+use crate::procfs;
 use std::fmt;
 use std::mem::offset_of;
 use wire::agent::{AgentPage, AGENT_FILTERS, AGENT_FILTERS_LEN, AGENT_FILTERS_LOST, AGENT_MAGIC, AGENT_PAGE};
@@ -9,8 +9,8 @@ use wire::agent::{AgentPage, AGENT_FILTERS, AGENT_FILTERS_LEN, AGENT_FILTERS_LOS
 /// What is known of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// The filters, the oldest first.
-    pub filters: Vec<Filter>,
+    /// The filters of each thread.
+    pub chains: Chains,
     /// How often the program had begun to set one.
     pub begun: u32,
 }
@@ -24,8 +24,10 @@ pub enum Unknown {
     Setting,
     /// Some could not be kept.
     Lost,
-    /// So many are kept, and so many there are: some were set before an execve, or not by the C library's functions.
+    /// So many are kept, and so many has the thread that has the most: some were set before an execve, or not by the C library's functions.
     Others(u32, u32),
+    /// So many are kept, and no thread has them all: threads have set some beside each other, and whose are whose cannot be told.
+    Beside(u32, u32),
 }
 
 impl fmt::Display for Unknown {
@@ -40,24 +42,26 @@ impl fmt::Display for Unknown {
                 f,
                 "it has {there} filters, and its agent has seen {kept} being set: others were set before its execve, or not by functions of its C library"
             ),
+            Unknown::Beside(kept, most) => write!(
+                f,
+                "its agent has seen {kept} filters being set, and none of its threads has more than {most}: which has which only the kernel could tell"
+            ),
         }
     }
 }
 
-/// Reads them. `status`: of the process's first thread.
-pub fn kept(pid: i32, status: &Status) -> Result<Kept, Unknown> {
-    kept_in(RemoteMem::open(pid).ok().as_ref(), status)
+/// Reads them.
+pub fn kept(pid: i32) -> Result<Kept, Unknown> {
+    kept_in(RemoteMem::open(pid).ok().as_ref(), pid, false)
 }
 
-/// The same of memory that is open, if it may be.
-pub(crate) fn kept_in(mem: Option<&RemoteMem>, status: &Status) -> Result<Kept, Unknown> {
-    let there = match (status.seccomp, status.seccomp_filters) {
-        (Some(2), n) => n,
-        _ => Some(0),
-    };
+/// The same of memory that is open, if it may be. `quick`: its first thread has none, and if its agent has seen none either, others are not asked.
+pub(crate) fn kept_in(mem: Option<&RemoteMem>, pid: i32, quick: bool) -> Result<Kept, Unknown> {
     let page = mem.and_then(|mem| Some((mem, page(mem)?)));
+    let none = quick && page.as_ref().is_some_and(|(_, p)| p.used == 0);
+    let counts = if none { Vec::new() } else { counts(pid) };
     let Some((mem, page)) = page else {
-        return if there == Some(0) { Ok(Kept::default()) } else { Err(Unknown::NoAgent) };
+        return if counts.iter().all(|c| c.1 == Some(0)) { Ok(Kept::default()) } else { Err(Unknown::NoAgent) };
     };
     if page.begun != page.ended {
         return Err(Unknown::Setting);
@@ -68,13 +72,37 @@ pub(crate) fn kept_in(mem: Option<&RemoteMem>, status: &Status) -> Result<Kept, 
     let mut bytes = vec![0; page.used.min(AGENT_FILTERS_LEN as u32) as usize];
     mem.read(AGENT_FILTERS, &mut bytes).map_err(|_| Unknown::NoAgent)?;
     let filters = parse(&bytes).ok_or(Unknown::Lost)?;
-    // kernels before 5.9 do not tell how many there are
-    match there {
-        // those of a thread that has ended are not the process's
-        Some(0) => Ok(Kept { filters: Vec::new(), begun: page.begun }),
-        Some(n) if n as usize == filters.len() => Ok(Kept { filters, begun: page.begun }),
-        n => Err(Unknown::Others(filters.len() as u32, n.unwrap_or(0))),
+    Ok(Kept { chains: whose(&filters, &counts)?, begun: page.begun })
+}
+
+/// How many filters each thread has; None: that is not told (kernels before 5.9). A thread in strict mode has none.
+fn counts(pid: i32) -> Vec<(i32, Option<u32>)> {
+    let of = |tid: i32| {
+        let s = procfs::status::read_task(pid, tid).ok()?;
+        Some((tid, if s.seccomp == Some(2) { s.seccomp_filters } else { Some(0) }))
+    };
+    procfs::tasks(pid).unwrap_or_default().into_iter().filter_map(of).collect()
+}
+
+/// Which of the filters that were set, in their order, each thread has. A filter is set upon those that its thread has, so all of them are a tree, and what a thread has
+/// is the way to one of its nodes. If one thread has them all, the tree is that one way, and every other thread stands somewhere on it: as far as it has
+/// filters.
+fn whose(kept: &[Filter], counts: &[(i32, Option<u32>)]) -> Result<Chains, Unknown> {
+    let most = counts.iter().map(|c| c.1.unwrap_or(u32::MAX)).max().unwrap_or(0);
+    let mut chains = Chains::default();
+    let have = kept.len() as u32;
+    match most {
+        // those of a thread that has ended are nobody's
+        0 => return Ok(chains),
+        u32::MAX => return Err(Unknown::Others(have, 0)),
+        n if n > have => return Err(Unknown::Others(have, n)),
+        n if n < have => return Err(Unknown::Beside(have, n)),
+        _ => {}
     }
+    for (tid, n) in counts {
+        chains.add(*tid, kept[..n.unwrap_or(0) as usize].to_vec());
+    }
+    Ok(chains)
 }
 
 /// How often the program has begun to set a filter, as far as its agent has seen.
@@ -133,5 +161,16 @@ mod tests {
         assert_eq!(parse(&b[..b.len() - 1]), None);
         assert_eq!(parse(&[0xff; 8]), None);
         assert_eq!(parse(&[]), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_thread_has_the_first_ones_where_one_has_them_all() {
+        let kept = [1, 2].map(|n| Filter { code: vec![n; 8], flags: 0 });
+        let chains = whose(&kept, &[(7, Some(0)), (8, Some(1)), (9, Some(2))]).unwrap();
+        assert_eq!((chains.of(7), chains.of(8), chains.of(9)), (&[][..], &kept[..1], &kept[..]));
+        assert_eq!(whose(&kept, &[(7, Some(0)), (8, Some(0))]), Ok(Chains::default()));
+        assert_eq!(whose(&kept, &[(7, Some(1)), (8, Some(1))]), Err(Unknown::Beside(2, 1)));
+        assert_eq!(whose(&kept, &[(7, Some(3))]), Err(Unknown::Others(2, 3)));
+        assert_eq!(whose(&kept, &[(7, None)]), Err(Unknown::Others(2, 0)));
     }
 }

@@ -3,9 +3,11 @@
 //! A call of ours that a filter forbids can kill the program, so none is made that was not judged before: what the blob and the agent always
 //! call by [`needs`], and each program of calls as it is sent ([`crate::channel::Channel`]).
 mod bpf;
+mod chains;
 mod kept;
 pub mod needs;
 
+pub use chains::Chains;
 pub(crate) use kept::kept_in;
 pub use kept::{begun, kept, Kept, Unknown};
 
@@ -61,7 +63,7 @@ pub fn verdict(filters: &[Filter], nr: i64, args: &Args) -> Verdict {
     filters.iter().map(|f| bpf::verdict(&f.code, &data)).max().unwrap_or(Verdict::Allowed)
 }
 
-/// Whether the filters of a process let a call of ours through.
+/// Whether the filters of a process let a call of ours through: all that any of its threads has, for which of them serves is not chosen by us.
 #[derive(Debug, Default)]
 pub struct Judge {
     filters: Vec<Filter>,

@@ -13,7 +13,7 @@ mod tasks;
 mod wake;
 
 pub use plan::{prepare, EntryPlan, Visit};
-pub use proto::{After, Entered, Frozen, LastCalls, SetFilters, Snapshot, Suspended, ThreadState, Tracer};
+pub use proto::{After, Entered, Frozen, LastCalls, SetFilter, SetFilters, Snapshot, ThreadState, Tracer};
 pub use raw::Rseq;
 
 use crate::inject::Layout;

@@ -2,10 +2,11 @@
 use super::{raw::Rseq, EntryPlan};
 use crate::channel::Watch;
 use crate::inject::Layout;
-use crate::seccomp::Filter;
+use crate::seccomp::Chains;
 use crate::sigframe::Regs;
 use crate::{Error, Result};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
@@ -48,16 +49,7 @@ pub struct Frozen {
     /// Threads that have ended but still stand in the list (a leader that called pthread_exit).
     pub ended: Vec<i32>,
     /// Where they were asked for, and the kernel tells: the seccomp filters, which are suspended until the release.
-    pub filters: Option<Suspended>,
-}
-
-/// Seccomp filters as the kernel tells them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Suspended {
-    /// Of the first thread, the oldest first.
-    pub filters: Vec<Filter>,
-    /// Threads that have others.
-    pub apart: Vec<i32>,
+    pub filters: Option<Chains>,
 }
 
 /// The blob is in.
@@ -99,11 +91,18 @@ pub struct LastCalls {
     pub end: Option<i32>,
 }
 
+/// Number and arguments of a system call that sets a filter.
+pub type SetFilter = (i64, [u64; 3]);
+
 /// How a restored process gets its seccomp filters.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SetFilters {
-    /// The system calls that set them: number and arguments. What they need lies in the blob's buffer.
-    pub calls: Vec<(i64, [u64; 3])>,
+    /// The system calls of the leader that set them, first those for all threads, of which there are [`SetFilters::common`]. What they need lies in the blob's buffer.
+    pub calls: Vec<SetFilter>,
+    /// How many of those come before the other threads' own.
+    pub common: usize,
+    /// Those of other threads, by their place among the threads.
+    pub threads: BTreeMap<usize, Vec<SetFilter>>,
     /// They would not let through what comes after them: they are suspended until it is let go.
     pub suspend: bool,
 }

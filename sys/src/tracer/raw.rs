@@ -168,13 +168,14 @@ pub fn pending(tid: i32, shared: bool) -> Result<Vec<Vec<u8>>> {
     }
 }
 
-/// The seccomp filters of a stopped thread, the oldest first. Only for who has CAP_SYS_ADMIN, and is under no filter itself.
+/// The seccomp filters of a stopped thread, the oldest first; none where it is in no such mode. Only for who has CAP_SYS_ADMIN, and is under no filter itself.
 pub fn seccomp_filters(tid: i32) -> Result<Vec<Filter>> {
     let mut all = Vec::new();
     loop {
         let n = all.len() as u64;
         let len = match call("PTRACE_SECCOMP_GET_FILTER", SECCOMP_GET_FILTER, tid, n, 0) {
             Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(all),
+            Err(e) if n == 0 && e.errno() == Some(libc::EINVAL) => return Ok(all),
             len => len? as usize,
         };
         let mut code = vec![0u64; len];

@@ -1,12 +1,11 @@
 //! The tracer process's main loop.
-use super::proto::{
-    read_msg, write_msg, After, Ask, Entered, Frozen, LastCalls, Snapshot, Suspended, Tell, ThreadState,
-};
+use super::proto::{read_msg, write_msg, After, Ask, Entered, Frozen, LastCalls, Snapshot, Tell, ThreadState};
 use super::tasks::Tasks;
 use super::{enter, raw, wake, EntryPlan};
 use crate::inject::Layout;
 use crate::mem::RemoteMem;
 use crate::pidfd::PidFd;
+use crate::seccomp::Chains;
 use crate::{fault, procfs, Error, Result};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -288,25 +287,17 @@ impl Server {
 }
 
 /// The seccomp filters of stopped threads, from here on suspended; None where that is not permitted.
-fn suspended(tasks: &Tasks) -> Result<Option<Suspended>> {
+fn suspended(tasks: &Tasks) -> Result<Option<Chains>> {
     let denied = |e: &Error| matches!(e.errno(), Some(libc::EACCES | libc::EPERM | libc::EINVAL | libc::EIO));
-    let stopped: Vec<i32> = tasks.all.iter().filter(|(_, t)| t.stopped).map(|(tid, _)| *tid).collect();
-    let first = stopped.iter().find(|t| **t == tasks.pid).or(stopped.first()).copied().unwrap_or(tasks.pid);
-    let filters = match raw::seccomp_filters(first) {
-        Err(e) if denied(&e) => return Ok(None),
-        f => f?,
-    };
-    let mut apart = Vec::new();
-    for tid in stopped {
-        if tid != first && raw::seccomp_filters(tid)? != filters {
-            apart.push(tid);
-        }
-        match raw::suspend_seccomp(tid, false) {
+    let mut chains = Chains::default();
+    for (tid, _) in tasks.all.iter().filter(|(_, t)| t.stopped) {
+        let filters = raw::seccomp_filters(*tid);
+        match filters.and_then(|f| raw::suspend_seccomp(*tid, false).map(|()| f)) {
             Err(e) if denied(&e) => return Ok(None),
-            done => done?,
+            f => chains.add(*tid, f?),
         }
     }
-    Ok(Some(Suspended { filters, apart }))
+    Ok(Some(chains))
 }
 
 fn kill(pid: i32, sig: i32) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The end of a restore: every thread, parked in the blob, is stopped there and given the state in which it goes on. So none of
 //! the program's calls is ever interrupted by us, none of its instructions runs before all is in place, and nobody is in
 //! the blob when it goes.
-use super::proto::{LastCalls, ThreadState};
+use super::proto::{LastCalls, SetFilter, ThreadState};
 use super::raw;
 use super::tasks::Tasks;
 use crate::sigframe::Regs;
@@ -16,17 +16,26 @@ pub fn wake(tasks: &mut Tasks, tids: &[i32], states: &[ThreadState], last: LastC
     let (_, leader) = leader.ok_or_else(|| Error::Unfit { what: "its threads are not those of the image".into() })?;
     tasks.stop_all()?;
     let xstate = raw::xstate(pid)?.len();
-    for (tid, state) in all {
+    let f = &last.filters;
+    for tid in tids.iter().filter(|tid| f.suspend && (**tid == pid || !f.threads.is_empty())) {
+        raw::suspend_seccomp(*tid, true)?;
+    }
+    last_call(tasks, pid, last.syscall, (libc::SYS_close, [last.close as u64, 0, 0]))?;
+    // those for all threads come first: the kernel sets none for a thread that has others already
+    let (common, own) = f.calls.split_at(f.common.min(f.calls.len()));
+    for call in common {
+        last_call(tasks, pid, last.syscall, *call)?;
+    }
+    for (i, (tid, state)) in all.enumerate() {
+        for call in f.threads.get(&(i + 1)).into_iter().flatten() {
+            last_call(tasks, *tid, last.syscall, *call)?;
+        }
         set_state(*tid, state, xstate)?;
     }
-    if last.filters.suspend {
-        raw::suspend_seccomp(pid, true)?;
+    for call in own {
+        last_call(tasks, pid, last.syscall, *call)?;
     }
-    last_call(tasks, last.syscall, libc::SYS_close, [last.close as u64, 0, 0])?;
-    for (nr, args) in &last.filters.calls {
-        last_call(tasks, last.syscall, *nr, *args)?;
-    }
-    last_call(tasks, last.syscall, libc::SYS_munmap, [last.unmap.0, last.unmap.1, 0])?;
+    last_call(tasks, pid, last.syscall, (libc::SYS_munmap, [last.unmap.0, last.unmap.1, 0]))?;
     match last.end {
         Some(status) => end_leader(tasks, &last, status),
         None => set_state(pid, leader, xstate),
@@ -66,26 +75,26 @@ pub fn let_go(tasks: &mut Tasks) -> Result<()> {
     Ok(())
 }
 
-/// A system call of the stopped leader, led from entry to exit.
-fn last_call(tasks: &mut Tasks, syscall: u64, nr: i64, a: [u64; 3]) -> Result<()> {
-    let pid = tasks.pid;
+/// A system call of a stopped thread, led from entry to exit.
+fn last_call(tasks: &mut Tasks, tid: i32, syscall: u64, (nr, a): SetFilter) -> Result<()> {
     let r =
-        Regs { rax: nr as u64, orig_rax: u64::MAX, rdi: a[0], rsi: a[1], rdx: a[2], rip: syscall, ..raw::regs(pid)? };
-    raw::set_regs(pid, &r)?;
+        Regs { rax: nr as u64, orig_rax: u64::MAX, rdi: a[0], rsi: a[1], rdx: a[2], rip: syscall, ..raw::regs(tid)? };
+    raw::set_regs(tid, &r)?;
     let mut seen = 0;
     while seen < 2 {
-        if let Some(t) = tasks.all.get_mut(&pid) {
+        if let Some(t) = tasks.all.get_mut(&tid) {
             t.stopped = false;
             t.at_syscall = false;
         }
-        raw::to_syscall(pid)?;
-        tasks.wait_stop(pid)?;
-        seen += tasks.all.get(&pid).is_some_and(|t| t.at_syscall) as u32;
+        raw::to_syscall(tid)?;
+        tasks.wait_stop(tid)?;
+        seen += tasks.all.get(&tid).is_some_and(|t| t.at_syscall) as u32;
     }
-    let done = raw::regs(pid)?.rax as i64;
+    let done = raw::regs(tid)?.rax as i64;
     if done != 0 {
-        let source = std::io::Error::from_raw_os_error(-done as i32);
-        return Err(Error::Inside { call: crate::syscalls::name(nr), pid, source });
+        // a positive one of seccomp(2) is a thread that could not be brought along
+        let source = std::io::Error::from_raw_os_error(if done > 0 { libc::EBUSY } else { -done as i32 });
+        return Err(Error::Inside { call: crate::syscalls::name(nr), pid: tid, source });
     }
     Ok(())
 }
