@@ -87,7 +87,8 @@ pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Che
         Err(more) => reasons.extend(more),
     }
     for (i, image) in tree.all.iter().enumerate() {
-        let mut c = Check { image, o, rights: rights.clone(), reasons: Vec::new(), notes: Vec::new() };
+        let foresee = depth == Depth::Try;
+        let mut c = Check { image, o, rights: rights.clone(), foresee, reasons: Vec::new(), notes: Vec::new() };
         c.process(all.pids, if i == 0 { depth } else { Depth::Look });
         // what stands in the way of several is said once, of the first
         let Check { reasons: own, notes, .. } = c;
@@ -111,6 +112,8 @@ struct Check<'a> {
     image: &'a Image<'a>,
     o: &'a RestoreOptions<'a>,
     rights: Rights,
+    /// Also what a restore says when it has tried it.
+    foresee: bool,
     reasons: Vec<Reason>,
     notes: Vec<String>,
 }
@@ -133,6 +136,7 @@ impl Check<'_> {
         self.cpu();
         self.kernel(pids);
         self.reasons.extend(crate::restore::seccomp::check(self.image, self.rights.has(CAP_SYS_ADMIN)));
+        self.notes.extend(crate::restore::cgroup::notes(self.image, self.foresee));
         if depth == Depth::Try {
             self.namespaces(pids);
             // a restore says what came of it

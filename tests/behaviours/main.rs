@@ -2,6 +2,7 @@
 mod agent;
 mod api;
 mod calls;
+mod cgroup;
 mod clock;
 mod daemon;
 mod doors;
@@ -41,6 +42,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(api::cases());
     all.extend(agent::cases(stage)?);
     all.extend(calls::cases());
+    all.extend(cgroup::cases());
     all.extend(clock::cases());
     all.extend(daemon::cases());
     all.extend(doors::cases());

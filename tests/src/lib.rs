@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod bed;
 pub mod case;
+pub mod cgroups;
 pub mod control;
 pub mod fuzz;
 pub mod hugepages;

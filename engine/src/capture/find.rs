@@ -180,6 +180,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         s.reasons.extend(odd);
         s.process();
         s.seccomp();
+        s.cgroups();
         s.smaps = smaps.join().map_err(super::record::panicked)??;
         Ok(())
     });

@@ -1,5 +1,6 @@
 //! Capture: the recorder, as a list of phases. It knows nothing of how it got in.
 
+mod cgroup;
 mod door;
 mod dropped;
 mod ended;

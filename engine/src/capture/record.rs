@@ -7,6 +7,7 @@ use super::tree::Kinship;
 use super::{inherited, rights, threads, Step, Survey};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
+use image::v1::cgroup::Cgroups;
 use image::v1::ended::First;
 use image::v1::files::Files;
 use image::v1::keys::{Keys, On};
@@ -302,6 +303,8 @@ pub(super) fn publish(
     let mut reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
     let ended = ended(&all, &kinship)?;
     let rights: Vec<Rights> = all.iter().flat_map(|r| r.rights.clone()).collect();
+    let cgroups: Vec<Cgroups> =
+        all.iter().filter_map(|r| super::cgroup::kept(r.seen.process.pid, &r.seen.cgroups)).collect();
     let mut apart = Apart::default();
     all.iter().flat_map(|r| &r.apart).for_each(|(tid, chain)| apart.add(*tid, chain));
     let states = all.iter().flat_map(|r| &r.threads);
@@ -352,6 +355,10 @@ pub(super) fn publish(
     }
     if !apart.threads.is_empty() {
         m.write_section(v1::SECTION_APART, v1::VERSION, true, &apart)?;
+    }
+    if !cgroups.is_empty() {
+        // a build that does not know it leaves each in the restoring command's, as it would without
+        m.write_section(v1::SECTION_CGROUPS, v1::VERSION, false, &cgroups)?;
     }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;

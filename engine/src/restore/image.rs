@@ -1,6 +1,7 @@
 //! What is to be made: the sections of a checkpoint, read and checked for sense. A tree of processes is an [`Image`] for each.
 use super::{Fault, Step};
 use crate::{Error, Kind};
+use ::image::v1::cgroup::{Cgroup, Cgroups};
 use ::image::v1::ended::First;
 use ::image::v1::files::{Content, Fd, Files, Lock, OpenFile};
 use ::image::v1::keys::Keys;
@@ -69,6 +70,8 @@ pub struct Image<'a> {
     pub apart: BTreeMap<i32, Vec<Filter>>,
     /// Its memory protection keys.
     pub keys: Option<Keys>,
+    /// The control groups that it was in; none: the root of each hierarchy.
+    pub cgroups: Vec<Cgroup>,
 }
 
 /// Bytes of a siginfo.
@@ -105,6 +108,7 @@ impl<'a> Tree<'a> {
         let mut rights: BTreeMap<i32, Rights> = rights.into_iter().map(|r| (r.tid, r)).collect();
         let apart: Apart = handle.manifest().read_section(v1::SECTION_APART)?.unwrap_or_default();
         let mut apart = chains(&apart).map_err(damaged)?;
+        let cgroups: Vec<Cgroups> = handle.manifest().read_section(v1::SECTION_CGROUPS)?.unwrap_or_default();
         let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc };
         for mut m in std::iter::once(first).chain(rest.members) {
             stop_in_the_end(&mut m.process, &mut m.threads);
@@ -117,6 +121,7 @@ impl<'a> Tree<'a> {
                 ended,
                 rights: own.collect(),
                 apart: filters.collect(),
+                cgroups: cgroups.iter().find(|c| c.pid == m.process.pid).map_or_else(Vec::new, |c| c.groups.clone()),
                 meta: meta.clone(),
                 parent: m.parent,
                 door: m.door,

@@ -7,6 +7,7 @@
 mod agent;
 pub(crate) mod aio;
 mod build;
+pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod creds;
 pub(crate) mod ended;

@@ -317,6 +317,9 @@ impl<'a, 't> Nursery<'a, 't> {
         // where Yama only lets ancestors trace: our tracer is none
         p.may(libc::SYS_prctl, &[Imm(PR_SET_PTRACER), Imm(u64::MAX)]);
         puppet.run(&p)?;
+        // what is said of the program goes for all that were where it was
+        let note = super::cgroup::put(here, image).filter(|n| !self.notes.contains(n));
+        self.notes.extend(super::named(i, image, Vec::from_iter(note)));
         self.born[i] = Some(puppet);
         self.heirs[i] = heir_of;
         Ok(())

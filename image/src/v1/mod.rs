@@ -5,6 +5,7 @@
 //! of its name. A kind that a build does not know is refused by its number.
 
 pub mod anon;
+pub mod cgroup;
 pub mod ended;
 pub mod files;
 pub mod inotify;
@@ -46,6 +47,8 @@ pub const SECTION_ENDED: u32 = 25;
 pub const SECTION_RIGHTS: u32 = 26;
 /// Section: [`seccomp::Apart`]; not there if all threads have their process's filters.
 pub const SECTION_APART: u32 = 28;
+/// Section: `Vec<cgroup::Cgroups>`, of each process that is in any but the root; not required, and not there if none is.
+pub const SECTION_CGROUPS: u32 = 29;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -62,6 +65,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_ENDED,
     SECTION_RIGHTS,
     SECTION_APART,
+    SECTION_CGROUPS,
 ];
 
 /// Version of each section that this build writes.

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 mod bytes;
 
 pub mod auxv;
+pub mod cgroup;
 pub mod fd;
 pub mod fdinfo;
 pub mod first;
