@@ -113,6 +113,7 @@ pub(crate) fn kind_name(k: u32) -> &'static str {
         (Kind::UnixPair, "unix pair"),
         (Kind::Path, "path"),
         (Kind::Memfd, "memfd"),
+        (Kind::HugeMemfd, "memfd"),
         (Kind::Socket, "socket"),
         (Kind::Inotify, "inotify"),
         (Kind::PidFd, "pidfd"),

@@ -7,7 +7,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("inotify/hidden", hidden);
     all.extend(Case::by_both_doors("inotify/unread", unread));
     all.extend(Case::by_both_doors("fifo/outside", fifo_outside));
-    for (what, why) in [("huge", "memory of huge pages (MFD_HUGETLB)"), ("secret", "secret memory (memfd_secret)")] {
+    for (what, why) in [("secret", "secret memory (memfd_secret)")] {
         all.extend(Case::by_both_doors(&format!("memfd/{what}"), move |bed, agent| {
             let mut target = Start::program("mem_memfd").args(["--what", what]).by_agent(agent).ready(bed)?;
             refused(bed, &mut target, &[why])

@@ -3,7 +3,7 @@
 #ifndef WITH_CHILD // tree_hugetlb has one
 #define WITH_CHILD false
 static const char *about = "private memory of huge pages: filled, in part, not at all, read-only, without access, without a reservation, not for children";
-static const char *usage = "  --shared         share it, which is refused\n";
+static const char *usage = "  --shared         share it, which only root can keep: in part it is not reserved\n";
 #endif
 static bool shared;
 static int own_option(const char *name, const char *value) {

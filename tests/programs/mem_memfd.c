@@ -2,7 +2,7 @@
 #include <setjmp.h>
 
 static const char *about = "memfds: unmapped and mapped, of one identity, with seals, without descriptor, sparse; deleted files mapped shared, with and without descriptor";
-static const char *usage = "  --what huge|secret   only one, of huge pages or secret: refused\n";
+static const char *usage = "  --what secret   only one, secret: refused\n";
 
 static const char *what;
 static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
@@ -32,11 +32,6 @@ static void setup(void) {
         writable = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, plain, 0);
         if (writable == MAP_FAILED) skip("no secret memory for us");
         strcpy((char *)writable, "secret");
-        return;
-    }
-    if (what) {
-        plain = (int)memfd_create("huge", MFD_HUGETLB);
-        if (plain < 0) skip("no hugetlbfs");
         return;
     }
     plain = new("plain one", 0, 5 * PAGE + 100);

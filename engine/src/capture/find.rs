@@ -561,12 +561,6 @@ pub(super) fn describe(v: &Vma) -> String {
 pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     let close = "unmap it before the checkpoint";
     match m.vma.kind() {
-        VmaKind::AnonHugepage if m.vma.perms.shared => {
-            return Some((
-                "shared memory of huge pages is not kept yet",
-                "run it without MAP_HUGETLB, or map it MAP_PRIVATE",
-            ))
-        }
         VmaKind::AnonInode(b"io_uring") | VmaKind::Vdso | VmaKind::Vvar | VmaKind::VvarVclock
             if m.protection_key.is_some_and(|k| k != 0) =>
         {
@@ -595,10 +589,10 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     if m.vma.kind() == VmaKind::File && (f(VmFlag::IO) || f(VmFlag::PFNMAP)) {
         return Some(("it maps a device", "close the device first"));
     }
-    if f(VmFlag::HUGETLB) && !super::hugetlb::is(&m.vma) {
+    if f(VmFlag::HUGETLB) && !super::hugetlb::is(&m.vma) && !super::hugetlb::is_shared(&m.vma) {
         return Some((
-            "huge pages of a file or of System V shared memory are not kept yet",
-            "run it without hugetlbfs",
+            "huge pages of a file, of System V shared memory, or of a memfd that is mapped MAP_PRIVATE are not kept yet",
+            "run it without hugetlbfs and SHM_HUGETLB, and map a memfd MAP_SHARED",
         ));
     }
     if f(VmFlag::UFFD_MISSING) || f(VmFlag::UFFD_WP) || f(VmFlag::UFFD_MINOR) {

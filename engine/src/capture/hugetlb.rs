@@ -1,13 +1,19 @@
-//! Private memory of huge pages (MAP_HUGETLB). It is read in the freeze: a snapshot child that still had it would take pages from the pool for what
-//! the program writes meanwhile, and lose its own where there are none.
+//! Memory of huge pages (MAP_HUGETLB). What is private is read in the freeze: a snapshot child that still had it would take pages from the pool for what
+//! the program writes meanwhile, and lose its own where there are none. What is shared is a file without a name, like a memfd of huge pages, and
+//! may be one: unnamed.rs.
 use super::observe::Child;
 use super::{Observer, Step};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::program::{Arg::Imm, Program};
 
-/// Whether this is such memory.
+/// Whether this is private memory of them.
 pub(super) fn is(v: &Vma) -> bool {
     v.kind() == VmaKind::AnonHugepage && !v.perms.shared
+}
+
+/// Whether this, which is of huge pages, is shared and has no name in a file system.
+pub(super) fn is_shared(v: &Vma) -> bool {
+    v.perms.shared && v.deleted && matches!(v.kind(), VmaKind::AnonHugepage | VmaKind::Memfd(_))
 }
 
 impl Observer<'_> {

@@ -41,7 +41,7 @@ pub(super) struct Unnamed {
     pub content: u32,
 }
 
-/// Memory shared with a file without a name: a memfd, or a deleted file.
+/// Memory shared with a file without a name: a memfd, a deleted file, or what the kernel makes for shared huge pages.
 pub(super) fn is_unnamed(v: &Vma) -> bool {
     if !(v.perms.shared && v.deleted) {
         return false;
@@ -49,7 +49,7 @@ pub(super) fn is_unnamed(v: &Vma) -> bool {
     // a living file may have a name that ends like that
     let lives = |path: &[u8]| std::fs::metadata(std::ffi::OsStr::from_bytes(path)).is_ok_and(|m| m.ino() == v.inode);
     let kind = v.kind();
-    matches!(kind, VmaKind::Memfd(_)) || kind == VmaKind::File && !lives(&v.full_path())
+    matches!(kind, VmaKind::Memfd(_) | VmaKind::AnonHugepage) || kind == VmaKind::File && !lives(&v.full_path())
 }
 
 impl Mapped {
@@ -141,7 +141,7 @@ pub(super) fn translate(v: &Vma, flags: &VmFlags, mapped: &mut Mapped) -> Option
         VmaKind::Vdso => out.backing = BACKING_VDSO,
         VmaKind::Vvar | VmaKind::VvarVclock => out.backing = BACKING_VVAR,
         VmaKind::AioRing => out.backing = BACKING_AIO,
-        VmaKind::AnonHugepage => out.backing = BACKING_HUGETLB,
+        VmaKind::AnonHugepage if !v.perms.shared => out.backing = BACKING_HUGETLB,
         VmaKind::AnonInode(b"io_uring") => {
             out.backing = BACKING_URING;
             out.share = v.inode;

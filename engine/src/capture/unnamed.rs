@@ -6,11 +6,13 @@ use super::{Observer, Step};
 use crate::{objects, Error, Kind, Reason};
 use image::v1::files::{Content, Files, OpenFile};
 use image::v1::objects::{Kind as Number, Memfd, Unnamed as Deleted};
+use nix::sys::statfs::fstatfs;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use sys::procfs::maps::{Vma, VmaKind};
-use sys::procfs::smaps::VmFlag;
+use sys::procfs::pagemap::Region;
+use sys::procfs::smaps::{Smap, VmFlag};
 
 const PAGE: u64 = image::PAGE_SIZE as u64;
 
@@ -30,6 +32,8 @@ struct Known {
     content: Content,
     seals: u32,
     mode: u32,
+    /// Size of its pages in KiB, if those are huge ones; else 0.
+    page_kb: u32,
 }
 
 /// Stores those whose content no descriptor has given yet, each as an open file without a descriptor.
@@ -55,9 +59,11 @@ pub(super) fn keep(all: &mut [Observer<'_>], begun: &[Begun], out: &mut Files) -
         contents.push(known.content);
         drop(contents);
         let (kind, data) = match v.kind() {
-            VmaKind::Memfd(name) => {
-                let m = Memfd { name: name.to_vec().into(), content, seals: known.seals, mode: known.mode };
-                (Number::Memfd, objects::encode(&m))
+            VmaKind::Memfd(_) | VmaKind::AnonHugepage => {
+                let name = v.path.strip_prefix(b"/memfd:").or(v.path.strip_prefix(b"/")).unwrap_or_default();
+                let (seals, mode, page_kb) = (known.seals, known.mode, known.page_kb);
+                let m = Memfd { name: name.to_vec().into(), content, seals, mode, page_kb };
+                (if page_kb > 0 { Number::HugeMemfd } else { Number::Memfd }, objects::encode(&m))
             }
             _ => {
                 let what = "its file was deleted; what other processes do with it is not kept";
@@ -82,13 +88,24 @@ pub(super) fn keep(all: &mut [Observer<'_>], begun: &[Begun], out: &mut Files) -
 /// What is mapped of it. Nobody has a descriptor, so seals (but for what they have made of the mappings) and mode are nobody's any more.
 fn by_memory(all: &mut [Observer<'_>], places: &[Place<'_>]) -> Step<Known> {
     let mut pieces = Vec::new();
+    let page_kb = all[places[0].0].huge_pages(places[0].1)?;
     for (of, v) in places {
         if super::memory::is_guarded(all[*of].survey.pid, v)? {
             let why = "guards (MADV_GUARD_INSTALL) hide what this file without a name holds there, and no descriptor leads to it";
             let remedy = "remove them (MADV_GUARD_REMOVE) before the checkpoint, or make it as root";
             return Err(all[*of].refused(Reason::new(super::find::describe(v), why, remedy)).into());
         }
-        for r in all[*of].shared_pages(v)? {
+        if page_kb > 0 && !all[*of].is_reserved(v) {
+            let why = "no descriptor leads to this file of huge pages without a name, and to look at those that are not reserved (MAP_NORESERVE) could take them from others";
+            let remedy = "keep a descriptor of it open, map it without MAP_NORESERVE, or make the checkpoint as root";
+            return Err(all[*of].refused(Reason::new(super::find::describe(v), why, remedy)).into());
+        }
+        // which huge pages there are nothing tells: those that are not are reserved, and are there when they have been read
+        let pages = match page_kb {
+            0 => all[*of].shared_pages(v)?,
+            _ => vec![Region { start: v.start, end: v.end, categories: Default::default() }],
+        };
+        for r in pages {
             pieces.push(Piece { offset: v.offset + (r.start - v.start), of: *of, addr: r.start, len: r.len() });
         }
     }
@@ -106,7 +123,7 @@ fn by_memory(all: &mut [Observer<'_>], places: &[Place<'_>]) -> Step<Known> {
     }
     let size = size(all, places);
     let pages = common.sink(|sink| Ok(sink.take_runs()))?;
-    Ok(Known { content: Content { size, pages }, seals: 0, mode: libc::S_IFREG | 0o700 })
+    Ok(Known { content: Content { size, pages }, seals: 0, mode: libc::S_IFREG | 0o700, page_kb })
 }
 
 /// How far it goes, to a page: behind its end a mapping cannot be read.
@@ -132,10 +149,28 @@ fn size(all: &[Observer<'_>], places: &[Place<'_>]) -> u64 {
 impl Observer<'_> {
     /// It is refused for another reason, or of a device: not to be read.
     fn is_special(&self, v: &Vma) -> bool {
-        let known =
-            self.smaps.get(self.smaps.partition_point(|m| m.vma.end <= v.start)).filter(|m| m.vma.start < v.end);
-        let special = [VmFlag::HUGETLB, VmFlag::IO, VmFlag::PFNMAP];
-        v.path == b"/secretmem" || known.is_some_and(|m| special.into_iter().any(|f| m.flags.has(f)))
+        let has = |f: VmFlag| self.survey_of(v).is_some_and(|m| m.flags.has(f));
+        let huge = has(VmFlag::HUGETLB) && !super::hugetlb::is_shared(v);
+        v.path == b"/secretmem" || huge || has(VmFlag::IO) || has(VmFlag::PFNMAP)
+    }
+
+    /// What the survey says of a mapping, or of what it is a part of.
+    fn survey_of(&self, v: &Vma) -> Option<&Smap> {
+        self.smaps.get(self.smaps.partition_point(|m| m.vma.end <= v.start)).filter(|m| m.vma.start < v.end)
+    }
+
+    /// Size of the pages of a mapping in KiB, if those are huge ones; else 0. One that is younger than the survey is looked at now.
+    fn huge_pages(&mut self, v: &Vma) -> Step<u32> {
+        if self.survey_of(v).is_none_or(|m| m.vma.inode != v.inode) {
+            self.smaps = sys::procfs::smaps::read(self.survey.pid)?.into();
+        }
+        let huge = self.survey_of(v).filter(|m| m.flags.has(VmFlag::HUGETLB));
+        Ok(huge.map_or(0, |m| m.kernel_page_kb as u32))
+    }
+
+    /// All its huge pages are there, or reserved.
+    fn is_reserved(&self, v: &Vma) -> bool {
+        self.survey_of(v).is_some_and(|m| !m.flags.has(VmFlag::NORESERVE))
     }
 
     /// The whole file, through the link of its mapping; None: that needs CAP_CHECKPOINT_RESTORE.
@@ -153,6 +188,7 @@ impl Observer<'_> {
         // no run of memory is in the sink: each process takes its own at once
         let read = |sink: &mut image::PageSink| Ok((objects::content::read(&file, sink)?, sink.take_runs()));
         let (size, pages) = self.common.sink(read)?;
-        Ok(Some(Known { content: Content { size, pages }, seals, mode: meta.mode() }))
+        let page_kb = fstatfs(&file).map_or(0, |s| objects::huge_kb(&s));
+        Ok(Some(Known { content: Content { size, pages }, seals, mode: meta.mode(), page_kb }))
     }
 }

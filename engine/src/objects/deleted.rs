@@ -122,6 +122,18 @@ fn unnamed(m: &mut Maker<'_>, id: u32, f: &OpenFile, u: &Unnamed) -> Step<i32> {
 
 /// Writes the pages of a run, as far as the file's size goes.
 fn fill(image: &Image<'_>, file: &std::fs::File, run: &::image::PageRun, size: u64) -> Step<()> {
+    each_page(image, run, &mut |at, pages| {
+        let len = (pages.len() as u64).min(size.saturating_sub(at)) as usize;
+        file.write_all_at(&pages[..len], at).map_err(|e| super::io("writing its content", e))
+    })
+}
+
+/// Reads the pages of a run, some at a time: what is done with those from an offset on.
+pub(super) fn each_page(
+    image: &Image<'_>,
+    run: &::image::PageRun,
+    with: &mut dyn FnMut(u64, &[u8]) -> Step<()>,
+) -> Step<()> {
     const PAGES: u64 = 256;
     let ::image::PageSource::Pack { pack, place } = run.source else { return Ok(()) };
     let packs = image.handle.packs();
@@ -133,9 +145,7 @@ fn fill(image: &Image<'_>, file: &std::fs::File, run: &::image::PageRun, size: u
         let n = PAGES.min(run.pages - done);
         let b = &mut buf[..(n * page) as usize];
         pack.read_pages(place + done, b)?;
-        let at = run.addr + done * page;
-        let len = (n * page).min(size.saturating_sub(at)) as usize;
-        file.write_all_at(&b[..len], at).map_err(|e| super::io("writing its content", e))?;
+        with(run.addr + done * page, b)?;
         done += n;
     }
     Ok(())

@@ -37,7 +37,7 @@ pub use fifo::{is_without_writer, Fifo};
 pub use inotify::Inotify;
 pub use linked::Linked;
 pub use memfd::Memfd;
-pub(crate) use memfd::{seal as memfd_seal, whole as memfd_whole};
+pub(crate) use memfd::{huge_kb, is as is_memfd, seal as memfd_seal, whole as memfd_whole};
 pub use mqueue::Mqueue;
 pub use named::{Device, Directory, OPath, Regular};
 pub use pidfd::{Handle, PidFd};
@@ -93,7 +93,8 @@ pub static ALL: &[&dyn Object] = &[
     &Mqueue,
     &ProcFile,
     &Regular,
-    &Memfd,
+    &Memfd::Huge,
+    &Memfd::Plain,
     &Linked,
     &Deleted,
     &Directory,

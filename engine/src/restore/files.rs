@@ -77,6 +77,7 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const INOTIFY: u32 = Kind::Inotify as u32;
     const PIDFD: u32 = Kind::PidFd as u32;
     const MEMFD: u32 = Kind::Memfd as u32;
+    const HUGE_MEMFD: u32 = Kind::HugeMemfd as u32;
     const MQUEUE: u32 = Kind::Mqueue as u32;
     const PROC: u32 = Kind::Proc as u32;
     const FIFO: u32 = Kind::Fifo as u32;
@@ -101,7 +102,8 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         UNIX_PAIR => &objects::UnixPair,
         INOTIFY => &objects::Inotify,
         PIDFD => &objects::PidFd,
-        MEMFD => &objects::Memfd,
+        MEMFD => &objects::Memfd::Plain,
+        HUGE_MEMFD => &objects::Memfd::Huge,
         MQUEUE => &objects::Mqueue,
         PROC => &objects::ProcFile,
         FIFO => &objects::Fifo,
@@ -281,6 +283,11 @@ impl<'a> Maker<'a> {
     /// A copy of one of its descriptors in this process; shares the open file.
     pub fn borrow_fd(&self, fd: i32) -> Step<std::os::fd::OwnedFd> {
         Ok(sys::pidfd::PidFd::open(self.puppet.pid)?.get(fd)?)
+    }
+
+    /// Writes into its memory.
+    pub fn write(&self, at: u64, bytes: &[u8]) -> Step<()> {
+        Ok(self.puppet.mem.write(at, bytes)?)
     }
 
     /// Its mappings as they are now.

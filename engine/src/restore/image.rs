@@ -361,6 +361,9 @@ fn sense(process: &Process, threads: &[Thread], memory: &Memory, files: &Opened)
         let label = f.label.escape_ascii();
         return Err(format!("a lock on {label} ends before it starts ({}, {})", l.start, l.end));
     }
+    if files.open.iter().any(super::hugetlb::odd_memfd) {
+        return Err("the huge pages of a file without a name make no sense".into());
+    }
     if let Some(t) = threads.iter().find(|t| t.regs.len() != 27) {
         return Err(format!("thread {} has {} registers instead of 27", t.tid, t.regs.len()));
     }

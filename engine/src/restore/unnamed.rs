@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use sys::program::{Arg::Imm, Program};
 
 /// The content that an open file is of, if it is one without a name.
-fn content(f: &OpenFile) -> Option<u32> {
+pub(super) fn content(f: &OpenFile) -> Option<u32> {
     match f.kind {
-        k if k == Kind::Memfd as u32 => files::decode::<Memfd>(f).ok().map(|m| m.content),
+        _ if objects::is_memfd(f) => files::decode::<Memfd>(f).ok().map(|m| m.content),
         k if k == Kind::Deleted as u32 => files::decode::<Unnamed>(f).ok().map(|d| d.content),
         _ => None,
     }
@@ -67,7 +67,7 @@ fn make(
         let why = "it is of a file that the image does not list";
         return Err(cannot(format!("mapping {:x}-{:x}", v.start, v.end), why, "run `ctl verify`"));
     };
-    let whole = if f.kind == Kind::Memfd as u32 { objects::memfd_whole } else { objects::deleted_whole };
+    let whole = if objects::is_memfd(f) { objects::memfd_whole } else { objects::deleted_whole };
     let mut none = Default::default();
     whole(&mut Maker::early(p, image, o, notes, &mut none), id, f)
 }
@@ -77,7 +77,7 @@ pub fn seal(all: &mut [Puppet], tree: &Tree<'_>, o: &RestoreOptions<'_>, notes: 
     let mut sealed = BTreeSet::new();
     for (p, image) in all.iter_mut().zip(&tree.all) {
         for (of, fd) in p.mapped.clone() {
-            let memfd = open_file(image, of).filter(|(_, f)| f.kind == Kind::Memfd as u32);
+            let memfd = open_file(image, of).filter(|(_, f)| objects::is_memfd(f));
             if let Some((_, f)) = memfd.filter(|_| sealed.insert(of)) {
                 let mut none = Default::default();
                 objects::memfd_seal(&mut Maker::early(p, image, o, notes, &mut none), fd, f)?;

@@ -52,6 +52,8 @@ pub enum Kind {
     PtyMaster = 32,
     /// Slave of one whose master is in the image: [`super::pty::Slave`].
     PtySlave = 33,
+    /// memfd_create(2) with MFD_HUGETLB, or shared memory of huge pages without a file: [`Memfd`].
+    HugeMemfd = 40,
 }
 
 /// A file with a name.
@@ -98,6 +100,8 @@ pub struct Memfd {
     pub seals: u32,
     /// Type and mode.
     pub mode: u32,
+    /// Size of its pages in KiB, of [`Kind::HugeMemfd`].
+    pub page_kb: u32,
 }
 
 /// The other end is outside.
