@@ -7,12 +7,10 @@ pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("inotify/hidden", hidden);
     all.extend(Case::by_both_doors("inotify/unread", unread));
     all.extend(Case::by_both_doors("fifo/outside", fifo_outside));
-    for (what, why) in [("secret", "secret memory (memfd_secret)")] {
-        all.extend(Case::by_both_doors(&format!("memfd/{what}"), move |bed, agent| {
-            let mut target = Start::program("mem_memfd").args(["--what", what]).by_agent(agent).ready(bed)?;
-            refused(bed, &mut target, &[why])
-        }));
-    }
+    all.extend(Case::by_both_doors("memfd/secret", |bed, agent| {
+        let mut target = Start::program("mem_memfd").args(["--what", "secret"]).by_agent(agent).ready(bed)?;
+        refused(bed, &mut target, &["secret memory (memfd_secret)"])
+    }));
     for (program, what, why) in [
         ("sysv_shm", "shared", "is marked to go, and other processes are attached to it"),
         ("fd_proc", "other", "which may be another one at a restore; let the program close it"),

@@ -17,6 +17,8 @@ const BEFORE: &str = "hugepages";
 pub struct HugePages {
     /// Until the case's process is gone, and all that had them.
     file: ManuallyDrop<Flock<File>>,
+    /// Of other runs on this machine, as long as that.
+    _pool: ManuallyDrop<Flock<File>>,
     before: u64,
 }
 
@@ -29,12 +31,14 @@ impl HugePages {
         let path = Stage::given()?.path.join(BEFORE);
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
         let file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).context("the lock of huge pages")?;
+        let pool = Flock::lock(File::open(POOL).context(POOL)?, FlockArg::LockExclusive).map_err(|(_, e)| e);
+        let pool = pool.context("the lock of the machine's huge pages")?;
         let before = match noted(&path) {
             Some(before) => before,
             None => there_are()?,
         };
         fs::write(&path, before.to_string())?;
-        let pages = HugePages { file: ManuallyDrop::new(file), before };
+        let pages = HugePages { file: ManuallyDrop::new(file), _pool: ManuallyDrop::new(pool), before };
         pages.set(n)?;
         let got = there_are()?;
         if got != before + n {

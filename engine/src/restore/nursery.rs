@@ -543,7 +543,7 @@ pub fn spawn(channel: &mut Channel, pid: i32, sock: i32, exit_signal: i32) -> St
 }
 
 fn unborn(pid: i32, e: &std::io::Error) -> Fault {
-    let remedy = "see /proc/sys/kernel/pid_max and the limit of processes; use --pids private if the PID is in use";
+    let remedy = "see /proc/sys/kernel/pid_max, the limit of processes and pids.max of its control group; use --pids private if the PID is in use";
     cannot(format!("PID {pid}"), format!("it cannot be made: {e}"), remedy)
 }
 

@@ -43,7 +43,7 @@ pub fn start(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
         for (r, t) in results.zip(others) {
             if r < 0 {
                 let e = std::io::Error::from_raw_os_error(-r as i32);
-                let remedy = "use --pids private if the TID is in use; raise the limit of processes (ulimit -u) if that is reached";
+                let remedy = "use --pids private if the TID is in use; raise the limit of processes (ulimit -u; pids.max of its control group) if that is reached";
                 return Err(cannot(format!("thread {}", t.tid), format!("it cannot be started: {e}"), remedy));
             }
             if fresh {

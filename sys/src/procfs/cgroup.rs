@@ -44,13 +44,13 @@ pub fn read_task(pid: Pid, tid: Pid) -> Result<Vec<Membership>> {
     read_with(&path_of(pid, &format!("task/{tid}/{FILE}")), parse)
 }
 
-/// The folder of a control group of version 2; None if no mount here shows it.
+/// The folder of a control group of version 2; None if no mount here shows it, or it is above this namespace's root.
 pub fn folder(path: &[u8]) -> Option<PathBuf> {
     folder_in(&mountinfo::read(std::process::id() as Pid).ok()?, path)
 }
 
 fn folder_in(mounts: &[mountinfo::Mount], path: &[u8]) -> Option<PathBuf> {
-    if path.starts_with(b"/..") {
+    if path.split(|b| *b == b'/').any(|name| name == b"..") {
         return None;
     }
     let below = |m: &mountinfo::Mount| {
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(at("/jobs").as_deref(), Some("/jobs here/"));
         assert_eq!(at("/jobs2").as_deref(), Some("/sys/fs/cgroup/unified/jobs2"));
         assert_eq!(at("/").as_deref(), Some("/sys/fs/cgroup/unified/"));
-        assert_eq!(at("/../x"), None);
+        assert_eq!((at("/../x"), at("/x/../../etc")), (None, None));
         assert_eq!(folder_in(&mounts[1..2], b"/x"), None);
     }
 }

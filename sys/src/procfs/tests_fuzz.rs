@@ -26,6 +26,7 @@ fn all(data: &[u8]) {
     let _ = timens::parse(data);
     let _ = ns::parse(data);
     let _ = auxv::parse(data);
+    let _ = cgroup::parse(data);
     let _ = mountinfo::parse(data);
     let _ = split_cmdline(data);
     let _ = sockdiag::parse_inet(data);

@@ -52,6 +52,7 @@ fn every_file_of_every_process_parses() {
         gone_or_fine("timers", timers::read(pid).err());
         gone_or_fine("mountinfo", mountinfo::read(pid).err());
         gone_or_fine("ns", ns::read(pid).err());
+        gone_or_fine("cgroup", cgroup::read(pid).err());
         gone_or_fine("children", children(pid).err());
         for fd in fd::list(pid).unwrap_or_default() {
             gone_or_fine("fdinfo", fdinfo::read(pid, fd.fd).err());
