@@ -60,7 +60,7 @@ mod tests {
     fn threads_share_what_they_have_in_common() {
         let [a, b] = [1, 2].map(|n| Filter { code: vec![n; 8].into(), flags: 0 });
         let mut apart = Apart::default();
-        apart.add(7, &[a.clone()]);
+        apart.add(7, std::slice::from_ref(&a));
         apart.add(8, &[a.clone(), b.clone()]);
         apart.add(9, &[]);
         assert_eq!(apart.filters, [a.clone(), b.clone()]);
