@@ -78,6 +78,8 @@ pub struct Process {
     pub threads: usize,
     /// Wait status with which its first thread has ended, while others run.
     pub first_ended: Option<i32>,
+    /// PID of the first process with which it shares its working directory and umask; None: with none before it.
+    pub shares_fs: Option<i32>,
     /// Wait status, as wait4(2) gives it, of one that had ended.
     pub ended: Option<i32>,
 }
@@ -175,7 +177,9 @@ pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
 
 fn processes(tree: &Tree<'_>) -> Vec<Process> {
     let text = |b: &[u8]| b.escape_ascii().to_string();
-    let living = tree.all.iter().map(|i| Process {
+    let first = |of: &[usize], i: usize| of.get(i).filter(|f| **f != i).map(|f| tree.all[*f].process.pid);
+    let living = tree.all.iter().enumerate().map(|(n, i)| Process {
+        shares_fs: first(&tree.shared[0], n),
         pid: i.process.pid,
         parent: i.parent,
         door: Some(i.door.clone()),
@@ -191,6 +195,7 @@ fn processes(tree: &Tree<'_>) -> Vec<Process> {
         name: text(&z.comm),
         threads: 0,
         first_ended: None,
+        shares_fs: None,
         ended: Some(z.status),
     });
     living.chain(zombies).collect()
@@ -215,6 +220,11 @@ impl fmt::Display for Summary {
         for p in &self.processes {
             if let Some(status) = p.first_ended {
                 writeln!(f, "has ended    the first thread of PID {}, wait status {status:#x}", p.pid)?;
+            }
+        }
+        for p in &self.processes {
+            if let Some(with) = p.shares_fs {
+                writeln!(f, "shares       PID {} has its working directory and umask together with PID {with}", p.pid)?;
             }
         }
         writeln!(

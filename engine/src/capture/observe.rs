@@ -64,7 +64,7 @@ pub(super) struct Seen {
 
 /// What a process said before its open files were looked at.
 pub(super) struct Begun {
-    process: Process,
+    pub process: Process,
     told: Vec<Told>,
     /// Its mappings.
     pub maps: Vec<Vma>,

@@ -343,6 +343,9 @@ pub(super) fn publish(
     if !rights.is_empty() {
         m.write_section(v1::SECTION_RIGHTS, v1::VERSION, true, &rights)?;
     }
+    if !kinship.shares.is_empty() {
+        m.write_section(v1::SECTION_SHARES, v1::VERSION, true, &kinship.shares)?;
+    }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;
     on_its_way.wait()?;

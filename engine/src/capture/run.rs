@@ -7,7 +7,7 @@ use super::observe::{lock, Child, Common, Observer, Seen};
 use super::record::{self, Recorder};
 use super::shared::Others;
 use super::tree::{self, Found, Kinship};
-use super::{door, explain, opened, sink, Fault, Phase, Step};
+use super::{door, explain, opened, shares, sink, Fault, Phase, Step};
 use crate::{spread, After, CaptureOptions, Captured, Error, Progress, Result};
 use image::store::{NewCheckpoint, Store};
 use image::v1::files::Files;
@@ -111,13 +111,13 @@ impl<'a> Run<'a> {
         let several = surveys.len() > 1 || !kinship.zombies.is_empty();
         let members = surveys.iter().map(|s| s.pid).collect();
         let common = Common::new(sink(&incoming)?, members, several);
-        let (mut all, files) = match self.observe(&surveys, inside, &entries, &common, &mut others) {
+        let (mut all, files) = match self.observe(&surveys, inside, &entries, &common, &mut others, &mut kinship) {
             Err(f) => return Err(self.shut_behind(f, &mut entries)?),
             seen => seen?,
         };
         for r in &mut all {
             self.at = r.obs.survey.pid;
-            r.obs.related(&mut kinship)?;
+            r.obs.ended_children(&mut kinship.zombies)?;
         }
         self.at = self.root;
         let adopted = adopted(&all, &kinship);
@@ -207,12 +207,15 @@ impl<'a> Run<'a> {
         entries: &[Entry],
         common: &Arc<Common>,
         others: &mut Others,
+        kinship: &mut Kinship,
     ) -> Step<(Vec<Recorded<'s>>, Files)> {
         let mut all = Vec::with_capacity(surveys.len());
         for (s, inside) in surveys.iter().zip(inside) {
             self.at = s.pid;
             all.push(Observer::new(s, inside, common.clone())?);
         }
+        self.at = self.root;
+        let shared = shares::find(&mut all)?;
         let with: Vec<(&mut Observer<'_>, &Listener)> =
             all.iter_mut().zip(entries.iter().map(|e| &e.listener)).collect();
         let said = spread::over(with.into_iter(), |_, (obs, l)| -> Step<_> { Ok((obs.begin()?, obs.listed(l)?)) });
@@ -226,6 +229,7 @@ impl<'a> Run<'a> {
             }
         }
         self.at = self.root;
+        kinship.shares = shares::kept(surveys, &begun, &kinship.parents, &shared)?;
         let members: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
         let mut opened = opened::join(listed, &lock(&common.hands))?;
         opened::mark(&mut opened, &members, &lock(&common.hands), others);

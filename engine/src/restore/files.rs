@@ -290,7 +290,7 @@ impl<'a> Maker<'a> {
 
     /// Makes a child of the new process that serves on its descriptor `sock`, and sends no signal when it ends; its PID there.
     pub fn spawn(&mut self, sock: i32) -> Step<i32> {
-        let made = super::nursery::spawn(&mut self.puppet.channel, 0, sock, 0)?;
+        let made = super::nursery::spawn(&mut self.puppet.channel, 0, sock, (0, 0))?;
         made.map_err(|e| super::Fault::Io("making a process".into(), e))
     }
 

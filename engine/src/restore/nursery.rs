@@ -5,6 +5,7 @@ use super::pids::Rights;
 use super::ptys::{self, Pty};
 use super::puppet::{end, reap, Puppet};
 use super::{build, cannot, clock, vdso, Fault, Step, Tree};
+use crate::sharing::Births;
 use crate::{Pids, RestoreOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -73,6 +74,8 @@ pub struct Nursery<'a, 't> {
     pub ptys: Vec<Pty>,
     own_vdso: Vec<vdso::Part>,
     born: Vec<Option<Puppet>>,
+    /// What they are born sharing.
+    births: Births,
     /// Of each the one whose memory it has by its birth.
     heirs: Vec<Option<usize>>,
     /// The socket of the next helper that stays.
@@ -115,6 +118,9 @@ impl<'a, 't> Nursery<'a, 't> {
             ptys,
             own_vdso: vdso::own()?,
             born: std::iter::repeat_with(|| None).take(n).collect(),
+            births: tree
+                .births()
+                .map_err(|_| cannot("process tree", "what they share was not looked at", "report this"))?,
             heirs: vec![None; n],
             next: n + 1,
             base: None,
@@ -236,18 +242,12 @@ impl<'a, 't> Nursery<'a, 't> {
     }
 
     /// A child of `parent` (None: of what bears those without parents) that serves on a socket, by its index; its PID as it knows it, and here.
-    fn spawn(&mut self, parent: Option<usize>, pid: i32, sock: usize, exit_signal: i32) -> Step<(i32, i32)> {
-        self.spawned(parent, pid, sock, exit_signal)?.map_err(|e| unborn(pid, &e))
+    fn spawn(&mut self, parent: Option<usize>, pid: i32, sock: usize, how: How) -> Step<(i32, i32)> {
+        self.spawned(parent, pid, sock, how)?.map_err(|e| unborn(pid, &e))
     }
 
     /// The same; or the kernel's answer.
-    fn spawned(
-        &mut self,
-        parent: Option<usize>,
-        pid: i32,
-        sock: usize,
-        exit_signal: i32,
-    ) -> Step<std::io::Result<(i32, i32)>> {
+    fn spawned(&mut self, parent: Option<usize>, pid: i32, sock: usize, how: How) -> Step<std::io::Result<(i32, i32)>> {
         let (number, private) = (self.socks[sock].number, self.pids == Pids::Private);
         let (channel, above) = match (parent, self.base.as_mut()) {
             (Some(p), _) => {
@@ -257,7 +257,7 @@ impl<'a, 't> Nursery<'a, 't> {
             (None, Some(base)) => (&mut base.channel, base.here),
             (None, None) => return Err(cannot("process tree", "there is nobody to bear it", "report this")),
         };
-        match spawn(channel, pid, number, exit_signal)? {
+        match spawn(channel, pid, number, how)? {
             Ok(inner) if private => Ok(Ok((inner, number_here(above, inner)?))),
             r => Ok(r.map(|inner| (inner, inner))),
         }
@@ -266,7 +266,7 @@ impl<'a, 't> Nursery<'a, 't> {
     /// Bears a process, as a child of another, whose memory it has then; None: of what bears those without parents.
     pub fn bear_at(&mut self, parent: Option<usize>, i: usize) -> Step<()> {
         let want = self.want(self.tree.all[i].process.pid);
-        let (inner, here) = self.spawn(parent, want, i, libc::SIGCHLD)?;
+        let (inner, here) = self.spawn(parent, want, i, (libc::SIGCHLD, self.births.with[i]))?;
         self.deliver(i, inner, here, parent)
     }
 
@@ -337,11 +337,11 @@ impl<'a, 't> Nursery<'a, 't> {
         Ok(())
     }
 
-    /// A child of `parent` for a while. It has the last socket: there is one at a time.
-    pub fn helper(&mut self, parent: Option<usize>) -> Step<Helper> {
-        let sock = self.socks.len() - 1;
+    /// A child of `parent` for a while, which is to bear process `i`. It has the last socket: there is one at a time.
+    pub fn helper(&mut self, parent: Option<usize>, i: usize) -> Step<Helper> {
+        let (sock, shares) = (self.socks.len() - 1, self.births.with[i]);
         for pid in self.spare() {
-            match self.spawned(parent, pid, sock, 0)? {
+            match self.spawned(parent, pid, sock, (0, shares))? {
                 Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
                 r => return Ok(Helper { here: r.map_err(|e| unborn(pid, &e))?.1, sock, parent }),
             }
@@ -354,7 +354,7 @@ impl<'a, 't> Nursery<'a, 't> {
         let sock = self.next;
         self.next += 1;
         let exit_signal = if waited_for { libc::SIGCHLD } else { 0 };
-        Ok(Helper { here: self.spawn(parent, pid, sock, exit_signal)?.1, sock, parent })
+        Ok(Helper { here: self.spawn(parent, pid, sock, (exit_signal, 0))?.1, sock, parent })
     }
 
     /// Numbers that nothing in the image has, of which some may be taken here.
@@ -377,7 +377,7 @@ impl<'a, 't> Nursery<'a, 't> {
     pub fn bear_by(&mut self, helper: &Helper, i: usize) -> Step<()> {
         let mut channel = self.talk(helper)?;
         let want = self.want(self.tree.all[i].process.pid);
-        let made = spawn(&mut channel, want, self.socks[i].number, libc::SIGCHLD)?;
+        let made = spawn(&mut channel, want, self.socks[i].number, (libc::SIGCHLD, self.births.with[i]))?;
         let inner = made.map_err(|e| unborn(want, &e))?;
         let here = if self.pids == Pids::Private { number_here(helper.here, inner)? } else { inner };
         self.deliver(i, inner, here, helper.parent)
@@ -395,6 +395,19 @@ impl<'a, 't> Nursery<'a, 't> {
             (Some(i), _) => drop(self.of(i)?.channel.run_all(&p)?),
             (None, Some(base)) => drop(base.channel.run_all(&p)?),
             (None, None) => {}
+        }
+        Ok(())
+    }
+
+    /// All are born: those who have shared something only so that others could be born to it leave it.
+    pub fn part(&mut self) -> Step<()> {
+        for (i, shares) in self.births.until.clone().into_iter().enumerate().filter(|(_, shares)| *shares != 0) {
+            let mut p = Program::new();
+            p.call(libc::SYS_unshare, &[Imm(shares as u64)]);
+            match self.base.as_mut() {
+                Some(base) if i == self.born.len() => drop(base.channel.run_all(&p)?),
+                _ => self.run(i, &p)?,
+            }
         }
         Ok(())
     }
@@ -494,10 +507,13 @@ fn no_spare() -> Fault {
     cannot("PIDs", "none is free for a helper", "use --pids private")
 }
 
+/// How one is born: its exit signal, and what it shares with who bears it (CLONE_ flags).
+type How = (i32, i32);
+
 /// Lets a process make another; its PID as it knows it, or the kernel's answer.
-pub fn spawn(channel: &mut Channel, pid: i32, sock: i32, exit_signal: i32) -> Step<std::io::Result<i32>> {
+pub fn spawn(channel: &mut Channel, pid: i32, sock: i32, (signal, shares): How) -> Step<std::io::Result<i32>> {
     let mut q = Vec::with_capacity(16);
-    for v in [pid, sock, exit_signal, 0] {
+    for v in [pid, sock, signal, shares] {
         q.extend_from_slice(&v.to_le_bytes());
     }
     let a = channel.ask(wire::OP_SPAWN, &q)?;

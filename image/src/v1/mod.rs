@@ -17,6 +17,7 @@ pub mod process;
 pub mod pty;
 pub mod rights;
 pub mod seccomp;
+pub mod shares;
 pub mod sockets;
 pub mod sysvipc;
 pub mod tree;
@@ -44,6 +45,8 @@ pub const SECTION_KEYS: u32 = 24;
 pub const SECTION_ENDED: u32 = 25;
 /// Section: `Vec<rights::Rights>`; not there if all threads have their process's.
 pub const SECTION_RIGHTS: u32 = 26;
+/// Section: `Vec<shares::Shares>`, of each process that shares anything with an earlier one; not there if none does.
+pub const SECTION_SHARES: u32 = 27;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -59,6 +62,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_KEYS,
     SECTION_ENDED,
     SECTION_RIGHTS,
+    SECTION_SHARES,
 ];
 
 /// Version of each section that this build writes.

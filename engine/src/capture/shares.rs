@@ -1,0 +1,88 @@
+//! What processes share that are no threads of each other (clone(2)): asked of the kernel (kcmp) when all of them stand still.
+use super::observe::{Begun, Observer};
+use super::tree::{sharing, VM};
+use super::{Step, Survey};
+use crate::sharing::{Groups, Kin, KINDS};
+use image::v1::shares::Shares;
+use sys::kcmp::Resource;
+use sys::program::Program;
+
+/// Most questions in one program.
+const AT_ONCE: usize = 2048;
+
+/// What may not be shared.
+const REFUSED: [(Resource, &str); 2] = [(Resource::Vm, VM), (Resource::Files, "its descriptors (CLONE_FILES)")];
+
+/// What may, in the order of [`KINDS`].
+const KEPT: [Resource; KINDS.len()] = [Resource::Fs];
+
+/// The first with which each shares; refuses what may not be shared.
+pub(super) fn find(all: &mut [Observer<'_>]) -> Step<Groups> {
+    let mut groups = Groups::default();
+    if all.len() < 2 {
+        groups.iter_mut().for_each(|of| of.push(0));
+        return Ok(groups);
+    }
+    for (what, words) in REFUSED {
+        let firsts = firsts(all, what)?;
+        if let Some((i, first)) = firsts.into_iter().enumerate().find(|(i, first)| first != i) {
+            let with = all[first].survey.pid;
+            all[i].survey.refuse_for(vec![sharing(all[i].survey, words, with)])?;
+        }
+    }
+    for (of, what) in groups.iter_mut().zip(KEPT) {
+        *of = firsts(all, what)?;
+    }
+    Ok(groups)
+}
+
+/// The first with which each shares.
+fn firsts(all: &mut [Observer<'_>], what: Resource) -> Step<Vec<usize>> {
+    let pids: Vec<i32> = all.iter().map(|o| o.survey.pid).collect();
+    match sys::kcmp::firsts(&pids, what) {
+        Ok(firsts) => Ok(firsts),
+        Err(_) => inside(all, what),
+    }
+}
+
+/// The same, asked by each of itself and those before it: where that is not permitted from outside.
+fn inside(all: &mut [Observer<'_>], what: Resource) -> Step<Vec<usize>> {
+    let living: Vec<i32> = all.iter().map(|o| o.survey.inner_living()).collect();
+    // one of each class
+    let (mut classes, mut firsts): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+    for (i, obs) in all.iter_mut().enumerate() {
+        let mut first = i;
+        for some in classes.chunks(AT_ONCE) {
+            let mut p = Program::new();
+            let ask = |p: &mut Program, with: usize| {
+                let a = [living[with].into(), living[i].into(), (what as i32).into(), 0.into(), 0.into()];
+                p.may(libc::SYS_kcmp, &a)
+            };
+            let asked: Vec<_> = some.iter().map(|c| (*c, ask(&mut p, *c))).collect();
+            let r = obs.channel.run(&p)?;
+            for (with, c) in asked {
+                let order = r.get(c).map_err(|e| sys::Error::call("kcmp of it and another", obs.survey.pid, e))?;
+                if order == 0 {
+                    first = with;
+                }
+            }
+        }
+        if first == i {
+            classes.push(i);
+        }
+        firsts.push(first);
+    }
+    Ok(firsts)
+}
+
+/// What each shares, in the image's words; refuses what a restore could not make so again. `parents`: in the order of the processes.
+pub(super) fn kept(all: &[Survey], begun: &[Begun], parents: &[i32], groups: &Groups) -> Step<Vec<Shares>> {
+    let kin = |(b, parent): (&Begun, &i32)| Kin { pid: b.process.pid, parent: *parent, sid: b.process.sid };
+    let kin: Vec<Kin> = begun.iter().zip(parents).map(kin).collect();
+    if let Err(apart) = crate::sharing::plan(&kin, groups) {
+        all[0].refuse_for(apart.iter().map(|a| a.reason(|i| all[i].describe())).collect())?;
+    }
+    let with = |kind: usize, i: usize| Some(groups[kind][i]).filter(|first| *first != i).map_or(0, |f| kin[f].pid);
+    let one = |i: usize| Shares { pid: kin[i].pid, fs: with(0, i), files: 0 };
+    Ok((0..kin.len()).map(one).filter(|s| s.fs != 0).collect())
+}
