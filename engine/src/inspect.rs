@@ -1,5 +1,6 @@
 //! What a checkpoint holds, for people and scripts.
 use crate::restore::{explain, Tree};
+use crate::sharing::{FILES, FS};
 use crate::Result;
 use image::v1::memory::*;
 use image::v1::objects::Kind;
@@ -80,6 +81,8 @@ pub struct Process {
     pub first_ended: Option<i32>,
     /// PID of the first process with which it shares its working directory and umask; None: with none before it.
     pub shares_fs: Option<i32>,
+    /// The same of its descriptors, which are listed there.
+    pub shares_files: Option<i32>,
     /// Wait status, as wait4(2) gives it, of one that had ended.
     pub ended: Option<i32>,
 }
@@ -179,7 +182,8 @@ fn processes(tree: &Tree<'_>) -> Vec<Process> {
     let text = |b: &[u8]| b.escape_ascii().to_string();
     let first = |of: &[usize], i: usize| of.get(i).filter(|f| **f != i).map(|f| tree.all[*f].process.pid);
     let living = tree.all.iter().enumerate().map(|(n, i)| Process {
-        shares_fs: first(&tree.shared[0], n),
+        shares_fs: first(&tree.shared[FS], n),
+        shares_files: first(&tree.shared[FILES], n),
         pid: i.process.pid,
         parent: i.parent,
         door: Some(i.door.clone()),
@@ -196,6 +200,7 @@ fn processes(tree: &Tree<'_>) -> Vec<Process> {
         threads: 0,
         first_ended: None,
         shares_fs: None,
+        shares_files: None,
         ended: Some(z.status),
     });
     living.chain(zombies).collect()
@@ -223,8 +228,10 @@ impl fmt::Display for Summary {
             }
         }
         for p in &self.processes {
-            if let Some(with) = p.shares_fs {
-                writeln!(f, "shares       PID {} has its working directory and umask together with PID {with}", p.pid)?;
+            for (what, with) in [("working directory and umask", p.shares_fs), ("descriptors", p.shares_files)] {
+                if let Some(with) = with {
+                    writeln!(f, "shares       PID {} has its {what} together with PID {with}", p.pid)?;
+                }
             }
         }
         writeln!(

@@ -5,7 +5,13 @@ use crate::Reason;
 use std::collections::BTreeMap;
 
 /// What can be shared, in the order of [`Groups`].
-pub(crate) const KINDS: [(i32, &str); 1] = [(libc::CLONE_FS, "its working directory and umask (CLONE_FS)")];
+pub(crate) const KINDS: [(i32, &str); 2] = [
+    (libc::CLONE_FS, "its working directory and umask (CLONE_FS)"),
+    (libc::CLONE_FILES, "its descriptors (CLONE_FILES)"),
+];
+/// Where those are.
+pub(crate) const FS: usize = 0;
+pub(crate) const FILES: usize = 1;
 
 /// Of each kind and process, the first process with which it shares; itself, if it shares with none that comes before it.
 pub(crate) type Groups = [Vec<usize>; KINDS.len()];

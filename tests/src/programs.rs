@@ -156,7 +156,7 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
                 all.push(Variant::of(&name).with(&["--what", "orphans"]).door(Door::Launched));
             }
             "tree_shares" => {
-                for what in ["fs"] {
+                for what in ["fs", "files", "both", "mixed"] {
                     all.push(Variant::of(&name).with(&["--what", what]));
                 }
             }

@@ -166,11 +166,11 @@ impl Look for Outside {
 
 /// All open files of a process, its descriptors grouped by what they share.
 ///
-/// `frozen`: it stands still, and this descriptor in it is ours. While it runs (None) a descriptor may close between two looks at it: it is left out, and the freeze lists anew.
+/// `frozen`: it stands still, and these descriptors in it are ours. While it runs (None) a descriptor may close between two looks at it: it is left out, and the freeze lists anew.
 /// In the freeze nothing may be left out, so there it is an error.
-pub(super) fn list(pid: i32, look: &mut dyn Look, frozen: Option<i32>) -> Step<Vec<FileView>> {
+pub(super) fn list(pid: i32, look: &mut dyn Look, frozen: Option<&[i32]>) -> Step<Vec<FileView>> {
     let mut fds = sys::procfs::fd::list(pid)?;
-    fds.retain(|f| Some(f.fd) != frozen);
+    fds.retain(|f| !frozen.is_some_and(|ours| ours.contains(&f.fd)));
     let frozen = frozen.is_some();
     let mut views: Vec<FileView> = Vec::with_capacity(fds.len());
     for f in fds {
@@ -320,10 +320,10 @@ impl FileView {
 }
 
 /// Notes what the caller decided about each, and which are libdormouse's own.
-pub(super) fn decide(views: &mut [FileView], e: &Externals, block: Option<&Block>) {
+pub(super) fn decide(views: &mut [FileView], e: &Externals, blocks: &[Block]) {
     for v in views {
         let inode = v.stat.as_ref().map_or(0, |s| s.ino);
-        if v.socket.is_some() && block.is_some_and(|b| v.fds.iter().any(|f| b.is_connection(f.0, inode))) {
+        if v.socket.is_some() && blocks.iter().any(|b| v.fds.iter().any(|f| b.is_connection(f.0, inode))) {
             v.ours = true;
             v.decided = Some(External::Path("/dev/null".into()));
             continue;

@@ -232,8 +232,8 @@ pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
     }
     others.mark(&members, &mut all.iter_mut().flat_map(|s| &mut s.files).collect::<Vec<_>>());
     for (s, look) in all.iter_mut().zip(&mut looks) {
-        let block = s.block();
-        files::decide(&mut s.files, &s.external, block.as_ref());
+        let block = Vec::from_iter(s.block());
+        files::decide(&mut s.files, &s.external, &block);
         s.open_files(look.as_mut(), (&members, above), &ends).map_err(|f| explain(f, &s.attempted, "find", false))?;
     }
     Ok(())
@@ -441,7 +441,7 @@ impl Survey {
             files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), again.iter_mut(), &now);
             handles::mark(again.iter_mut(), members.0, members.1);
             Others::default().mark(members.0, &mut again.iter_mut().collect::<Vec<_>>());
-            files::decide(&mut again, &self.external, self.block().as_ref());
+            files::decide(&mut again, &self.external, &Vec::from_iter(self.block()));
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
         }

@@ -6,6 +6,7 @@ use super::locked::Locked;
 use super::memory::Unnamed;
 use super::opened::AllHands;
 use super::pending::Pending;
+use super::shares::Table;
 use super::told::{ServerTold, Told};
 use super::{Fault, Step};
 use crate::{objects, Door, Error, Reason, Result};
@@ -293,8 +294,8 @@ impl<'a> Observer<'a> {
         Ok(Begun { process, told, maps })
     }
 
-    /// What is left, when all open files are known. `fds`, `locks`: its own.
-    pub(super) fn end(&mut self, b: Begun, fds: Vec<Fd>, locks: Vec<(u32, Lock)>) -> Step<Seen> {
+    /// What is left, when all open files are known. `fds`, `locks`: its own; `table`: its descriptors, whichever process has them.
+    pub(super) fn end(&mut self, b: Begun, (fds, table): (Vec<Fd>, &[Fd]), locks: Vec<(u32, Lock)>) -> Step<Seen> {
         let Begun { process, told, maps } = b;
         self.survey.refuse_for(super::sysv::shared_with_others(&maps, self.survey.pid, &self.common.members))?;
         let pending = match self.door() {
@@ -303,7 +304,7 @@ impl<'a> Observer<'a> {
             Door::Agent => Some(self.pending(&told)?),
         };
         self.asynchronous(&maps)?;
-        self.survey.refuse_for(objects::uring_strays(self.survey.pid, &self.views, &fds, &maps))?;
+        self.survey.refuse_for(objects::uring_strays(self.survey.pid, &self.views, table, &maps))?;
         self.report_dropped(&maps);
         self.unforkable(&maps)?;
         let lacks = self.smaps.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
@@ -467,24 +468,27 @@ impl<'a> Observer<'a> {
         self.survey.threads.get(&tid).map_or(tid, |t| t.inner_tid)
     }
 
-    /// What it has open, but for the descriptor that the blob talks through.
-    pub(super) fn listed(&mut self, l: &Listener) -> Step<Vec<FileView>> {
+    /// What it has open, but for the descriptors that blobs talk through: nothing, if its table is that of an earlier process.
+    pub(super) fn listed(&mut self, l: &Listener, table: Option<Table>) -> Step<Vec<FileView>> {
         let (pid, inner) = (self.survey.pid, self.survey.inner_living());
-        let ours = self.own_descriptor()?;
         let mut hands = Hands { copies: Copies::default(), pidfd: PidFd::with_files(pid)? };
+        let Some(Table { ours, blocks }) = table else {
+            lock(&self.common.hands).insert(pid, hands);
+            return Ok(Vec::new());
+        };
         let mut views = if self.agent.is_some() {
             // rings of io_uring cannot be passed over (SCM_RIGHTS)
-            let passed = |(fd, link): (i32, Vec<u8>)| (fd != ours && link != objects::RING).then_some(fd);
+            let passed = |(fd, link): (i32, Vec<u8>)| (!ours.contains(&fd) && link != objects::RING).then_some(fd);
             let numbers: Vec<i32> = procfs::fd::links(pid)?.into_iter().filter_map(passed).collect();
             let uid = self.survey.status.uid.effective;
             hands.copies = Copies::fetch(&mut self.channel, l, uid, &numbers)?;
             let mut look = FromInside { channel: &mut self.channel, copies: &hands.copies, pid: inner };
-            files::list(pid, &mut look, Some(ours))?
+            files::list(pid, &mut look, Some(&ours))?
         } else {
-            files::list(pid, &mut files::Outside::new(pid)?, Some(ours))?
+            files::list(pid, &mut files::Outside::new(pid)?, Some(&ours))?
         };
         super::ptys::ask_close_on_exec(&mut self.channel, &mut views)?;
-        files::decide(&mut views, &self.survey.external, self.block.as_ref());
+        files::decide(&mut views, &self.survey.external, &blocks);
         lock(&self.common.hands).insert(pid, hands);
         Ok(views)
     }
@@ -513,7 +517,7 @@ impl<'a> Observer<'a> {
     }
 
     /// The blob's own socket.
-    fn own_descriptor(&self) -> Step<i32> {
+    pub(super) fn own_descriptor(&self) -> Step<i32> {
         if let Some(sock) = self.agent {
             return Ok(sock);
         }

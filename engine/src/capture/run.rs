@@ -8,6 +8,7 @@ use super::record::{self, Recorder};
 use super::shared::Others;
 use super::tree::{self, Found, Kinship};
 use super::{door, explain, opened, shares, sink, Fault, Phase, Step};
+use crate::sharing::FILES;
 use crate::{spread, After, CaptureOptions, Captured, Error, Progress, Result};
 use image::store::{NewCheckpoint, Store};
 use image::v1::files::Files;
@@ -145,6 +146,10 @@ impl<'a> Run<'a> {
         }
         self.at = self.root;
         self.enter(Phase::Thaw)?;
+        for i in &kinship.tables {
+            self.at = all[*i].obs.survey.pid;
+            entries[*i].way.leave()?;
+        }
         entries.iter_mut().for_each(|e| e.way.let_go());
         let mut pauses = Vec::with_capacity(all.len());
         for (r, e) in all.iter().zip(&mut entries) {
@@ -216,9 +221,12 @@ impl<'a> Run<'a> {
         }
         self.at = self.root;
         let shared = shares::find(&mut all)?;
-        let with: Vec<(&mut Observer<'_>, &Listener)> =
-            all.iter_mut().zip(entries.iter().map(|e| &e.listener)).collect();
-        let said = spread::over(with.into_iter(), |_, (obs, l)| -> Step<_> { Ok((obs.begin()?, obs.listed(l)?)) });
+        let tables = shares::tables(&all, &shared)?;
+        let with: Vec<_> = all.iter_mut().zip(entries.iter().map(|e| &e.listener)).zip(tables).collect();
+        let ask = |_, ((obs, l), table): ((&mut Observer<'_>, &Listener), _)| -> Step<_> {
+            Ok((obs.begin()?, obs.listed(l, table)?))
+        };
+        let said = spread::over(with.into_iter(), ask);
         let (mut begun, mut listed) = (Vec::new(), Vec::new());
         for (s, one) in surveys.iter().zip(said) {
             self.at = s.pid;
@@ -229,6 +237,7 @@ impl<'a> Run<'a> {
             }
         }
         self.at = self.root;
+        kinship.tables = shares::sharers(&shared[FILES]).collect();
         kinship.shares = shares::kept(surveys, &begun, &kinship.parents, &shared)?;
         let members: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
         let mut opened = opened::join(listed, &lock(&common.hands))?;
@@ -254,10 +263,10 @@ impl<'a> Run<'a> {
         super::sysvipc::look(&mut all, common)?;
         files.contents = std::mem::take(&mut *lock(&common.contents));
         let mut recorded = Vec::with_capacity(all.len());
-        let own = opened.fds.into_iter().zip(opened.locks);
-        for ((mut obs, begun), (fds, locks)) in all.into_iter().zip(begun).zip(own) {
+        let own = opened.fds.iter().zip(opened.locks).zip(&shared[FILES]);
+        for ((mut obs, begun), ((fds, locks), first)) in all.into_iter().zip(begun).zip(own) {
             self.at = obs.survey.pid;
-            let seen = obs.end(begun, fds, locks)?;
+            let seen = obs.end(begun, (fds.clone(), &opened.fds[*first]), locks)?;
             recorded.push(Recorded { obs, seen });
         }
         Ok((recorded, files))
@@ -314,6 +323,7 @@ impl<'a> Run<'a> {
         records[0].note_frozen(frozen.elapsed());
         self.enter(Phase::Publish)?;
         self.at = self.root;
+        let tables = files.1.tables.clone();
         // until they are let go: when the conversation ends, the blob lets everyone run
         let talks: Vec<_> = records.iter_mut().map(|r| r.talk.take()).collect();
         let mut done = match record::publish(records, files, incoming, self.o, began) {
@@ -331,6 +341,11 @@ impl<'a> Run<'a> {
         self.enter(Phase::Thaw)?;
         done.pause = Duration::ZERO;
         let mut wrong = None;
+        for i in tables.into_iter().filter(|_| after != tracer::After::Kill) {
+            if let Err(f) = entries[i].way.leave() {
+                wrong.get_or_insert((pids[i], f));
+            }
+        }
         // children first: a parent is not to see the end of one. Whatever goes wrong with one, none of the others is to run on without it
         for ((pid, e), before) in pids.iter().zip(&mut entries).zip(before).rev() {
             self.at = *pid;

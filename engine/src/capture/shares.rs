@@ -2,19 +2,17 @@
 use super::observe::{Begun, Observer};
 use super::tree::{sharing, VM};
 use super::{Step, Survey};
-use crate::sharing::{Groups, Kin, KINDS};
+use crate::sharing::{Groups, Kin, FILES, FS, KINDS};
 use image::v1::shares::Shares;
+use std::collections::BTreeSet;
 use sys::kcmp::Resource;
 use sys::program::Program;
 
 /// Most questions in one program.
 const AT_ONCE: usize = 2048;
 
-/// What may not be shared.
-const REFUSED: [(Resource, &str); 2] = [(Resource::Vm, VM), (Resource::Files, "its descriptors (CLONE_FILES)")];
-
-/// What may, in the order of [`KINDS`].
-const KEPT: [Resource; KINDS.len()] = [Resource::Fs];
+/// What may be shared, in the order of [`KINDS`].
+const KEPT: [Resource; KINDS.len()] = [Resource::Fs, Resource::Files];
 
 /// The first with which each shares; refuses what may not be shared.
 pub(super) fn find(all: &mut [Observer<'_>]) -> Step<Groups> {
@@ -23,12 +21,9 @@ pub(super) fn find(all: &mut [Observer<'_>]) -> Step<Groups> {
         groups.iter_mut().for_each(|of| of.push(0));
         return Ok(groups);
     }
-    for (what, words) in REFUSED {
-        let firsts = firsts(all, what)?;
-        if let Some((i, first)) = firsts.into_iter().enumerate().find(|(i, first)| first != i) {
-            let with = all[first].survey.pid;
-            all[i].survey.refuse_for(vec![sharing(all[i].survey, words, with)])?;
-        }
+    if let Some((i, first)) = firsts(all, Resource::Vm)?.into_iter().enumerate().find(|(i, first)| first != i) {
+        let with = all[first].survey.pid;
+        all[i].survey.refuse_for(vec![sharing(all[i].survey, VM, with)])?;
     }
     for (of, what) in groups.iter_mut().zip(KEPT) {
         *of = firsts(all, what)?;
@@ -43,6 +38,37 @@ fn firsts(all: &mut [Observer<'_>], what: Resource) -> Step<Vec<usize>> {
         Ok(firsts) => Ok(firsts),
         Err(_) => inside(all, what),
     }
+}
+
+/// Those who have the descriptor table of another of them, as far as that can be seen from outside; all of them, where that cannot be seen of one.
+pub(super) fn with_table_of_another(pids: &[i32]) -> BTreeSet<i32> {
+    let Ok(firsts) = sys::kcmp::firsts(pids, Resource::Files) else { return pids.iter().copied().collect() };
+    sharers(&firsts).map(|i| pids[i]).collect()
+}
+
+/// Those who share.
+pub(super) fn sharers(firsts: &[usize]) -> impl Iterator<Item = usize> + '_ {
+    (0..firsts.len()).filter(|i| firsts.iter().filter(|f| **f == firsts[*i]).count() > 1)
+}
+
+/// A descriptor table: what is ours in it, and the blocks of those who have it.
+#[derive(Default)]
+pub(super) struct Table {
+    pub ours: Vec<i32>,
+    pub blocks: Vec<sys::api::Block>,
+}
+
+/// The descriptor table of each process; None: it is that of an earlier one.
+pub(super) fn tables(all: &[Observer<'_>], groups: &Groups) -> Step<Vec<Option<Table>>> {
+    let mut tables: Vec<Option<Table>> =
+        groups[FILES].iter().enumerate().map(|(i, first)| (i == *first).then(Table::default)).collect();
+    for (obs, first) in all.iter().zip(&groups[FILES]) {
+        if let Some(table) = &mut tables[*first] {
+            table.ours.push(obs.own_descriptor()?);
+            table.blocks.extend(obs.block.clone());
+        }
+    }
+    Ok(tables)
 }
 
 /// The same, asked by each of itself and those before it: where that is not permitted from outside.
@@ -83,6 +109,6 @@ pub(super) fn kept(all: &[Survey], begun: &[Begun], parents: &[i32], groups: &Gr
         all[0].refuse_for(apart.iter().map(|a| a.reason(|i| all[i].describe())).collect())?;
     }
     let with = |kind: usize, i: usize| Some(groups[kind][i]).filter(|first| *first != i).map_or(0, |f| kin[f].pid);
-    let one = |i: usize| Shares { pid: kin[i].pid, fs: with(0, i), files: 0 };
-    Ok((0..kin.len()).map(one).filter(|s| s.fs != 0).collect())
+    let one = |i: usize| Shares { pid: kin[i].pid, fs: with(FS, i), files: with(FILES, i) };
+    Ok((0..kin.len()).map(one).filter(|s| s.fs != 0 || s.files != 0).collect())
 }

@@ -18,6 +18,8 @@ pub(super) struct Kinship {
     pub zombies: Vec<Zombie>,
     /// What they share beyond open files.
     pub shares: Vec<Shares>,
+    /// Those who have the descriptor table of another, by their indices.
+    pub tables: Vec<usize>,
 }
 
 /// A process that was found among those that are captured together.

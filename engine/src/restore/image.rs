@@ -71,6 +71,8 @@ pub struct Image<'a> {
     pub keys: Option<Keys>,
     /// It has working directory, root and umask from an earlier process, which shares them with it (CLONE_FS).
     pub shares_fs: bool,
+    /// Its descriptors are those of an earlier process, which shares its table with it (CLONE_FILES).
+    pub shares_files: bool,
 }
 
 /// Bytes of a siginfo.
@@ -121,6 +123,7 @@ impl<'a> Tree<'a> {
                 door: m.door,
                 keys: keys.iter().find(|k| k.pid == m.process.pid).cloned(),
                 shares_fs: shares.iter().any(|s| s.pid == m.process.pid && s.fs != 0),
+                shares_files: shares.iter().any(|s| s.pid == m.process.pid && s.files != 0),
                 process: m.process,
                 threads: m.threads,
                 memory: m.memory,
@@ -252,7 +255,7 @@ fn related(tree: &Tree<'_>) -> std::result::Result<(), String> {
 fn shared(tree: &Tree<'_>, all: &[Shares]) -> std::result::Result<Groups, String> {
     let mut groups: Groups = std::array::from_fn(|_| (0..tree.all.len()).collect());
     for s in all {
-        for (kind, with) in [s.fs].into_iter().enumerate().filter(|(_, with)| *with != 0) {
+        for (kind, with) in [s.fs, s.files].into_iter().enumerate().filter(|(_, with)| *with != 0) {
             let odd = || format!("what process {} shares with process {with} makes no sense", s.pid);
             let (i, first) = tree.index(s.pid).zip(tree.index(with)).ok_or_else(odd)?;
             if first >= i || groups[kind][first] != first || groups[kind][i] != i {
@@ -260,6 +263,10 @@ fn shared(tree: &Tree<'_>, all: &[Shares]) -> std::result::Result<Groups, String
             }
             groups[kind][i] = first;
         }
+    }
+    let own = |i: &&Image<'_>| i.shares_files && !(i.files.fds.is_empty() && i.files.locks.is_empty());
+    if let Some(i) = tree.all.iter().find(own) {
+        return Err(format!("descriptors of process {}, whose table is another's, make no sense", i.process.pid));
     }
     // one that comes first may be in a later line of its own
     let chained = groups.iter().find_map(|of| of.iter().find(|first| of[**first] != **first));

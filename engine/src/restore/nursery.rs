@@ -5,7 +5,7 @@ use super::pids::Rights;
 use super::ptys::{self, Pty};
 use super::puppet::{end, reap, Puppet};
 use super::{build, cannot, clock, vdso, Fault, Step, Tree};
-use crate::sharing::Births;
+use crate::sharing::{Births, FILES};
 use crate::{Pids, RestoreOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -294,6 +294,7 @@ impl<'a, 't> Nursery<'a, 't> {
             fit: vdso::fits(&self.own_vdso, image).map_err(Fault::Cannot)?,
             vdso_at: 0,
             sock: self.socks[i].number,
+            socks: self.table(i),
             stdio: [0, 1, 2].map(|n| self.stdio[n].as_ref().map(AsRawFd::as_raw_fd)),
             ptys: ptys::by_number(&self.ptys),
             temp_base: self.kept().into_iter().max().unwrap_or(0) + 3,
@@ -317,6 +318,26 @@ impl<'a, 't> Nursery<'a, 't> {
         self.born[i] = Some(puppet);
         self.heirs[i] = heir_of;
         Ok(())
+    }
+
+    /// The sockets in the descriptor table of a process, ascending.
+    fn table(&self, i: usize) -> Vec<i32> {
+        let of = &self.tree.shared[FILES];
+        let mut socks: Vec<i32> = (0..of.len()).filter(|s| of[*s] == of[i]).map(|s| self.socks[s].number).collect();
+        socks.sort_unstable();
+        socks
+    }
+
+    /// Descriptors of files without a name that those made who share a table: the first of them makes what is theirs.
+    fn pool(&mut self) {
+        for (i, first) in self.tree.shared[FILES].iter().enumerate().filter(|(i, first)| i != *first) {
+            let its = self.born[i].as_mut().map(|p| std::mem::take(&mut p.mapped)).unwrap_or_default();
+            if let Some(p) = &mut self.born[*first] {
+                for (of, fd) in its {
+                    p.mapped.entry(of).or_insert(fd);
+                }
+            }
+        }
     }
 
     /// Gives a process its memory, before it bears any other: those have it then.
@@ -455,8 +476,12 @@ impl<'a, 't> Nursery<'a, 't> {
         others.sort_unstable();
         let mut puppets = Vec::with_capacity(tracers.len());
         self.as_wanted()?;
-        for (mut puppet, tracer) in std::mem::take(&mut self.born).into_iter().flatten().zip(tracers) {
-            puppet.run(&closing(others.iter().copied().filter(|s| *s != puppet.sock)))?;
+        self.pool();
+        let all = std::mem::take(&mut self.born).into_iter().flatten().zip(&self.tree.all).zip(tracers);
+        for ((mut puppet, image), tracer) in all {
+            if !image.shares_files {
+                puppet.run(&closing(others.iter().copied().filter(|s| !puppet.socks.contains(s))))?;
+            }
             puppet.tracer = Some(tracer);
             puppet.ids = ids.clone();
             puppets.push(puppet);

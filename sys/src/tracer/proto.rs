@@ -121,7 +121,9 @@ pub(super) enum Ask {
     Go,
     /// Hand over what was read.
     Collect,
-    /// Take the blob out and let go.
+    /// Take the blob out; everything stands still.
+    Leave,
+    /// Take the blob out, if it is in, and let go.
     Release(After),
     /// Seize a process of ours that is to be restored, its threads parked in the blob.
     Adopt(Vec<i32>),
@@ -140,6 +142,7 @@ pub(super) enum Tell {
     Read,
     Entered(Box<Entered>),
     Snapshot(Box<Snapshot>),
+    Left,
     Released { pause_ns: u64, late: u64 },
     Adopted,
     Woken,
@@ -304,6 +307,14 @@ impl Tracer {
     pub fn collect(&mut self) -> Result<Snapshot> {
         match self.ask(Ask::Collect)? {
             Tell::Snapshot(s) => Ok(*s),
+            t => Err(odd(&t)),
+        }
+    }
+
+    /// Takes the blob out, before [`Tracer::release`]: for a target whose descriptor table others have, who are not to run while our connection is in it.
+    pub fn leave(&mut self) -> Result<()> {
+        match self.ask(Ask::Leave)? {
+            Tell::Left => Ok(()),
             t => Err(odd(&t)),
         }
     }
