@@ -6,9 +6,11 @@
 #include "common.h"
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 
 static const char *about = "processes that share working directory and umask, descriptors, or either with others";
-static const char *usage = "  --what fs|files|both|mixed   what is shared (both)";
+static const char *usage = "  --what fs|files|both|mixed   what is shared (both)\n"
+                           "  --what apart                 X leads a session and ends: what E and F share (CLONE_FS) is refused";
 
 enum { P, A, B, C, D, X, E, F, MANY };
 enum { FS, FILES, KINDS };
@@ -18,6 +20,7 @@ enum { FS, FILES, KINDS };
 #define LOCKED 40
 static const int flag[KINDS] = {CLONE_FS, CLONE_FILES}, parent[MANY] = {-1, P, A, P, C, P, X, X};
 static const char name[] = "PABCDXEF", *what = "both";
+static bool apart;
 // With what each is born, and what it leaves when it has borne others.
 static int born[MANY], leaves[MANY];
 // With whom each shares: those with the same number.
@@ -44,7 +47,9 @@ static void leave(int i, int flags) {
 static void plan(void) {
     int both = CLONE_FS | CLONE_FILES, all = !strcmp(what, "fs") ? CLONE_FS : !strcmp(what, "files") ? CLONE_FILES : both;
     bool mixed = !strcmp(what, "mixed");
-    MUST(mixed || !strcmp(what, "both") || all != both ? 0 : -1);
+    apart = !strcmp(what, "apart");
+    if (apart) all = CLONE_FS;
+    MUST(mixed || apart || !strcmp(what, "both") || all != both ? 0 : -1);
     for (int i = A; i < MANY; i++) born[i] = i == X ? 0 : all;
     leaves[C] = leaves[X] = all;
     if (mixed) born[A] = CLONE_FS, born[B] = born[C] = born[F] = CLONE_FILES, leaves[C] = CLONE_FILES, leaves[X] = CLONE_FS;
@@ -101,8 +106,12 @@ static void bear(int i) {
 }
 static void serves(int i) {
     struct answer a = {0};
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    bool left = apart && (i == E || i == F);
+    if (!left) prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (int k = A; left && k < MANY; k++) close(mine(k)); // when P ends, so do they
+    if (apart && i == X) MUST(setsid());
     bear(i);
+    if (apart && i == X) _exit(send(theirs(i), &a, sizeof a, MSG_NOSIGNAL) != sizeof a);
     for (;;) {
         struct order o;
         if (send(theirs(i), &a, sizeof a, MSG_NOSIGNAL) != sizeof a) _exit(9);
@@ -144,8 +153,9 @@ static void has(int i) {
     memcpy(&t, a.text, sizeof t);
     for (int fd = 0; fd < LOOK; fd++) CHECK_EQ(want->bits[fd], t.bits[fd], "descriptor %d of %c", fd, name[i]);
 }
+static int next(int i) { return apart && i + 1 == X ? X + 1 : i + 1; }
 static void all(void) {
-    for (int i = 0; i < MANY; i++) at(i), has(i);
+    for (int i = P; i < MANY; i = next(i)) at(i), has(i);
 }
 
 static void setup(void) {
@@ -164,18 +174,19 @@ static void setup(void) {
     MUST(dup2(FIRST_FREE + 1, LOCKED)), close(FIRST_FREE + 1);
     for (int i = 0; i < MANY; i++) MUST(mkdir(folder("was", i), 0777)), MUST(mkdir(folder("is", i), 0777));
     bear(P);
+    if (apart) MUST(waitpid(-1, NULL, 0));
     // each group as one of it likes
-    for (int i = 0; i < MANY; i++) {
+    for (int i = P; i < MANY; i = next(i)) {
         snprintf(place[group[i][FS]], PATH_MAX, "%s", folder("was", i));
         MUST(ask(i, 'c', 0, place[group[i][FS]]).value);
         MUST(ask(i, 'u', mask[group[i][FS]] = 010 + i, NULL).value);
     }
-    for (int i = 0; i < MANY; i++) {
+    for (int i = P; i < MANY; i = next(i)) {
         int n = 60 + i;
         MUST(ask(i, 'd', n, NULL).value);
         if (i % 2) MUST(ask(i, 'e', n, NULL).value);
     }
-    for (int i = 0; i < MANY; i++) {
+    for (int i = P; i < MANY; i = next(i)) {
         struct answer a = ask(i, 't', 0, NULL);
         memcpy(&open_in[group[i][FILES]], a.text, sizeof(struct table));
     }
@@ -187,11 +198,11 @@ static void spoil(void) { ask(F, 'l', born[F], NULL); }
 
 static void prove(void) {
     all();
-    for (int i = 0; i < MANY; i++) {
+    for (int i = P; i < MANY; i = next(i)) {
         int held = group[i][FILES] == group[A][FILES] ? F_UNLCK : F_WRLCK;
         CHECK_EQ(held, ask(i, 'G', 0, NULL).value, "the lock of A as %c sees it", name[i]);
     }
-    for (int i = 0; i < MANY; i++) {
+    for (int i = P; i < MANY; i = next(i)) {
         snprintf(place[group[i][FS]], PATH_MAX, "%s", folder("is", i));
         CHECK_EQ(0, ask(i, 'c', 0, place[group[i][FS]]).value, "chdir of %c", name[i]);
         CHECK_EQ(mask[group[i][FS]], ask(i, 'u', 020 + i, NULL).value, "umask of %c before", name[i]);

@@ -6,6 +6,7 @@ use super::gather::{is_gone, Entry};
 use super::observe::{lock, Child, Common, Observer, Seen};
 use super::record::{self, Recorder};
 use super::shared::Others;
+use super::shares::Connections;
 use super::tree::{self, Found, Kinship};
 use super::{door, explain, opened, shares, sink, Fault, Phase, Step};
 use crate::sharing::FILES;
@@ -112,8 +113,13 @@ impl<'a> Run<'a> {
         let several = surveys.len() > 1 || !kinship.zombies.is_empty();
         let members = surveys.iter().map(|s| s.pid).collect();
         let common = Common::new(sink(&incoming)?, members, several);
-        let (mut all, files) = match self.observe(&surveys, inside, &entries, &common, &mut others, &mut kinship) {
-            Err(f) => return Err(self.shut_behind(f, &mut entries)?),
+        let mut ours = Connections::default();
+        let seen = (&mut kinship, &mut ours);
+        let (mut all, files) = match self.observe(&surveys, inside, &entries, &common, &mut others, seen) {
+            Err(f) => {
+                drop(ours);
+                return Err(self.shut_behind(f, &mut entries)?);
+            }
             seen => seen?,
         };
         for r in &mut all {
@@ -128,7 +134,7 @@ impl<'a> Run<'a> {
                 self.at = r.obs.survey.pid;
                 r.obs.unseen_by_a_child_of_its_own(&e.listener, r.seen.process.subreaper, *adopted)?;
             }
-            return self.while_frozen(all, entries, (files, kinship), incoming, began);
+            return self.while_frozen(all, entries, (files, kinship, ours), incoming, began);
         }
         self.enter(Phase::Fork)?;
         let Some(mut children) = self.fork(&mut all, &entries, &adopted)? else {
@@ -138,7 +144,7 @@ impl<'a> Run<'a> {
                 r.obs.hidden(None)?;
                 r.obs.unseen_unknown()?;
             }
-            return self.while_frozen(all, entries, (files, kinship), incoming, began);
+            return self.while_frozen(all, entries, (files, kinship, ours), incoming, began);
         };
         for (r, child) in all.iter_mut().zip(&mut children) {
             self.at = r.obs.survey.pid;
@@ -146,6 +152,7 @@ impl<'a> Run<'a> {
         }
         self.at = self.root;
         self.enter(Phase::Thaw)?;
+        drop(ours);
         for i in &kinship.tables {
             self.at = all[*i].obs.survey.pid;
             entries[*i].way.leave()?;
@@ -212,7 +219,7 @@ impl<'a> Run<'a> {
         entries: &[Entry],
         common: &Arc<Common>,
         others: &mut Others,
-        kinship: &mut Kinship,
+        (kinship, ours): (&mut Kinship, &mut Connections),
     ) -> Step<(Vec<Recorded<'s>>, Files)> {
         let mut all = Vec::with_capacity(surveys.len());
         for (s, inside) in surveys.iter().zip(inside) {
@@ -221,6 +228,7 @@ impl<'a> Run<'a> {
         }
         self.at = self.root;
         let shared = shares::find(&mut all)?;
+        *ours = Connections::new(&all, &shared)?;
         let tables = shares::tables(&all, &shared)?;
         let with: Vec<_> = all.iter_mut().zip(entries.iter().map(|e| &e.listener)).zip(tables).collect();
         let ask = |_, ((obs, l), table): ((&mut Observer<'_>, &Listener), _)| -> Step<_> {
@@ -304,7 +312,7 @@ impl<'a> Run<'a> {
         &mut self,
         all: Vec<Recorded<'_>>,
         mut entries: Vec<Entry>,
-        files: (Files, Kinship),
+        (files, kinship, ours): (Files, Kinship, Connections),
         incoming: NewCheckpoint,
         began: Instant,
     ) -> Step<Captured> {
@@ -323,13 +331,13 @@ impl<'a> Run<'a> {
         records[0].note_frozen(frozen.elapsed());
         self.enter(Phase::Publish)?;
         self.at = self.root;
-        let tables = files.1.tables.clone();
+        let tables = kinship.tables.clone();
         // until they are let go: when the conversation ends, the blob lets everyone run
         let talks: Vec<_> = records.iter_mut().map(|r| r.talk.take()).collect();
-        let mut done = match record::publish(records, files, incoming, self.o, began) {
+        let mut done = match record::publish(records, (files, kinship), incoming, self.o, began) {
             Ok(done) => done,
             Err(e) => {
-                drop(entries);
+                drop((ours, entries));
                 return Err(e);
             }
         };
@@ -341,6 +349,7 @@ impl<'a> Run<'a> {
         self.enter(Phase::Thaw)?;
         done.pause = Duration::ZERO;
         let mut wrong = None;
+        drop(ours);
         for i in tables.into_iter().filter(|_| after != tracer::After::Kill) {
             if let Err(f) = entries[i].way.leave() {
                 wrong.get_or_insert((pids[i], f));

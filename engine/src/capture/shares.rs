@@ -5,7 +5,9 @@ use super::{Step, Survey};
 use crate::sharing::{Groups, Kin, FILES, FS, KINDS};
 use image::v1::shares::Shares;
 use std::collections::BTreeSet;
+use sys::channel::{Channel, Watch};
 use sys::kcmp::Resource;
+use sys::procfs;
 use sys::program::Program;
 
 /// Most questions in one program.
@@ -69,6 +71,54 @@ pub(super) fn tables(all: &[Observer<'_>], groups: &Groups) -> Step<Vec<Option<T
         }
     }
     Ok(tables)
+}
+
+/// Our connections in descriptor tables that several have. The end of a process does not close its own there; so should one have ended while all stand still,
+/// another of them does, when this is dropped: before any of them is let go.
+#[derive(Default)]
+pub(super) struct Connections(Vec<Connection>);
+
+struct Connection {
+    table: usize,
+    pid: i32,
+    number: i32,
+    /// What it is: "socket:[12]".
+    link: Vec<u8>,
+    /// The conversation over it.
+    channel: Channel,
+}
+
+impl Connections {
+    pub fn new(all: &[Observer<'_>], groups: &Groups) -> Step<Connections> {
+        let one = |i: usize| -> Step<Connection> {
+            let (obs, number) = (&all[i], all[i].own_descriptor()?);
+            let pid = obs.survey.pid;
+            let sock = obs.channel.socket().try_clone()?;
+            let channel = Channel::watched(sock, pid, Watch::process(pid)?)?.judged(obs.survey.judge.clone());
+            let link = link(pid, number).unwrap_or_default();
+            Ok(Connection { table: groups[FILES][i], pid, number, link, channel })
+        };
+        Ok(Connections(sharers(&groups[FILES]).map(one).collect::<Step<_>>()?))
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        let (ended, mut there): (Vec<Connection>, Vec<Connection>) =
+            std::mem::take(&mut self.0).into_iter().partition(|c| procfs::is_ending(c.pid));
+        for c in ended {
+            let holds = |o: &&mut Connection| o.table == c.table && link(o.pid, c.number) == Some(c.link.clone());
+            if let Some(other) = there.iter_mut().find(holds) {
+                let mut p = Program::new();
+                p.may(libc::SYS_close, &[c.number.into()]);
+                let _ = other.channel.run(&p);
+            }
+        }
+    }
+}
+
+fn link(pid: i32, number: i32) -> Option<Vec<u8>> {
+    procfs::fd::links(pid).ok()?.into_iter().find(|(fd, _)| *fd == number).map(|(_, link)| link)
 }
 
 /// The same, asked by each of itself and those before it: where that is not permitted from outside.
