@@ -42,7 +42,7 @@ const TARGETS: [(&str, &[&str], u32); 10] = [
     ("stack_left", &["--deep"], 1),
     ("stack_none", &[], 3),
     ("tree", &["--what", "family"], 11),
-    ("tree_shares", &["--what", "files"], 53),
+    ("tree_shares", &["--what", "files"], 7),
 ];
 
 /// By the agent there is no tracer: `agent` is each signal that calls a thread in, and each thread that comes.
@@ -65,7 +65,7 @@ const AGENTS: [Agent; 9] = [
     ("proc_dumpable", &["--zero"], &[], 1),
     ("seccomp", &["--what", "threads"], &[], 3),
     ("tree", &["--what", "family"], &[], 7),
-    ("tree_shares", &["--what", "files"], &[], 17),
+    ("tree_shares", &["--what", "files"], &[], 5),
 ];
 
 /// More points than any checkpoint of these passes.
