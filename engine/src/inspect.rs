@@ -1,5 +1,6 @@
 //! What a checkpoint holds, for people and scripts.
 use crate::restore::{explain, Tree};
+use crate::sharing::{FILES, FS};
 use crate::Result;
 use image::v1::memory::*;
 use image::v1::objects::Kind;
@@ -78,6 +79,10 @@ pub struct Process {
     pub threads: usize,
     /// Wait status with which its first thread has ended, while others run.
     pub first_ended: Option<i32>,
+    /// PID of the first process with which it shares its working directory and umask; None: with none before it.
+    pub shares_fs: Option<i32>,
+    /// The same of its descriptors, which are listed there.
+    pub shares_files: Option<i32>,
     /// Wait status, as wait4(2) gives it, of one that had ended.
     pub ended: Option<i32>,
 }
@@ -176,7 +181,10 @@ pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
 
 fn processes(tree: &Tree<'_>) -> Vec<Process> {
     let text = |b: &[u8]| b.escape_ascii().to_string();
-    let living = tree.all.iter().map(|i| Process {
+    let first = |of: &[usize], i: usize| of.get(i).filter(|f| **f != i).map(|f| tree.all[*f].process.pid);
+    let living = tree.all.iter().enumerate().map(|(n, i)| Process {
+        shares_fs: first(&tree.shared[FS], n),
+        shares_files: first(&tree.shared[FILES], n),
         pid: i.process.pid,
         parent: i.parent,
         door: Some(i.door.clone()),
@@ -192,6 +200,8 @@ fn processes(tree: &Tree<'_>) -> Vec<Process> {
         name: text(&z.comm),
         threads: 0,
         first_ended: None,
+        shares_fs: None,
+        shares_files: None,
         ended: Some(z.status),
     });
     living.chain(zombies).collect()
@@ -216,6 +226,13 @@ impl fmt::Display for Summary {
         for p in &self.processes {
             if let Some(status) = p.first_ended {
                 writeln!(f, "has ended    the first thread of PID {}, wait status {status:#x}", p.pid)?;
+            }
+        }
+        for p in &self.processes {
+            for (what, with) in [("working directory and umask", p.shares_fs), ("descriptors", p.shares_files)] {
+                if let Some(with) = with {
+                    writeln!(f, "shares       PID {} has its {what} together with PID {with}", p.pid)?;
+                }
             }
         }
         writeln!(

@@ -11,6 +11,7 @@ mod error;
 mod inspect;
 pub mod objects;
 mod restore;
+mod sharing;
 mod spread;
 
 pub use api::*;

@@ -42,6 +42,7 @@ fn the_tables_have_the_values_of_the_code() {
     code.push(("SECTION_SYSVIPC", dormouse_image::v1::SECTION_SYSVIPC.into()));
     code.push(("SECTION_KEYS", dormouse_image::v1::SECTION_KEYS.into()));
     code.push(("SECTION_RIGHTS", dormouse_image::v1::SECTION_RIGHTS.into()));
+    code.push(("SECTION_SHARES", dormouse_image::v1::SECTION_SHARES.into()));
     code.push(("SECTION_APART", dormouse_image::v1::SECTION_APART.into()));
     code.push(("SECTION_CGROUPS", dormouse_image::v1::SECTION_CGROUPS.into()));
     code.push(("SECTION_ENDED", dormouse_image::v1::SECTION_ENDED.into()));

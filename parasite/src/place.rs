@@ -15,6 +15,7 @@ const THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000;
 
 /// `struct clone_args` of 88 bytes (linux/sched.h), as words.
 const CLONE_ARGS: usize = 11;
+const CLONE_FILES: u64 = 0x400;
 
 /// Starts threads that park in their slots.
 ///
@@ -75,6 +76,7 @@ pub unsafe fn spawn(p: *mut Params, h: &FrameHeader) -> bool {
         let a = args.as_mut_ptr();
         fill(a as u64, 0, (CLONE_ARGS * 8) as u64);
         let pid = q.pid;
+        a.write_volatile(q.shares as u64);
         a.add(4).write_volatile(q.exit_signal as u64);
         if pid != 0 {
             a.add(8).write_volatile(&raw const pid as u64);
@@ -82,7 +84,10 @@ pub unsafe fn spawn(p: *mut Params, h: &FrameHeader) -> bool {
         }
         let r = sys3(435, a as u64, (CLONE_ARGS * 8) as u64, 0);
         if r == 0 {
-            sys3(3, (*p).sock as u64, 0, 0);
+            // in a table that both have it is the caller's
+            if q.shares as u64 & CLONE_FILES == 0 {
+                sys3(3, (*p).sock as u64, 0, 0);
+            }
             (*p).sock = q.sock;
             return true;
         }

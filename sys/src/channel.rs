@@ -21,27 +21,31 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// ends), and would be waited for until somebody continues it. When a process has ended while others hold its end of the conversation, that does not end.
 #[derive(Debug)]
 pub struct Watch {
-    fd: OwnedFd,
+    /// A stream whose other end is the tracer's.
+    tracer: Option<OwnedFd>,
     /// A handle of the process itself.
-    process: bool,
+    process: Option<OwnedFd>,
 }
 
 impl Watch {
     /// Over a stream whose other end is the tracer's.
     pub(crate) fn new(sock: UnixStream) -> Watch {
-        Watch { fd: sock.into(), process: false }
+        Watch { tracer: Some(sock.into()), process: None }
     }
 
     /// Over the process itself.
     pub fn process(pid: i32) -> Result<Watch> {
-        Ok(Watch { fd: PidFd::open(pid)?.into(), process: true })
+        Watch { tracer: None, process: None }.and_process(pid)
     }
 
-    fn gone(&self) -> io::Error {
-        match self.process {
-            true => io::ErrorKind::UnexpectedEof.into(),
-            false => io::Error::new(io::ErrorKind::NotConnected, "the tracer ended"),
-        }
+    /// Over the process, too: another may have its descriptors.
+    pub fn and_process(self, pid: i32) -> Result<Watch> {
+        Ok(Watch { process: Some(PidFd::open(pid)?.into()), ..self })
+    }
+
+    /// Waits until something can be read from `fd`, its end too; false if there is nobody any more, or nothing for `limit` (None: for ever).
+    pub(crate) fn until_readable(&self, fd: BorrowedFd<'_>, limit: Option<Duration>) -> bool {
+        Watch::ready(Some(self), fd, PollFlags::POLLIN, limit).unwrap_or(false)
     }
 
     /// Waits until `fd` is ready for `events`, at most `limit` (None: for ever). False if it is not by then; an error if the tracer ends first.
@@ -54,8 +58,10 @@ impl Watch {
         let end = limit.map(|l| Instant::now() + l);
         let mut all = vec![PollFd::new(fd, events)];
         // a stream tells its end in any case, a handle as something to read
-        let end_of = |w: &Watch| if w.process { PollFlags::POLLIN } else { PollFlags::empty() };
-        all.extend(watch.map(|w| PollFd::new(w.fd.as_fd(), end_of(w))));
+        let tracer = watch.and_then(|w| w.tracer.as_ref());
+        all.extend(tracer.map(|t| PollFd::new(t.as_fd(), PollFlags::empty())));
+        let process = watch.and_then(|w| w.process.as_ref());
+        all.extend(process.map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
         loop {
             // rounded up: less than a millisecond is not no time
             let left = end.map(|e| e.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000));
@@ -66,7 +72,10 @@ impl Watch {
                 Ok(0) => return Ok(false),
                 // what has come counts first
                 Ok(_) if all[0].any().unwrap_or(true) => return Ok(true),
-                Ok(_) => return Err(watch.map_or(io::ErrorKind::NotConnected.into(), Watch::gone)),
+                Ok(_) if tracer.is_some() && all[1].any().unwrap_or(true) => {
+                    return Err(io::Error::new(io::ErrorKind::NotConnected, "the tracer ended"))
+                }
+                Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
     }

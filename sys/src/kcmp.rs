@@ -77,6 +77,30 @@ pub fn shares(first: Pid, second: Pid, resource: Resource) -> io::Result<bool> {
     Ok(compare(first, second, resource)?.is_eq())
 }
 
+/// Of each task the index of the first of them with which it shares the resource: its own, if that is none. It takes n log n calls.
+pub fn firsts(tasks: &[Pid], resource: Resource) -> io::Result<Vec<usize>> {
+    // one of each class, in the kernel's order
+    let mut classes: Vec<usize> = Vec::new();
+    let mut firsts = Vec::with_capacity(tasks.len());
+    for (i, task) in tasks.iter().enumerate() {
+        let (mut low, mut high) = (0, classes.len());
+        let mut first = i;
+        while low < high && first == i {
+            let middle = low.midpoint(high);
+            match compare(*task, tasks[classes[middle]], resource)? {
+                Ordering::Equal => first = classes[middle],
+                Ordering::Less => high = middle,
+                Ordering::Greater => low = middle + 1,
+            }
+        }
+        if first == i {
+            classes.insert(low, i);
+        }
+        firsts.push(first);
+    }
+    Ok(firsts)
+}
+
 /// Orders two descriptors, each (PID, number), by their open file: Equal if they are dups.
 pub fn compare_files(first: (Pid, i32), second: (Pid, i32)) -> io::Result<Ordering> {
     kcmp((first.0, second.0), KCMP_FILE, index(first.1)?, index(second.1)?)
@@ -154,6 +178,20 @@ mod tests {
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
         let error = same_file((me(), -1), (me(), 0)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn each_has_a_first_with_which_it_shares() {
+        let tid = std::thread::spawn(|| {
+            let tid = nix::unistd::gettid().as_raw();
+            let mut children: Vec<_> =
+                (0..2).map(|_| std::process::Command::new("sleep").arg("20").spawn().unwrap()).collect();
+            let pids: Vec<Pid> = children.iter().map(|c| c.id() as Pid).collect();
+            let found = firsts(&[pids[0], me(), pids[1], tid, pids[0]], Resource::Files).unwrap();
+            children.iter_mut().for_each(|c| c.kill().and_then(|()| c.wait().map(drop)).unwrap());
+            found
+        });
+        assert_eq!(tid.join().unwrap(), [0, 1, 2, 1, 0]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What is said of kinds of open files that cannot be kept, or only in part: by name, by both doors, and the program is none the worse for it.
 use anyhow::{ensure, Context, Result};
-use dormouse_tests::target::{Start, Target};
-use dormouse_tests::{store, unharmed, Bed, Case, Who};
+use dormouse_tests::bed::SOON;
+use dormouse_tests::target::{Door, Start, Target};
+use dormouse_tests::{proc, run, store, unharmed, Bed, Case, Who};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("inotify/hidden", hidden);
@@ -39,6 +40,8 @@ pub fn cases() -> Vec<Case> {
             refused_in_the_freeze(bed, &mut target, &["descriptor ", "in flight in its queue", why])
         }));
     }
+    all.extend(Case::by_both_doors("tree_shares/apart", shared_apart));
+    all.extend(Case::by_both_doors("tree_shares/ends", a_sharer_ends));
     for (what, why) in [
         ("sqpoll", "(IORING_SETUP_SQPOLL), which is not kept yet"),
         ("files", "1 places for files are registered, and the kernel tells only paths of them"),
@@ -80,6 +83,41 @@ fn locked_in_the_window(bed: &mut Bed, agent: bool) -> Result<()> {
     target.gone(bed)?;
     target.restore(bed)?;
     target.prove(bed).map(|_| ())
+}
+
+/// Two that share, while the leader of their session, who has borne both, has ended.
+fn shared_apart(bed: &mut Bed, agent: bool) -> Result<()> {
+    let start = Start::program("tree_shares").args(["--what", "apart"]).door(Door::Launched);
+    let mut target = if agent { start.agent() } else { start }.ready(bed)?;
+    let why = "it shares its working directory and umask (CLONE_FS) with process ";
+    let words = ["cannot checkpoint", ": process ", why, "cannot be born to that again", "unshare(2)"];
+    for options in [&[][..], &["--kill"]] {
+        bed.ctl(&target.checkpoint_args(options))?.refused(3, &words)?;
+        unharmed::family(target.pid)?;
+    }
+    store::holds(bed, &target.session.clone(), &[])?;
+    target.prove(bed).map(drop)
+}
+
+/// One of those who have a descriptor table ends in the freeze: nothing of ours stays in it.
+fn a_sharer_ends(bed: &mut Bed, agent: bool) -> Result<()> {
+    for phase in ["fork", "thaw"] {
+        let start = Start::program("tree_shares").args(["--what", "files"]).door(Door::Launched);
+        let mut target = if agent { start.agent() } else { start }.ready(bed)?;
+        let before = proc::descriptors(target.pid);
+        let c = *proc::children(target.pid).get(1).context("C")?;
+        let d = *proc::children(c).first().context("D")?;
+        let kill = |_| Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(d), nix::sys::signal::SIGKILL)?);
+        let ran = bed.ctl_stopped(phase, &target.checkpoint_args(&[]), kill)?;
+        unharmed::family(target.pid).with_context(|| format!("{phase}: {}", ran.said()))?;
+        // agents whose recorder has failed need a moment to leave, and their mappings have no name where the kernel keeps none
+        let left = || Ok(proc::descriptors(target.pid) == before);
+        run::until("all to have left the table", SOON, left).with_context(|| {
+            format!("{:?} are open, {before:?} were; {}", proc::descriptors(target.pid), ran.said())
+        })?;
+        target.end(bed)?;
+    }
+    Ok(())
 }
 
 /// A segment that was removed meanwhile is missed, by its number and size.

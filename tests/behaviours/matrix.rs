@@ -176,6 +176,7 @@ const NOT_FRESH: &[(&str, &str)] = &[
     ("tree_pkeys", "its processes know each other by their PIDs"),
     ("tree_seal", "its processes know each other by their PIDs"),
     ("tree_sem", "its processes know each other by their PIDs"),
+    ("tree_shares", "its processes know each other by their PIDs"),
     ("tree_shm", "its processes know each other by their PIDs"),
     ("tree_unnamed", "its processes know each other by their PIDs"),
 ];

@@ -31,8 +31,8 @@ const KILLS: [Kill; 5] = [
 
 /// A call that any stop interrupts (where the tracer dies, one that the kernel takes up again by itself: what the other returns
 /// between the stop and its repair is EINTR, and nobody is left to change that); registers and FPU held by threads that spin and sleep; threads asleep in futexes; a
-/// subreaper; a tree of processes; signals that only a call's own mask blocks; those whose main stack is full, while they stand on another or on this one, and one that stands on none. The second takes all processors, so `make test` tries every fifth point of it.
-const TARGETS: [(&str, &[&str], u32); 9] = [
+/// subreaper; a tree of processes, and one whose processes share their descriptors; signals that only a call's own mask blocks; those whose main stack is full, while they stand on another or on this one, and one that stands on none. The second takes all processors, so `make test` tries every fifth point of it.
+const TARGETS: [(&str, &[&str], u32); 10] = [
     ("blocked", &["--call", "epoll_wait"], 1),
     ("cpu_regs", &[], 5),
     ("thr_sync", &[], 5),
@@ -42,6 +42,7 @@ const TARGETS: [(&str, &[&str], u32); 9] = [
     ("stack_left", &["--deep"], 1),
     ("stack_none", &[], 3),
     ("tree", &["--what", "family"], 11),
+    ("tree_shares", &["--what", "files"], 7),
 ];
 
 /// By the agent there is no tracer: `agent` is each signal that calls a thread in, and each thread that comes.
@@ -55,7 +56,7 @@ const BY_THE_AGENT: [Kill; 4] = [
 /// Program, arguments, options of the checkpoint, step. Calls that any signal interrupts, threads that spin and that wait, signals that wait;
 /// one that opens itself to its recorder, and must not stay so.
 type Agent = (&'static str, &'static [&'static str], &'static [&'static str], u32);
-const AGENTS: [Agent; 8] = [
+const AGENTS: [Agent; 9] = [
     ("blocked", &["--call", "epoll_wait"], &[], 1),
     ("cpu_regs", &[], &[], 3),
     ("thr_sync", &[], &[], 7),
@@ -64,6 +65,7 @@ const AGENTS: [Agent; 8] = [
     ("proc_dumpable", &["--zero"], &[], 1),
     ("seccomp", &["--what", "threads"], &[], 3),
     ("tree", &["--what", "family"], &[], 7),
+    ("tree_shares", &["--what", "files"], &[], 5),
 ];
 
 /// More points than any checkpoint of these passes.
@@ -74,7 +76,7 @@ pub fn cases() -> Vec<Case> {
     for kill in KILLS {
         for (program, mut args, step) in TARGETS {
             // of several processes it would be any
-            if kill.victim == Victim::Target && program == "tree" {
+            if kill.victim == Victim::Target && program.starts_with("tree") {
                 continue;
             }
             if kill.victim == Victim::Tracer && program == "blocked" {
@@ -117,7 +119,7 @@ pub fn cases() -> Vec<Case> {
     }
     for kill in BY_THE_AGENT {
         for (program, args, options, step) in AGENTS {
-            if kill.victim == Victim::Target && program == "tree" {
+            if kill.victim == Victim::Target && program.starts_with("tree") {
                 continue;
             }
             let name = format!("agent-{}-{}/{program}{}", kill.site, kill.action, options.concat());

@@ -158,6 +158,11 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
                 // only a session's are known to belong to it
                 all.push(Variant::of(&name).with(&["--what", "orphans"]).door(Door::Launched));
             }
+            "tree_shares" => {
+                for what in ["fs", "files", "both", "mixed"] {
+                    all.push(Variant::of(&name).with(&["--what", what]));
+                }
+            }
             "thr_leader" => {
                 for what in ["pthread", "raw"] {
                     all.push(Variant::of(&name).with(&["--what", what]));

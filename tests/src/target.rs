@@ -243,7 +243,7 @@ impl Target {
     /// It, and all below it if it is a tree, runs on; after an emergency exit the one documented mapping may be left.
     pub fn unharmed_but_for_the_documented(&self) -> Result<()> {
         match self.program.as_str() {
-            "tree" => crate::unharmed::family_but_for_the_documented(self.pid),
+            p if p.starts_with("tree") => crate::unharmed::family_but_for_the_documented(self.pid),
             _ => crate::unharmed::but_for_the_documented(self.pid),
         }
     }

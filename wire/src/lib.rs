@@ -21,7 +21,7 @@ pub mod api;
 pub mod interrupted;
 
 /// Version of everything in this file. A peer of another version is not talked to.
-pub const WIRE_VERSION: u16 = 6;
+pub const WIRE_VERSION: u16 = 7;
 
 /// A recorder's abstract name for a key, behind the family and the NUL: "dormouse-" and sixteen letters, 'a' to 'p', of the key's half bytes, the
 /// lowest first.
@@ -226,8 +226,8 @@ pub struct SpawnRequest {
     pub sock: i32,
     /// Exit signal of the child, normally SIGCHLD.
     pub exit_signal: i32,
-    /// Zero.
-    pub reserved: i32,
+    /// What it shares with the caller (`CLONE_` flags of clone(2), without CLONE_VM).
+    pub shares: u32,
 }
 
 /// Arguments of [`OP_ASIDE`].

@@ -16,7 +16,7 @@ use sys::mem::RemoteMem;
 use sys::pidfd::PidFd;
 use sys::procfs;
 use sys::program::Program;
-use sys::tracer::{self, Entered, EntryPlan, Snapshot, Tracer};
+use sys::tracer::{self, Entered, EntryPlan, Frozen, Snapshot, Tracer};
 
 /// linux/kcmp.h
 const KCMP_FILE: i32 = 0;
@@ -83,7 +83,7 @@ impl Doors {
             return Ok(Way::Agent { pid: self.pid, patience, hidden: self.hidden, inside: None });
         }
         // that of an earlier try is gone
-        Ok(Way::Attach { tracer: self.tracer.take().unwrap_or_else(Tracer::start)?, plan: None })
+        Ok(Way::Attach { tracer: self.tracer.take().unwrap_or_else(Tracer::start)?, plan: None, frozen: None })
     }
 
     /// What is known to stand against it.
@@ -133,7 +133,7 @@ impl Doors {
 /// A way into a target, and what has become of it.
 pub(super) enum Way {
     /// By ptrace.
-    Attach { tracer: Tracer, plan: Option<EntryPlan> },
+    Attach { tracer: Tracer, plan: Option<EntryPlan>, frozen: Option<Frozen> },
     /// By its agent.
     Agent { pid: i32, patience: Duration, hidden: bool, inside: Option<Quiesced> },
 }
@@ -203,10 +203,34 @@ impl Way {
         }
     }
 
-    /// Stops all threads, sees that they are still what they were, and goes in.
-    pub fn freeze(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
+    /// Stops all threads, sees that they are still what they were, and goes in. With `apart` it only stops them where that is one thing and to go in is
+    /// another: then None, and [`Way::enter`] has to follow.
+    pub fn freeze(&mut self, s: &mut Survey, l: &Listener, apart: bool) -> Step<Option<Inside>> {
         match self {
-            Way::Attach { tracer, plan } => attach(tracer, plan.take(), s, l),
+            Way::Attach { tracer, plan, frozen } => {
+                let stopped = stop(tracer, s)?;
+                if apart {
+                    *frozen = Some(stopped);
+                    return Ok(None);
+                }
+                go_in(tracer, plan.take(), &stopped, s, l).map(Some)
+            }
+            Way::Agent { .. } => self.call(s, l).map(Some),
+        }
+    }
+
+    /// Goes in where all threads have been stopped.
+    pub fn enter(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
+        match self {
+            Way::Attach { tracer, plan, frozen: Some(stopped) } => go_in(tracer, plan.take(), stopped, s, l),
+            _ => Err(nothing_frozen().into()),
+        }
+    }
+
+    /// By the agent, which is inside as soon as its threads stand still.
+    fn call(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
+        match self {
+            Way::Attach { .. } => Err(nothing_frozen().into()),
             Way::Agent { inside, patience, .. } => {
                 let keyed = super::keys::no_place_for_signals(s).map(Absent::Keyed);
                 if let Some(why) = keyed.or_else(|| s.unknown_to_agent()) {
@@ -243,6 +267,15 @@ impl Way {
         }
     }
 
+    /// Takes everything of ours out of a descriptor table that others have, too, before any of them runs again; [`Way::release`] has to follow.
+    pub fn leave(&mut self) -> Step<()> {
+        match self {
+            Way::Attach { tracer, .. } => Ok(tracer.leave()?),
+            // its connection is closed as it lets go
+            Way::Agent { .. } => Ok(()),
+        }
+    }
+
     /// Lets the target go; the pause, and the signals that came in it and die with a killed one.
     pub fn release(&mut self, after: tracer::After) -> Step<(Duration, u64)> {
         let (pid, q) = match self {
@@ -274,17 +307,22 @@ fn nothing_frozen() -> sys::Error {
     sys::Error::Unfit { what: "nothing is frozen".into() }
 }
 
-fn attach(tracer: &mut Tracer, plan: Option<EntryPlan>, s: &mut Survey, l: &Listener) -> Step<Inside> {
-    let plan = plan.ok_or(sys::Error::Unfit { what: "no way in was looked for".into() })?;
+/// Stops all threads; what is asked of the leader before anything is run in it.
+fn stop(tracer: &mut Tracer, s: &mut Survey) -> Step<Frozen> {
     let frozen = tracer.freeze(s.pid, s.is_filtered(), s.threads.keys().copied().collect())?;
-    // of the leader before anything is run in it, and of the others while it is, but before anything is run in them
     s.still(&frozen.tids)?;
-    s.seccomp_frozen(frozen.filters)?;
+    s.seccomp_frozen(frozen.filters.clone())?;
+    Ok(frozen)
+}
+
+/// Brings the blob in. The other threads are asked while calls are made in the leader, but before anything is run in them.
+fn go_in(tracer: &mut Tracer, plan: Option<EntryPlan>, frozen: &Frozen, s: &mut Survey, l: &Listener) -> Step<Inside> {
+    let plan = plan.ok_or(sys::Error::Unfit { what: "no way in was looked for".into() })?;
     tracer.begin_to_enter(plan)?;
     let pid = s.pid;
     s.still_all(&frozen.tids, Heard::default(), &|tid, what| sys::kcmp::shares(pid, tid, what))?;
     let entered = tracer.enter()?;
-    let watch = tracer.watch()?;
+    let watch = tracer.watch()?.and_process(pid)?;
     let (sock, _) = l.accept(s.pid, s.status.uid.effective, Some(&watch))?;
     let channel = Channel::watched(sock, s.pid, watch)?.judged(s.judge.clone());
     Ok(Inside { channel, entered, sock: None, visited: Visited::new(), opened: false })

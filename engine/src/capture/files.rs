@@ -320,10 +320,10 @@ impl FileView {
 }
 
 /// Notes what the caller decided about each, and which are libdormouse's own.
-pub(super) fn decide(views: &mut [FileView], e: &Externals, block: Option<&Block>) {
+pub(super) fn decide(views: &mut [FileView], e: &Externals, blocks: &[Block]) {
     for v in views {
         let inode = v.stat.as_ref().map_or(0, |s| s.ino);
-        if v.socket.is_some() && block.is_some_and(|b| v.fds.iter().any(|f| b.is_connection(f.0, inode))) {
+        if v.socket.is_some() && blocks.iter().any(|b| v.fds.iter().any(|f| b.is_connection(f.0, inode))) {
             v.ours = true;
             v.decided = Some(External::Path("/dev/null".into()));
             continue;

@@ -140,7 +140,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
     let mut s = Survey {
         pid,
         attempted,
-        locked: locked(&status),
+        locked: super::locked::amount(&status),
         status,
         stat,
         program,
@@ -187,11 +187,6 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
     r.map_err(|f| explain(f, &s.attempted, "find", false))?;
     s.mappings();
     Ok(s)
-}
-
-/// How much memory is locked, KiB.
-pub(super) fn locked(s: &Status) -> u64 {
-    s.vm.map_or(0, |v| v.lck)
 }
 
 /// Refuses if there is any certain reason to, naming the others too; or, with `unsure_too`, if there is any.
@@ -244,8 +239,8 @@ pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
     }
     others.mark(&members, &mut all.iter_mut().flat_map(|s| &mut s.files).collect::<Vec<_>>());
     for (s, look) in all.iter_mut().zip(&mut looks) {
-        let block = s.block();
-        files::decide(&mut s.files, &s.external, block.as_ref());
+        let block = Vec::from_iter(s.block());
+        files::decide(&mut s.files, &s.external, &block);
         s.open_files(look.as_mut(), (&members, above), &ends).map_err(|f| explain(f, &s.attempted, "find", false))?;
     }
     Ok(())
@@ -457,7 +452,7 @@ impl Survey {
             files::mark_ends(&mut |v| look.copy(v.first_fd()).ok(), again.iter_mut(), &now);
             handles::mark(again.iter_mut(), members.0, members.1);
             Others::default().mark(members.0, &mut again.iter_mut().collect::<Vec<_>>());
-            files::decide(&mut again, &self.external, self.block().as_ref());
+            files::decide(&mut again, &self.external, &Vec::from_iter(self.block()));
             let again = refused(&again, self.pid);
             first.retain(|(key, _)| again.iter().any(|(k, _)| k == key));
         }

@@ -4,7 +4,7 @@ use super::find::{self, Survey};
 use super::run::Run;
 use super::shared::Others;
 use super::tree::{self, Found};
-use super::{Fault, Step};
+use super::{shares, Fault, Step};
 use crate::{spread, Error, Kind, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -185,7 +185,7 @@ impl Run<'_> {
         surveys: &mut Vec<Survey>,
         entries: &mut Vec<Entry>,
     ) -> Step<(Vec<Inside>, Vec<Found>)> {
-        let mut inside: BTreeMap<i32, Inside> = BTreeMap::new();
+        let mut inside: BTreeMap<i32, Option<Inside>> = BTreeMap::new();
         let mut failed = Failed::default();
         for _ in 0..MOST_ROUNDS {
             while inside.len() < surveys.len() {
@@ -194,9 +194,17 @@ impl Run<'_> {
             let found = self.living(surveys)?;
             let newcomers: Vec<i32> = found.iter().map(|f| f.pid).filter(|p| !inside.contains_key(p)).collect();
             if newcomers.is_empty() {
+                let mut all = Vec::with_capacity(surveys.len());
+                for (s, e) in surveys.iter_mut().zip(entries) {
+                    self.at = s.pid;
+                    all.push(match inside.remove(&s.pid).flatten() {
+                        Some(inside) => inside,
+                        // now that nobody runs who has the same descriptors
+                        None => e.way.enter(s, &e.listener)?,
+                    });
+                }
                 self.at = self.root;
-                let inside = surveys.iter().filter_map(|s| inside.remove(&s.pid)).collect();
-                return Ok((inside, found));
+                return Ok((all, found));
             }
             let before = surveys.len();
             for pid in newcomers {
@@ -225,7 +233,7 @@ impl Run<'_> {
         &mut self,
         surveys: &mut Vec<Survey>,
         entries: &mut Vec<Entry>,
-        inside: &mut BTreeMap<i32, Inside>,
+        inside: &mut BTreeMap<i32, Option<Inside>>,
         failed: &mut Failed,
     ) -> Step<()> {
         let runs: BTreeSet<i32> = surveys.iter().map(|s| s.pid).filter(|p| !inside.contains_key(p)).collect();
@@ -238,10 +246,11 @@ impl Run<'_> {
             true => s.pid == root,
             false => stopped.contains(&s.pid) || Some(s.pid) == first,
         };
+        let tables = shares::with_table_of_another(&surveys.iter().map(|s| s.pid).collect::<Vec<_>>());
         let some: Vec<(&mut Survey, &mut Entry)> =
             surveys.iter_mut().zip(entries.iter_mut()).filter(|(s, _)| stops(s)).collect();
         let pids: Vec<i32> = some.iter().map(|(s, _)| s.pid).collect();
-        let came = spread::over(some.into_iter(), |_, (s, e)| e.way.freeze(s, &e.listener));
+        let came = spread::over(some.into_iter(), |_, (s, e)| e.way.freeze(s, &e.listener, tables.contains(&s.pid)));
         for (pid, came) in pids.into_iter().zip(came) {
             self.at = pid;
             match came {

@@ -29,3 +29,8 @@ impl Locked {
         (libc::MCL_FUTURE | if all { 0 } else { libc::MCL_ONFAULT }) as u32
     }
 }
+
+/// How much memory a process has locked, KiB.
+pub(super) fn amount(s: &sys::procfs::status::Status) -> u64 {
+    s.vm.map_or(0, |v| v.lck)
+}

@@ -24,6 +24,7 @@ mod rights;
 mod run;
 mod seccomp;
 mod shared;
+mod shares;
 mod swapped;
 mod sysv;
 pub(crate) mod sysvipc;

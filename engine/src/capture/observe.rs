@@ -6,6 +6,7 @@ use super::locked::Locked;
 use super::memory::Unnamed;
 use super::opened::AllHands;
 use super::pending::Pending;
+use super::shares::Table;
 use super::told::{ServerTold, Told};
 use super::{Fault, Step};
 use crate::{objects, Door, Error, Reason, Result};
@@ -65,7 +66,7 @@ pub(super) struct Seen {
 
 /// What a process said before its open files were looked at.
 pub(super) struct Begun {
-    process: Process,
+    pub process: Process,
     told: Vec<Told>,
     /// Its mappings.
     pub maps: Vec<Vma>,
@@ -294,8 +295,8 @@ impl<'a> Observer<'a> {
         Ok(Begun { process, told, maps })
     }
 
-    /// What is left, when all open files are known. `fds`, `locks`: its own.
-    pub(super) fn end(&mut self, b: Begun, fds: Vec<Fd>, locks: Vec<(u32, Lock)>) -> Step<Seen> {
+    /// What is left, when all open files are known. `fds`, `locks`: its own; `table`: its descriptors, whichever process has them.
+    pub(super) fn end(&mut self, b: Begun, (fds, table): (Vec<Fd>, &[Fd]), locks: Vec<(u32, Lock)>) -> Step<Seen> {
         let Begun { process, told, maps } = b;
         self.survey.refuse_for(super::sysv::shared_with_others(&maps, self.survey.pid, &self.common.members))?;
         let pending = match self.door() {
@@ -304,7 +305,7 @@ impl<'a> Observer<'a> {
             Door::Agent => Some(self.pending(&told)?),
         };
         self.asynchronous(&maps)?;
-        self.survey.refuse_for(objects::uring_strays(self.survey.pid, &self.views, &fds, &maps))?;
+        self.survey.refuse_for(objects::uring_strays(self.survey.pid, &self.views, table, &maps))?;
         self.report_dropped(&maps);
         self.unforkable(&maps)?;
         let lacks = self.smaps.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
@@ -447,7 +448,7 @@ impl<'a> Observer<'a> {
     /// Flags of the mappings as they were before the freeze, unless what is locked has changed since: a snapshot child has no locks,
     /// so they count. `ours`: bytes that our mapping adds.
     fn locked_since(&mut self, ours: u64) -> Step<()> {
-        if super::find::locked(&self.survey.status) != self.survey.locked + (ours >> 10) {
+        if super::locked::amount(&self.survey.status) != self.survey.locked + (ours >> 10) {
             self.smaps = procfs::smaps::read(self.survey.pid)?.into();
         }
         Ok(())
@@ -458,13 +459,16 @@ impl<'a> Observer<'a> {
         self.survey.threads.get(&tid).map_or(tid, |t| t.inner_tid)
     }
 
-    /// What it has open, but for the descriptor that the blob talks through.
-    pub(super) fn listed(&mut self, l: &Listener) -> Step<Vec<FileView>> {
+    /// What it has open, but for the descriptors that blobs talk through: nothing, if its table is that of an earlier process.
+    pub(super) fn listed(&mut self, l: &Listener, table: Option<Table>) -> Step<Vec<FileView>> {
         let (pid, inner) = (self.survey.pid, self.survey.inner_living());
-        let ours = self.own_descriptor()?;
-        let mut fds = procfs::fd::list(pid)?;
-        fds.retain(|f| f.fd != ours);
         let mut hands = Hands { copies: Copies::default(), pidfd: PidFd::with_files(pid)? };
+        let Some(Table { ours, blocks }) = table else {
+            lock(&self.common.hands).insert(pid, hands);
+            return Ok(Vec::new());
+        };
+        let mut fds = procfs::fd::list(pid)?;
+        fds.retain(|f| !ours.contains(&f.fd));
         let mut views = if self.agent.is_some() {
             // rings of io_uring cannot be passed over (SCM_RIGHTS)
             let numbers: Vec<i32> = fds.iter().filter(|f| f.target != objects::RING).map(|f| f.fd).collect();
@@ -476,7 +480,7 @@ impl<'a> Observer<'a> {
             files::grouped(pid, fds, &mut files::Outside::new(pid)?, true)?
         };
         super::ptys::ask_close_on_exec(&mut self.channel, &mut views)?;
-        files::decide(&mut views, &self.survey.external, self.block.as_ref());
+        files::decide(&mut views, &self.survey.external, &blocks);
         lock(&self.common.hands).insert(pid, hands);
         Ok(views)
     }
@@ -505,7 +509,7 @@ impl<'a> Observer<'a> {
     }
 
     /// The blob's own socket.
-    fn own_descriptor(&self) -> Step<i32> {
+    pub(super) fn own_descriptor(&self) -> Step<i32> {
         if let Some(sock) = self.agent {
             return Ok(sock);
         }

@@ -360,6 +360,9 @@ pub(super) fn publish(
         // a build that does not know it leaves each in the restoring command's, as it would without
         m.write_section(v1::SECTION_CGROUPS, v1::VERSION, false, &cgroups)?;
     }
+    if !kinship.shares.is_empty() {
+        m.write_section(v1::SECTION_SHARES, v1::VERSION, true, &kinship.shares)?;
+    }
     let (bytes, _) = m.finish();
     incoming.write_manifest(&bytes)?;
     on_its_way.wait()?;

@@ -6,8 +6,10 @@ use super::gather::{is_gone, Entry};
 use super::observe::{lock, Child, Common, Observer, Seen};
 use super::record::{self, Recorder};
 use super::shared::Others;
+use super::shares::Connections;
 use super::tree::{self, Found, Kinship};
-use super::{door, explain, opened, sink, Fault, Phase, Step};
+use super::{door, explain, opened, shares, sink, Fault, Phase, Step};
+use crate::sharing::FILES;
 use crate::{spread, After, CaptureOptions, Captured, Error, Progress, Result};
 use image::store::{NewCheckpoint, Store};
 use image::v1::files::Files;
@@ -15,6 +17,7 @@ use image::SessionName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use sys::channel::Listener;
 use sys::seccomp::Judge;
 use sys::tracer::{self, Snapshot};
 
@@ -114,13 +117,18 @@ impl<'a> Run<'a> {
         let several = surveys.len() > 1 || !kinship.zombies.is_empty();
         let members = surveys.iter().map(|s| s.pid).collect();
         let common = Common::new(sink(&incoming)?, members, several);
-        let (mut all, files) = match self.observe(&surveys, inside, &entries, &common, &mut others) {
-            Err(f) => return Err(self.shut_behind(f, &mut entries)?),
+        let mut ours = Connections::default();
+        let seen = (&mut kinship, &mut ours);
+        let (mut all, files) = match self.observe(&surveys, inside, &entries, &common, &mut others, seen) {
+            Err(f) => {
+                drop(ours);
+                return Err(self.shut_behind(f, &mut entries)?);
+            }
             seen => seen?,
         };
         for r in &mut all {
             self.at = r.obs.survey.pid;
-            r.obs.related(&mut kinship)?;
+            r.obs.ended_children(&mut kinship.zombies)?;
         }
         self.at = self.root;
         let adopted = adopted(&all, &kinship);
@@ -130,7 +138,7 @@ impl<'a> Run<'a> {
                 self.at = r.obs.survey.pid;
                 r.obs.unseen_by_a_child_of_its_own(&e.listener, r.seen.process.subreaper, *adopted)?;
             }
-            return self.while_frozen(all, entries, (files, kinship), incoming, began);
+            return self.while_frozen(all, entries, (files, kinship, ours), incoming, began);
         }
         self.enter(Phase::Fork)?;
         let Some(born) = self.fork(&mut all, &entries, &adopted)? else {
@@ -140,9 +148,14 @@ impl<'a> Run<'a> {
                 r.obs.hidden(None)?;
                 r.obs.unseen_unknown()?;
             }
-            return self.while_frozen(all, entries, (files, kinship), incoming, began);
+            return self.while_frozen(all, entries, (files, kinship, ours), incoming, began);
         };
         self.enter(Phase::Thaw)?;
+        drop(ours);
+        for i in &kinship.tables {
+            self.at = all[*i].obs.survey.pid;
+            entries[*i].way.leave()?;
+        }
         entries.iter_mut().for_each(|e| e.way.let_go());
         let mut pauses = Vec::with_capacity(all.len());
         for (r, e) in all.iter().zip(&mut entries) {
@@ -224,24 +237,35 @@ impl<'a> Run<'a> {
         entries: &[Entry],
         common: &Arc<Common>,
         others: &mut Others,
+        (kinship, ours): (&mut Kinship, &mut Connections),
     ) -> Step<(Vec<Recorded<'s>>, Files)> {
-        let with: Vec<_> = surveys.iter().zip(inside).zip(entries.iter().map(|e| &e.listener)).collect();
-        let said = spread::over(with.into_iter(), |_, ((s, inside), l)| -> Step<_> {
-            let mut obs = Observer::new(s, inside, common.clone())?;
-            let (begun, listed) = (obs.begin()?, obs.listed(l)?);
-            Ok((obs, begun, listed))
-        });
-        let (mut all, mut begun, mut listed) = (Vec::new(), Vec::new(), Vec::new());
+        let made = spread::over(surveys.iter().zip(inside), |_, (s, inside)| Observer::new(s, inside, common.clone()));
+        let mut all = Vec::with_capacity(surveys.len());
+        for (s, one) in surveys.iter().zip(made) {
+            self.at = s.pid;
+            all.extend(one.transpose()?);
+        }
+        self.at = self.root;
+        let shared = shares::find(&mut all)?;
+        *ours = Connections::new(&all, &shared)?;
+        let tables = shares::tables(&all, &shared)?;
+        let with: Vec<_> = all.iter_mut().zip(entries.iter().map(|e| &e.listener)).zip(tables).collect();
+        let ask = |_, ((obs, l), table): ((&mut Observer<'_>, &Listener), _)| -> Step<_> {
+            Ok((obs.begin()?, obs.listed(l, table)?))
+        };
+        let said = spread::over(with.into_iter(), ask);
+        let (mut begun, mut listed) = (Vec::new(), Vec::new());
         for (s, one) in surveys.iter().zip(said) {
             self.at = s.pid;
             if let Some(one) = one {
-                let (obs, its, files) = one?;
-                all.push(obs);
+                let (its, files) = one?;
                 begun.push(its);
                 listed.push(files);
             }
         }
         self.at = self.root;
+        kinship.tables = shares::sharers(&shared[FILES]).collect();
+        kinship.shares = shares::kept(surveys, &begun, &kinship.parents, &shared)?;
         let members: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
         let mut opened = opened::join(listed, &lock(&common.hands))?;
         opened::mark(&mut opened, &members, &lock(&common.hands), others);
@@ -265,10 +289,10 @@ impl<'a> Run<'a> {
         super::unnamed::keep(&mut all, &begun, &mut files)?;
         super::sysvipc::look(&mut all, common)?;
         files.contents = std::mem::take(&mut *lock(&common.contents));
-        let own = opened.fds.into_iter().zip(opened.locks);
+        let own = opened.fds.iter().zip(opened.locks).zip(&shared[FILES]);
         let with: Vec<_> = all.into_iter().zip(begun).zip(own).collect();
-        let ended = spread::over(with.into_iter(), |_, ((mut obs, begun), (fds, locks))| -> Step<_> {
-            let seen = obs.end(begun, fds, locks)?;
+        let ended = spread::over(with.into_iter(), |_, ((mut obs, begun), ((fds, locks), first))| -> Step<_> {
+            let seen = obs.end(begun, (fds.clone(), &opened.fds[*first]), locks)?;
             Ok(Recorded { obs, seen })
         });
         let mut recorded = Vec::with_capacity(surveys.len());
@@ -312,7 +336,7 @@ impl<'a> Run<'a> {
         &mut self,
         all: Vec<Recorded<'_>>,
         mut entries: Vec<Entry>,
-        files: (Files, Kinship),
+        (files, kinship, ours): (Files, Kinship, Connections),
         incoming: NewCheckpoint,
         began: Instant,
     ) -> Step<Captured> {
@@ -331,12 +355,13 @@ impl<'a> Run<'a> {
         records[0].note_frozen(frozen.elapsed());
         self.enter(Phase::Publish)?;
         self.at = self.root;
+        let tables = kinship.tables.clone();
         // until they are let go: when the conversation ends, the blob lets everyone run
         let talks: Vec<_> = records.iter_mut().map(|r| r.talk.take()).collect();
-        let mut done = match record::publish(records, files, incoming, self.o, began) {
+        let mut done = match record::publish(records, (files, kinship), incoming, self.o, began) {
             Ok(done) => done,
             Err(e) => {
-                drop(entries);
+                drop((ours, entries));
                 return Err(e);
             }
         };
@@ -348,6 +373,12 @@ impl<'a> Run<'a> {
         self.enter(Phase::Thaw)?;
         done.pause = Duration::ZERO;
         let mut wrong = None;
+        drop(ours);
+        for i in tables.into_iter().filter(|_| after != tracer::After::Kill) {
+            if let Err(f) = entries[i].way.leave() {
+                wrong.get_or_insert((pids[i], f));
+            }
+        }
         // children first: a parent is not to see the end of one. Whatever goes wrong with one, none of the others is to run on without it
         for ((pid, e), before) in pids.iter().zip(&mut entries).zip(before).rev() {
             self.at = *pid;

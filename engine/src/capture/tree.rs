@@ -2,6 +2,7 @@
 use super::observe::Observer;
 use super::{Step, Survey};
 use crate::{Error, Kind, Reason};
+use image::v1::shares::Shares;
 use image::v1::tree::Zombie;
 use std::collections::{HashMap, HashSet, VecDeque};
 use sys::kcmp::Resource;
@@ -13,12 +14,12 @@ use sys::program::Program;
 pub(super) struct Kinship {
     /// The parent of each, in the order of the surveys, by its PID in the innermost namespace; 0: it is not among them.
     pub parents: Vec<i32>,
-    /// The same by its PID here, of those who have one among them.
-    above: HashMap<i32, i32>,
     /// Processes that have ended, and that theirs have yet to wait for.
     pub zombies: Vec<Zombie>,
-    /// A thread of each of all that stand still, one that has not ended: its number in the innermost namespace by the PID here.
-    living: HashMap<i32, i32>,
+    /// What they share beyond open files.
+    pub shares: Vec<Shares>,
+    /// Those who have the descriptor table of another, by their indices.
+    pub tables: Vec<usize>,
 }
 
 /// A process that was found among those that are captured together.
@@ -70,12 +71,10 @@ pub(super) fn parents_first(all: &[(i32, i32)]) -> Vec<usize> {
 pub(super) fn kinship(all: &[Survey], found: &[Found]) -> Step<Kinship> {
     let inner: HashMap<i32, i32> = all.iter().map(|s| (s.pid, s.inner_pid())).collect();
     let found: HashMap<i32, &Found> = found.iter().map(|f| (f.pid, f)).collect();
-    let living = all.iter().map(|s| (s.pid, s.inner_living())).collect();
-    let mut kinship = Kinship { living, ..Kinship::default() };
+    let mut kinship = Kinship::default();
     for s in all {
         let Some(f) = found.get(&s.pid) else { return Err(super::died(&s.attempted, "freeze").into()) };
         kinship.parents.push(inner.get(&f.parent).copied().unwrap_or(0));
-        kinship.above.extend(inner.contains_key(&f.parent).then_some((s.pid, f.parent)));
         for child in f.children.iter().filter(|c| !inner.contains_key(c)) {
             kinship.zombies.push(zombie(*child, s)?);
         }
@@ -106,73 +105,49 @@ fn unfrozen(pid: i32, stat: &Stat, parent: &Survey) -> Error {
     Error::new(Kind::Refused, parent.attempted.clone(), object, why, remedy)
 }
 
-/// What a process can share with its parent that is no thread of it, as vfork(2) and clone(2) make it: none of it is kept yet.
-const SHARED: [(Resource, &str); 4] = [
-    (Resource::Vm, "its memory (CLONE_VM, or it is in vfork)"),
-    (Resource::Files, "its descriptors (CLONE_FILES)"),
-    (Resource::Fs, "its working directory and umask (CLONE_FS)"),
-    (Resource::Sighand, "its signal handlers (CLONE_SIGHAND)"),
-];
+/// What may not be shared.
+pub(super) const VM: &str = "its memory (CLONE_VM, or it is in vfork)";
 
-/// One that has its parent's memory, as far as that can be seen from outside: it may be in vfork, and its parent could not be stopped.
+/// One that has another's memory, as far as that can be seen from outside: it may be in vfork, and its parent could not be stopped.
 pub(super) fn with_memory_of_another(all: &[Survey]) -> Option<(i32, Error)> {
-    let members: HashSet<i32> = all.iter().map(|s| s.pid).collect();
-    let below = all.iter().filter(|s| members.contains(&s.stat.ppid));
-    below.into_iter().find_map(|s| Some((s.pid, with_memory_of_parent(s)?)))
+    let pids: Vec<i32> = all.iter().map(|s| s.pid).collect();
+    let Ok(firsts) = sys::kcmp::firsts(&pids, Resource::Vm) else {
+        // one of them may have ended
+        let below = all.iter().filter(|s| pids.contains(&s.stat.ppid));
+        return below.into_iter().find_map(|s| Some((s.pid, with_memory_of_parent(s)?)));
+    };
+    let (i, first) = firsts.into_iter().enumerate().find(|(i, first)| i != first)?;
+    // the child's is the news, whichever was found first
+    let (s, with) = if all[first].stat.ppid == all[i].pid { (first, i) } else { (i, first) };
+    Some((all[s].pid, with_memory(&all[s], all[with].pid)))
 }
 
 /// The same of one whose parent is among them.
 pub(super) fn with_memory_of_parent(s: &Survey) -> Option<Error> {
     let parent = s.stat.ppid;
     let shares = sys::kcmp::shares(parent, s.pid, Resource::Vm).is_ok_and(|shares| shares);
-    let error = || {
-        let reasons = vec![sharing(s, SHARED[0].1, parent)];
-        Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons }
-    };
-    shares.then(error)
+    shares.then(|| with_memory(s, parent))
 }
 
-fn sharing(s: &Survey, words: &str, parent: i32) -> Reason {
-    let why = format!("it shares {words} with its parent, PID {parent}, which is not kept yet");
+fn with_memory(s: &Survey, of: i32) -> Error {
+    Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons: vec![sharing(s, VM, of)] }
+}
+
+/// It shares something with another, which is not kept.
+pub(super) fn sharing(s: &Survey, words: &str, with: i32) -> Reason {
+    let who = if with == s.stat.ppid { "its parent, " } else { "" };
+    let why = format!("it shares {words} with {who}PID {with}, which is not kept yet");
     Reason::new(s.describe(), why, "start it by fork, or checkpoint when it has executed a program")
 }
 
 impl Observer<'_> {
-    /// What it is to the others: whether it shares what only open files may be, and how its children have ended.
-    pub(super) fn related(&mut self, k: &mut Kinship) -> Step<()> {
-        let inner = self.survey.inner_pid();
-        // by the numbers that it knows; from outside where that is permitted
-        let above = k.above.get(&self.survey.pid).and_then(|p| Some((*p, *k.living.get(p)?)));
-        if let Some((parent, theirs)) = above {
-            let (mut p, own) = (Program::new(), self.survey.inner_living());
-            let mut ask = |what: Resource| {
-                let a = [theirs.into(), own.into(), (what as i32).into(), 0.into(), 0.into()];
-                p.may(libc::SYS_kcmp, &a)
-            };
-            let asked = SHARED.map(|(what, _)| ask(what));
-            let outside = SHARED.map(|(what, _)| sys::kcmp::shares(parent, self.survey.pid, what));
-            let shares: Vec<bool> = match outside.into_iter().collect::<std::io::Result<Vec<bool>>>() {
-                Ok(all) => all,
-                Err(_) => {
-                    let r = self.channel.run(&p)?;
-                    let one = |c| r.get(c).map(|order| order == 0);
-                    let all: std::io::Result<Vec<bool>> = asked.into_iter().map(one).collect();
-                    all.map_err(|e| sys::Error::call("kcmp of it and its parent", self.survey.pid, e))?
-                }
-            };
-            if let Some((_, (_, words))) = shares.into_iter().zip(SHARED).find(|(shares, _)| *shares) {
-                self.survey.refuse_for(vec![sharing(self.survey, words, parent)])?;
-            }
-        }
-        self.ended_children(inner, &mut k.zombies)
-    }
-
     /// How its children have ended: /proc tells that of one's own user's only.
-    fn ended_children(&mut self, inner: i32, zombies: &mut [Zombie]) -> Step<()> {
+    pub(super) fn ended_children(&mut self, zombies: &mut [Zombie]) -> Step<()> {
         const P_PID: i32 = 1;
         /// `siginfo_t` of SIGCHLD: si_code and si_status.
         const CODE: usize = 8;
         const STATUS: usize = 24;
+        let inner = self.survey.inner_pid();
         let mut own: Vec<&mut Zombie> = zombies.iter_mut().filter(|z| z.parent == inner).collect();
         let mut p = Program::new();
         let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;

@@ -53,6 +53,8 @@ pub fn check(tree: &Tree<'_>) -> Vec<Reason> {
             reasons.push(Reason::new(name(image), why, "checkpoint it when that has ended"));
         }
     }
+    let apart = tree.births().err().unwrap_or_default();
+    reasons.extend(apart.iter().map(|a| a.reason(|i| name(&tree.all[i]))));
     reasons
 }
 
@@ -104,7 +106,7 @@ pub fn grow(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>) -> Step<()> {
     for f in others {
         n.end_helper(f.helper)?;
     }
-    Ok(())
+    n.part()
 }
 
 /// Bears what a reaper (None: it is not in the image) has adopted: it is born below a process of its session.
@@ -124,7 +126,7 @@ fn adopted(
         match program.or_else(|| n.tree.index(sid)) {
             Some(leader) if leader == i => n.bear_at(reaper, i)?,
             Some(leader) => {
-                let helper = n.helper(Some(leader))?;
+                let helper = n.helper(Some(leader), i)?;
                 n.bear_by(&helper, i)?;
                 n.end_helper(helper)?;
             }

@@ -297,7 +297,7 @@ impl<'a> Maker<'a> {
 
     /// Makes a child of the new process that serves on its descriptor `sock`, and sends no signal when it ends; its PID there.
     pub fn spawn(&mut self, sock: i32) -> Step<i32> {
-        let made = super::nursery::spawn(&mut self.puppet.channel, 0, sock, 0)?;
+        let made = super::nursery::spawn(&mut self.puppet.channel, 0, sock, (0, 0))?;
         made.map_err(|e| super::Fault::Io("making a process".into(), e))
     }
 
@@ -390,15 +390,18 @@ pub fn all(
         }
         open.push(image.own_files().map(|(id, _)| id).filter(|id| is_open(&m, *id)).collect());
     }
-    for (at, image) in tree.all.iter().enumerate() {
+    for (at, image) in tree.all.iter().enumerate().filter(|(_, image)| !image.shares_files) {
         let (made, left) = (&mut made, &mut left);
         let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: None };
         let mut prog = Program::new();
-        let (base, keep) = (image.highest_fd() + 1, m.puppet.sock);
-        if base < keep {
-            prog.call(libc::SYS_close_range, &[base.into(), Imm(keep as u64 - 1), Imm(0)]);
+        let mut base = image.highest_fd() + 1;
+        for keep in &m.puppet.socks {
+            if base < *keep {
+                prog.call(libc::SYS_close_range, &[base.into(), Imm(*keep as u64 - 1), Imm(0)]);
+            }
+            base = keep + 1;
         }
-        prog.call(libc::SYS_close_range, &[Imm(keep as u64 + 1), Imm(u32::MAX as u64), Imm(0)]);
+        prog.call(libc::SYS_close_range, &[base.into(), Imm(u32::MAX as u64), Imm(0)]);
         m.run(&prog)?;
         objects::locks::take(&mut m, image)?;
     }

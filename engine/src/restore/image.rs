@@ -1,11 +1,13 @@
 //! What is to be made: the sections of a checkpoint, read and checked for sense. A tree of processes is an [`Image`] for each.
 use super::{Fault, Step};
+use crate::sharing::{Births, Groups, Kin, Parted};
 use crate::{Error, Kind};
 use ::image::v1::cgroup::{Cgroup, Cgroups};
 use ::image::v1::ended::First;
 use ::image::v1::files::{Content, Fd, Files, Lock, OpenFile};
 use ::image::v1::keys::Keys;
 use ::image::v1::rights::Rights;
+use ::image::v1::shares::Shares;
 use ::image::v1::sysvipc::SysvIpc;
 use ::image::v1::tree::{Member, Tree as Section, Zombie};
 use ::image::v1::{
@@ -25,6 +27,8 @@ pub struct Tree<'a> {
     pub zombies: Vec<Zombie>,
     /// System V semaphores and message queues.
     pub ipc: SysvIpc,
+    /// What they share that are no threads of each other.
+    pub shared: Groups,
 }
 
 /// What a process has open.
@@ -72,6 +76,10 @@ pub struct Image<'a> {
     pub keys: Option<Keys>,
     /// The control groups that it was in; none: the root of each hierarchy.
     pub cgroups: Vec<Cgroup>,
+    /// It has working directory, root and umask from an earlier process, which shares them with it (CLONE_FS).
+    pub shares_fs: bool,
+    /// Its descriptors are those of an earlier process, which shares its table with it (CLONE_FILES).
+    pub shares_files: bool,
 }
 
 /// Bytes of a siginfo.
@@ -105,11 +113,12 @@ impl<'a> Tree<'a> {
         let keys: Vec<Keys> = handle.manifest().read_section(v1::SECTION_KEYS)?.unwrap_or_default();
         let ended: Vec<First> = handle.manifest().read_section(v1::SECTION_ENDED)?.unwrap_or_default();
         let rights: Vec<Rights> = handle.manifest().read_section(v1::SECTION_RIGHTS)?.unwrap_or_default();
+        let shares: Vec<Shares> = handle.manifest().read_section(v1::SECTION_SHARES)?.unwrap_or_default();
         let mut rights: BTreeMap<i32, Rights> = rights.into_iter().map(|r| (r.tid, r)).collect();
         let apart: Apart = handle.manifest().read_section(v1::SECTION_APART)?.unwrap_or_default();
         let mut apart = chains(&apart).map_err(damaged)?;
         let cgroups: Vec<Cgroups> = handle.manifest().read_section(v1::SECTION_CGROUPS)?.unwrap_or_default();
-        let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc };
+        let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc, shared: Groups::default() };
         for mut m in std::iter::once(first).chain(rest.members) {
             stop_in_the_end(&mut m.process, &mut m.threads);
             let (open, contents, fds, locks) = (open.clone(), contents.clone(), m.fds, m.locks);
@@ -126,6 +135,8 @@ impl<'a> Tree<'a> {
                 parent: m.parent,
                 door: m.door,
                 keys: keys.iter().find(|k| k.pid == m.process.pid).cloned(),
+                shares_fs: shares.iter().any(|s| s.pid == m.process.pid && s.fs != 0),
+                shares_files: shares.iter().any(|s| s.pid == m.process.pid && s.files != 0),
                 process: m.process,
                 threads: m.threads,
                 memory: m.memory,
@@ -161,6 +172,7 @@ impl<'a> Tree<'a> {
         }
         related(&tree).map_err(damaged)?;
         super::sysvipc::sense(&tree.ipc).map_err(damaged)?;
+        tree.shared = shared(&tree, &shares).map_err(damaged)?;
         tree.join();
         Ok(tree)
     }
@@ -180,6 +192,13 @@ impl<'a> Tree<'a> {
     /// Which of the processes has this PID.
     pub fn index(&self, pid: i32) -> Option<usize> {
         self.all.iter().position(|i| i.process.pid == pid)
+    }
+
+    /// How all are born, so that they share what they did; or who cannot be.
+    pub fn births(&self) -> std::result::Result<Births, Vec<Parted>> {
+        let kin = |i: &Image<'_>| Kin { pid: i.process.pid, parent: i.parent, sid: i.process.sid };
+        let kin: Vec<Kin> = self.all.iter().map(kin).collect();
+        crate::sharing::plan(&kin, &self.shared)
     }
 
     /// Those whose parent is this one, and for None those whose parent is not in the image, but for the program.
@@ -250,6 +269,31 @@ fn related(tree: &Tree<'_>) -> std::result::Result<(), String> {
     match locks.find(|(id, l)| *id >= open || l.start > l.end) {
         Some((id, _)) => Err(format!("a lock on open file {id} makes no sense")),
         None => Ok(()),
+    }
+}
+
+/// Of each process, with which it shares what: with an earlier one that shares with none before it.
+fn shared(tree: &Tree<'_>, all: &[Shares]) -> std::result::Result<Groups, String> {
+    let mut groups: Groups = std::array::from_fn(|_| (0..tree.all.len()).collect());
+    for s in all {
+        for (kind, with) in [s.fs, s.files].into_iter().enumerate().filter(|(_, with)| *with != 0) {
+            let odd = || format!("what process {} shares with process {with} makes no sense", s.pid);
+            let (i, first) = tree.index(s.pid).zip(tree.index(with)).ok_or_else(odd)?;
+            if first >= i || groups[kind][first] != first || groups[kind][i] != i {
+                return Err(odd());
+            }
+            groups[kind][i] = first;
+        }
+    }
+    let own = |i: &&Image<'_>| i.shares_files && !(i.files.fds.is_empty() && i.files.locks.is_empty());
+    if let Some(i) = tree.all.iter().find(own) {
+        return Err(format!("descriptors of process {}, whose table is another's, make no sense", i.process.pid));
+    }
+    // one that comes first may be in a later line of its own
+    let chained = groups.iter().find_map(|of| of.iter().find(|first| of[**first] != **first));
+    match chained {
+        Some(first) => Err(format!("what process {} shares makes no sense", tree.all[*first].process.pid)),
+        None => Ok(groups),
     }
 }
 

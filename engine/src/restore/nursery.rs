@@ -5,6 +5,7 @@ use super::pids::Rights;
 use super::ptys::{self, Pty};
 use super::puppet::{end, reap, Puppet};
 use super::{build, cannot, clock, vdso, Fault, Step, Tree};
+use crate::sharing::{Births, FILES};
 use crate::{spread, Pids, RestoreOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -73,6 +74,8 @@ pub struct Nursery<'a, 't> {
     pub ptys: Vec<Pty>,
     own_vdso: Vec<vdso::Part>,
     born: Vec<Option<Puppet>>,
+    /// What they are born sharing.
+    births: Births,
     /// Of each the one whose memory it has by its birth.
     heirs: Vec<Option<usize>>,
     /// Those that bear nobody: their memory is filled when all are born, several at the same time.
@@ -117,6 +120,9 @@ impl<'a, 't> Nursery<'a, 't> {
             ptys,
             own_vdso: vdso::own()?,
             born: std::iter::repeat_with(|| None).take(n).collect(),
+            births: tree
+                .births()
+                .map_err(|_| cannot("process tree", "what they share was not looked at", "report this"))?,
             heirs: vec![None; n],
             later: BTreeSet::new(),
             next: n + 1,
@@ -239,18 +245,12 @@ impl<'a, 't> Nursery<'a, 't> {
     }
 
     /// A child of `parent` (None: of what bears those without parents) that serves on a socket, by its index; its PID as it knows it, and here.
-    fn spawn(&mut self, parent: Option<usize>, pid: i32, sock: usize, exit_signal: i32) -> Step<(i32, i32)> {
-        self.spawned(parent, pid, sock, exit_signal)?.map_err(|e| unborn(pid, &e))
+    fn spawn(&mut self, parent: Option<usize>, pid: i32, sock: usize, how: How) -> Step<(i32, i32)> {
+        self.spawned(parent, pid, sock, how)?.map_err(|e| unborn(pid, &e))
     }
 
     /// The same; or the kernel's answer.
-    fn spawned(
-        &mut self,
-        parent: Option<usize>,
-        pid: i32,
-        sock: usize,
-        exit_signal: i32,
-    ) -> Step<std::io::Result<(i32, i32)>> {
+    fn spawned(&mut self, parent: Option<usize>, pid: i32, sock: usize, how: How) -> Step<std::io::Result<(i32, i32)>> {
         let (number, private) = (self.socks[sock].number, self.pids == Pids::Private);
         let (channel, above) = match (parent, self.base.as_mut()) {
             (Some(p), _) => {
@@ -260,7 +260,7 @@ impl<'a, 't> Nursery<'a, 't> {
             (None, Some(base)) => (&mut base.channel, base.here),
             (None, None) => return Err(cannot("process tree", "there is nobody to bear it", "report this")),
         };
-        match spawn(channel, pid, number, exit_signal)? {
+        match spawn(channel, pid, number, how)? {
             Ok(inner) if private => Ok(Ok((inner, number_here(above, inner)?))),
             r => Ok(r.map(|inner| (inner, inner))),
         }
@@ -269,7 +269,7 @@ impl<'a, 't> Nursery<'a, 't> {
     /// Bears a process, as a child of another, whose memory it has then; None: of what bears those without parents.
     pub fn bear_at(&mut self, parent: Option<usize>, i: usize) -> Step<()> {
         let want = self.want(self.tree.all[i].process.pid);
-        let (inner, here) = self.spawn(parent, want, i, libc::SIGCHLD)?;
+        let (inner, here) = self.spawn(parent, want, i, (libc::SIGCHLD, self.births.with[i]))?;
         self.deliver(i, inner, here, parent)
     }
 
@@ -297,6 +297,7 @@ impl<'a, 't> Nursery<'a, 't> {
             fit: vdso::fits(&self.own_vdso, image).map_err(Fault::Cannot)?,
             vdso_at: 0,
             sock: self.socks[i].number,
+            socks: self.table(i),
             stdio: [0, 1, 2].map(|n| self.stdio[n].as_ref().map(AsRawFd::as_raw_fd)),
             ptys: ptys::by_number(&self.ptys),
             temp_base: self.kept().into_iter().max().unwrap_or(0) + 3,
@@ -323,6 +324,26 @@ impl<'a, 't> Nursery<'a, 't> {
         self.born[i] = Some(puppet);
         self.heirs[i] = heir_of;
         Ok(())
+    }
+
+    /// The sockets in the descriptor table of a process, ascending.
+    fn table(&self, i: usize) -> Vec<i32> {
+        let of = &self.tree.shared[FILES];
+        let mut socks: Vec<i32> = (0..of.len()).filter(|s| of[*s] == of[i]).map(|s| self.socks[s].number).collect();
+        socks.sort_unstable();
+        socks
+    }
+
+    /// Descriptors of files without a name that those made who share a table: the first of them makes what is theirs.
+    fn pool(&mut self) {
+        for (i, first) in self.tree.shared[FILES].iter().enumerate().filter(|(i, first)| i != *first) {
+            let its = self.born[i].as_mut().map(|p| std::mem::take(&mut p.mapped)).unwrap_or_default();
+            if let Some(p) = &mut self.born[*first] {
+                for (of, fd) in its {
+                    p.mapped.entry(of).or_insert(fd);
+                }
+            }
+        }
     }
 
     /// Gives a process its memory, before it bears any other: those have it then.
@@ -353,11 +374,11 @@ impl<'a, 't> Nursery<'a, 't> {
             && tree.all.iter().all(|o| o.process.pid == pid || o.process.sid != pid)
     }
 
-    /// A child of `parent` for a while. It has the last socket: there is one at a time.
-    pub fn helper(&mut self, parent: Option<usize>) -> Step<Helper> {
-        let sock = self.socks.len() - 1;
+    /// A child of `parent` for a while, which is to bear process `i`. It has the last socket: there is one at a time.
+    pub fn helper(&mut self, parent: Option<usize>, i: usize) -> Step<Helper> {
+        let (sock, shares) = (self.socks.len() - 1, self.births.with[i]);
         for pid in self.spare() {
-            match self.spawned(parent, pid, sock, 0)? {
+            match self.spawned(parent, pid, sock, (0, shares))? {
                 Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
                 r => return Ok(Helper { here: r.map_err(|e| unborn(pid, &e))?.1, sock, parent }),
             }
@@ -370,7 +391,7 @@ impl<'a, 't> Nursery<'a, 't> {
         let sock = self.next;
         self.next += 1;
         let exit_signal = if waited_for { libc::SIGCHLD } else { 0 };
-        Ok(Helper { here: self.spawn(parent, pid, sock, exit_signal)?.1, sock, parent })
+        Ok(Helper { here: self.spawn(parent, pid, sock, (exit_signal, 0))?.1, sock, parent })
     }
 
     /// Numbers that nothing in the image has, of which some may be taken here.
@@ -393,7 +414,7 @@ impl<'a, 't> Nursery<'a, 't> {
     pub fn bear_by(&mut self, helper: &Helper, i: usize) -> Step<()> {
         let mut channel = self.talk(helper)?;
         let want = self.want(self.tree.all[i].process.pid);
-        let made = spawn(&mut channel, want, self.socks[i].number, libc::SIGCHLD)?;
+        let made = spawn(&mut channel, want, self.socks[i].number, (libc::SIGCHLD, self.births.with[i]))?;
         let inner = made.map_err(|e| unborn(want, &e))?;
         let here = if self.pids == Pids::Private { number_here(helper.here, inner)? } else { inner };
         self.deliver(i, inner, here, helper.parent)
@@ -411,6 +432,19 @@ impl<'a, 't> Nursery<'a, 't> {
             (Some(i), _) => drop(self.of(i)?.channel.run_all(&p)?),
             (None, Some(base)) => drop(base.channel.run_all(&p)?),
             (None, None) => {}
+        }
+        Ok(())
+    }
+
+    /// All are born: those who have shared something only so that others could be born to it leave it.
+    pub fn part(&mut self) -> Step<()> {
+        for (i, shares) in self.births.until.clone().into_iter().enumerate().filter(|(_, shares)| *shares != 0) {
+            let mut p = Program::new();
+            p.call(libc::SYS_unshare, &[Imm(shares as u64)]);
+            match self.base.as_mut() {
+                Some(base) if i == self.born.len() => drop(base.channel.run_all(&p)?),
+                _ => self.run(i, &p)?,
+            }
         }
         Ok(())
     }
@@ -457,13 +491,16 @@ impl<'a, 't> Nursery<'a, 't> {
         others.extend(init.iter().flat_map(|i| i.numbers));
         others.sort_unstable();
         self.as_wanted()?;
+        self.pool();
         let (o, tree, heirs, later) = (self.o, self.tree, &self.heirs, &self.later);
         let born: Vec<Puppet> = std::mem::take(&mut self.born).into_iter().flatten().collect();
         let ready = spread::over(born.into_iter().zip(tracers), |i, (mut puppet, tracer)| -> Step<_> {
             if later.contains(&i) {
                 fill(&mut puppet, tree, (i, heirs[i]), &kept(tree, i, heirs[i]), o)?;
             }
-            puppet.run(&closing(others.iter().copied().filter(|s| *s != puppet.sock)))?;
+            if !tree.all[i].shares_files {
+                puppet.run(&closing(others.iter().copied().filter(|s| !puppet.socks.contains(s))))?;
+            }
             puppet.tracer = Some(tracer);
             puppet.ids = ids.clone();
             Ok(puppet)
@@ -531,10 +568,13 @@ fn no_spare() -> Fault {
     cannot("PIDs", "none is free for a helper", "use --pids private")
 }
 
+/// How one is born: its exit signal, and what it shares with who bears it (CLONE_ flags).
+type How = (i32, i32);
+
 /// Lets a process make another; its PID as it knows it, or the kernel's answer.
-pub fn spawn(channel: &mut Channel, pid: i32, sock: i32, exit_signal: i32) -> Step<std::io::Result<i32>> {
+pub fn spawn(channel: &mut Channel, pid: i32, sock: i32, (signal, shares): How) -> Step<std::io::Result<i32>> {
     let mut q = Vec::with_capacity(16);
-    for v in [pid, sock, exit_signal, 0] {
+    for v in [pid, sock, signal, shares] {
         q.extend_from_slice(&v.to_le_bytes());
     }
     let a = channel.ask(wire::OP_SPAWN, &q)?;

@@ -45,6 +45,9 @@ impl Soft {
 
 /// The working directory, before anything relative to it is opened.
 pub fn places(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
+    if image.shares_fs {
+        return Ok(());
+    }
     if image.process.cwd_deleted {
         return deleted_place(p, image, o);
     }
@@ -233,13 +236,15 @@ pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &m
             format!("its limit of {} is not as it was", crate::check::RLIMITS.get(n).map_or("(unknown)", |l| l.0)),
         );
     }
-    if &i.root[..] != b"/" && !i.root.is_empty() {
+    if &i.root[..] != b"/" && !i.root.is_empty() && !image.shares_fs {
         let path = files::map_path(&i.root, o);
         let root = prog.cstr(&path);
         prog.call(libc::SYS_chroot, &[root]);
         prog.named(format!("entering its root directory {}", path.escape_ascii()));
     }
-    prog.call(libc::SYS_umask, &[Imm(i.umask as u64)]);
+    if !image.shares_fs {
+        prog.call(libc::SYS_umask, &[Imm(i.umask as u64)]);
+    }
     if i.mlockall != 0 {
         // without MCL_CURRENT: what is mapped has its own locks already
         let c = prog.may(libc::SYS_mlockall, &[Imm(i.mlockall as u64)]);

@@ -46,6 +46,8 @@ pub struct Puppet {
     pub vdso_at: u64,
     /// Its descriptor of the blob's socket.
     pub sock: i32,
+    /// All such in its table, ascending: those of who shares it, too.
+    pub socks: Vec<i32>,
     /// Its copies of the standard streams that it is to get; None: closed.
     pub stdio: [Option<i32>; 3],
     /// Its descriptors of pseudo terminals, by their numbers in the image: master, and slave if that was ever opened.

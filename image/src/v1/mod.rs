@@ -18,6 +18,7 @@ pub mod process;
 pub mod pty;
 pub mod rights;
 pub mod seccomp;
+pub mod shares;
 pub mod sockets;
 pub mod sysvipc;
 pub mod tree;
@@ -45,6 +46,8 @@ pub const SECTION_KEYS: u32 = 24;
 pub const SECTION_ENDED: u32 = 25;
 /// Section: `Vec<rights::Rights>`; not there if all threads have their process's.
 pub const SECTION_RIGHTS: u32 = 26;
+/// Section: `Vec<shares::Shares>`, of each process that shares anything with an earlier one; not there if none does.
+pub const SECTION_SHARES: u32 = 27;
 /// Section: [`seccomp::Apart`]; not there if all threads have their process's filters.
 pub const SECTION_APART: u32 = 28;
 /// Section: `Vec<cgroup::Cgroups>`, of each process that is in any but the root; not required, and not there if none is.
@@ -64,6 +67,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_KEYS,
     SECTION_ENDED,
     SECTION_RIGHTS,
+    SECTION_SHARES,
     SECTION_APART,
     SECTION_CGROUPS,
 ];

@@ -6,7 +6,7 @@
 use super::look::{self, Absent, Doing, Present};
 use super::state;
 use super::visit::{Answers, Heed, Visit};
-use crate::channel::{Channel, Listener};
+use crate::channel::{Channel, Listener, Watch};
 use crate::mem::RemoteMem;
 use crate::procfs::status::Status;
 use crate::tracer::{Snapshot, ThreadState};
@@ -413,7 +413,7 @@ impl Quiesced {
             }
             fault::point("agent").map_err(other)?;
             let mut b = [0; ARRIVAL];
-            self.sock.read_exact(&mut b).map_err(other)?;
+            self.read_whole(&mut b)?;
             let op = u16::from_le_bytes([b[6], b[7]]);
             let said =
                 state::decode(&b[16..]).filter(|_| b[..4] == wire::FRAME_MAGIC.to_le_bytes() && op == OP_ARRIVED);
@@ -434,6 +434,21 @@ impl Quiesced {
         Ok(())
     }
 
+    /// Reads so many bytes, of which the first have come. A conversation over the same socket has made it one that does not wait.
+    fn read_whole(&mut self, b: &mut [u8]) -> Way<()> {
+        let mut done = 0;
+        while done < b.len() {
+            match self.sock.read(&mut b[done..]) {
+                Ok(0) => return Err(other(io::Error::from(io::ErrorKind::UnexpectedEof))),
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => drop(self.readable()?),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(other(e)),
+            }
+        }
+        Ok(())
+    }
+
     fn readable(&self) -> Way<bool> {
         let mut p = [PollFd::new(self.sock.as_fd(), PollFlags::POLLIN)];
         match poll(&mut p, PollTimeout::from(LOOK)) {
@@ -446,7 +461,8 @@ impl Quiesced {
     /// The conversation with it.
     pub fn channel(&self) -> Result<Channel> {
         let sock = self.sock.try_clone().map_err(|e| Error::call("dup of its agent's socket", self.pid, e))?;
-        Ok(Channel::new(sock, self.pid))
+        // others may have its descriptors: then its end does not end the conversation
+        Channel::watched(sock, self.pid, Watch::process(self.pid)?)
     }
 
     /// All threads.
@@ -475,20 +491,23 @@ impl Quiesced {
     /// Lets everyone go, of whom one may have been stopped by a signal meanwhile: all others have gone after an instant.
     pub fn part(&mut self) {
         const INSTANT: Duration = Duration::from_millis(100);
-        let _ = self.sock.set_read_timeout(Some(INSTANT));
-        self.leave(INSTANT);
+        self.leave(INSTANT, Some(INSTANT));
     }
 
     /// Lets everyone go; the pause, until all have gone.
     pub fn release(&mut self) -> Duration {
-        self.leave(LIMIT)
+        self.leave(LIMIT, None)
     }
 
-    fn leave(&mut self, limit: Duration) -> Duration {
+    /// `limit`: the longest wait for the region to go. `patience`: the longest for the connection to be closed.
+    fn leave(&mut self, limit: Duration, patience: Option<Duration>) -> Duration {
         self.let_go();
         // it closes its end before it releases anybody, so that the program never runs with that descriptor
         let mut rest = [0; 64];
-        while matches!(self.sock.read(&mut rest), Ok(n) if n > 0) {}
+        // where others have its descriptors, its own end does not close it
+        let watch = Watch::process(self.pid).ok();
+        let comes = |sock: &UnixStream| watch.as_ref().is_some_and(|w| w.until_readable(sock.as_fd(), patience));
+        while comes(&self.sock) && matches!(self.sock.read(&mut rest), Ok(n) if n > 0) {}
         // when the last has left it unmaps its region, and nothing tells of that: it is looked at. A process that is stopped keeps it. One that is
         // not dumpable may not be looked at, when that is done.
         let (until, mem) = (Instant::now() + limit, RemoteMem::open(self.pid));

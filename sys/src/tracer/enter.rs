@@ -293,6 +293,23 @@ fn unfinished(mem: &RemoteMem, l: &Layout) -> Result<u32> {
     Ok(u32::from_le_bytes(b))
 }
 
+/// The blob's connection, if it has one. Others may have the same descriptor table and open what they like, so it is not what is new there.
+/// `server`: the serving thread, which stands still.
+fn connection(pid: i32, mem: &RemoteMem, server: i32, l: &Layout, before: &[i32]) -> Option<i32> {
+    let mut sock = [0; 4];
+    mem.read(l.params() + offset_of!(wire::Params, sock) as u64, &mut sock).ok()?;
+    match i32::from_le_bytes(sock) {
+        -1 => {}
+        sock => return Some(sock),
+    }
+    // between the call that made it and the note of its number it is in a register
+    let r = raw::regs(server).ok().filter(|r| l.contains(r.rip))?;
+    let registers = [r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8, r.r9, r.r10, r.r12, r.r13, r.r14, r.r15];
+    let new = procfs::fd::links(pid).unwrap_or_default().into_iter();
+    let mut new = new.filter(|(fd, link)| !before.contains(fd) && link.starts_with(b"socket:"));
+    new.find(|(fd, _)| registers.contains(&(*fd as u64))).map(|(fd, _)| fd)
+}
+
 /// Takes the mapping away again: everyone but `tid` is cured first, then `tid` unmaps it from outside.
 ///
 /// Where the recorder is gone, the blob has seen that too, and its threads may have left through their frames before they
@@ -322,6 +339,7 @@ pub fn leave_mapping(
             left = true;
         }
     }
+    let connection = if left { None } else { connection(tasks.pid, mem, tid, l, before) };
     let tid = borrow_scratch(tasks, mem, tid, plan)?;
     for t in entered.iter().filter(|t| **t != tid) {
         tasks.cure(*t)?;
@@ -335,12 +353,8 @@ pub fn leave_mapping(
     if forking & wire::FORKING != 0 {
         remote_call(tasks, tid, plan, libc::SYS_wait4, [u64::MAX, 0, libc::__WCLONE as u32 as u64, 0, 0, 0])?;
     }
-    // while nobody has left, nothing but the blob has run: whatever is open now and was not before is its connection
-    if !left {
-        let now = procfs::fd::numbers(tasks.pid).unwrap_or_default();
-        for fd in now.iter().filter(|fd| !before.contains(fd)) {
-            remote_call(tasks, tid, plan, libc::SYS_close, [*fd as u64, 0, 0, 0, 0, 0])?;
-        }
+    if let Some(fd) = connection {
+        remote_call(tasks, tid, plan, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0])?;
     }
     must(tasks, tid, plan, libc::SYS_munmap, [l.base, l.len, 0, 0, 0, 0])?;
     // from the exit of that call to a stop from which the kernel restarts the interrupted call, then its own state

@@ -120,7 +120,9 @@ pub(super) enum Ask {
     Go,
     /// Hand over what was read.
     Collect,
-    /// Take the blob out and let go.
+    /// Take the blob out; everything stands still.
+    Leave,
+    /// Take the blob out, if it is in, and let go.
     Release(After),
     /// Seize a process of ours that is to be restored, its threads parked in the blob.
     Adopt(Vec<i32>),
@@ -139,6 +141,7 @@ pub(super) enum Tell {
     Read,
     Entered(Box<Entered>),
     Snapshot(Box<Snapshot>),
+    Left,
     Released { pause_ns: u64, late: u64 },
     Adopted,
     Woken,
@@ -316,6 +319,14 @@ impl Tracer {
         write_msg(self.sock()?, &Ask::Release(After::Run))?;
         self.releasing = true;
         Ok(())
+    }
+
+    /// Takes the blob out, before [`Tracer::release`]: for a target whose descriptor table others have, who are not to run while our connection is in it.
+    pub fn leave(&mut self) -> Result<()> {
+        match self.ask(Ask::Leave)? {
+            Tell::Left => Ok(()),
+            t => Err(odd(&t)),
+        }
     }
 
     /// Takes the blob out and lets the target go; the pause from first stop to last release, and, where it is killed, the signals

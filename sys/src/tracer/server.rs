@@ -155,6 +155,7 @@ impl Server {
                 Some(s) => Ok(Tell::Snapshot(Box::new(s))),
                 None => Err(Error::Unfit { what: "nothing is frozen".into() }),
             },
+            Ask::Leave => self.leave().map(|()| Tell::Left),
             Ask::Release(after) => self.release(after),
             Ask::Adopt(tids) => self.adopt(&tids),
             Ask::Wake { tids, last } => self.wake(&tids, last),
