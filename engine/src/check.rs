@@ -348,7 +348,11 @@ impl Check<'_> {
     }
 
     fn cpu(&mut self) {
-        let missing = self.image.meta.xfeatures & !sys::nest::xcr0();
+        let mut missing = self.image.meta.xfeatures & !sys::nest::xcr0();
+        // in use they are in every program of a CPU that has them, by the kernel's default; without a key they say nothing
+        if self.image.keys.is_none() {
+            missing &= !(1 << sys::pkru::COMPONENT);
+        }
         let mut names: Vec<&str> = XFEATURES.iter().filter(|(bit, _)| missing >> bit & 1 != 0).map(|f| f.1).collect();
         names.dedup();
         if missing != 0 {

@@ -1,7 +1,7 @@
 //! What a thread may do with memory by its protection keys: PKRU, a register in its extended state (Intel SDM volume 3, 4.6.2).
 
-/// Its component of the extended state.
-const COMPONENT: u32 = 9;
+/// Its component of the extended state, by the number of its bit.
+pub const COMPONENT: u32 = 9;
 /// Offset of the bits that say which components are not in their initial state (XSAVE header).
 const XSTATE_BV: usize = 512;
 /// Access and write denied by key 0, which all memory has that was given none.
@@ -28,6 +28,13 @@ pub(crate) fn opened(xstate: &[u8]) -> Option<Vec<u8>> {
     Some(open)
 }
 
+/// Extended state of a CPU that has this register, without it: where there is none, the kernel takes no state with it (EINVAL).
+pub(crate) fn without(xstate: &mut [u8]) {
+    if let Some(bits) = xstate.get_mut(XSTATE_BV + COMPONENT as usize / 8) {
+        *bits &= !(1 << (COMPONENT % 8));
+    }
+}
+
 /// A thread of which a signal's handler, which may use no memory with a key, could be the end: its stack, or what the C library keeps of it and the kernel
 /// writes to (rseq), has a key. `keyed`: memory with one, ascending.
 pub fn is_no_place_for_signals(pid: i32, tid: i32, keyed: &[(u64, u64)]) -> bool {
@@ -50,6 +57,14 @@ fn robust_list(tid: i32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_taken_out_is_this_register() {
+        let mut x = vec![0xff; XSTATE_BV + 16];
+        without(&mut x);
+        assert_eq!(x[XSTATE_BV..XSTATE_BV + 8], (!(1u64 << COMPONENT)).to_le_bytes());
+        without(&mut []);
+    }
 
     #[test]
     fn only_what_denies_key_0_is_opened() {

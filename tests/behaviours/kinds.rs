@@ -41,7 +41,9 @@ pub fn cases() -> Vec<Case> {
         }));
     }
     all.extend(Case::by_both_doors("tree_shares/apart", shared_apart));
-    all.extend(Case::by_both_doors("tree_shares/ends", a_sharer_ends));
+    all.extend(Case::each("tree_shares/ends", a_sharer_ends));
+    all.extend(Case::each("tree_shares/by-attach", sharers_by_attach));
+    all.extend(Case::each("tree_shares/outside", a_sharer_outside));
     for (what, why) in [
         ("sqpoll", "(IORING_SETUP_SQPOLL), which is not kept yet"),
         ("files", "1 places for files are registered, and the kernel tells only paths of them"),
@@ -99,18 +101,46 @@ fn shared_apart(bed: &mut Bed, agent: bool) -> Result<()> {
     target.prove(bed).map(drop)
 }
 
+/// Those who have one descriptor table are taken by ptrace, whose agents they are: one would connect while another runs.
+fn sharers_by_attach(bed: &mut Bed) -> Result<()> {
+    let start = Start::program("tree_shares").args(["--what", "files"]).door(Door::Launched);
+    let mut target = start.agent().ready(bed)?;
+    let why = "another process has its descriptors, too (CLONE_FILES)";
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint", why, "leave out --door agent"])?;
+    unharmed::family(target.pid)?;
+    target.agent = false;
+    let said = bed.ctl(&["checkpoint", &target.session.clone()])?.expect(0)?;
+    ensure!(said.err.contains("made by attach (ptrace), not by its agent") && said.err.contains(why), "{}", said.err);
+    unharmed::family(target.pid)?;
+    target.prove(bed).map(drop)
+}
+
+/// What a program shares with a process that is not captured is not lost unsaid.
+fn a_sharer_outside(bed: &mut Bed) -> Result<()> {
+    for (what, object) in
+        [("fs", "its working directory and umask (CLONE_FS)"), ("files", "its descriptors (CLONE_FILES)")]
+    {
+        let mut target = Start::program("tree_shares").args(["--what", what]).ready(bed)?;
+        let a = proc::children(target.pid).first().context("no child")?.to_string();
+        let words = ["cannot", object, &format!("with PID {}", target.pid), "checkpoint that process"];
+        bed.ctl(&["check", "--pid", &a])?.refused(3, &words)?;
+        bed.ctl(&["checkpoint", "--pid", &a, "--name", "apart"])?.refused(3, &words)?;
+        unharmed::family(target.pid)?;
+        target.end(bed)?;
+    }
+    Ok(())
+}
+
 /// One of those who have a descriptor table ends in the freeze: nothing of ours stays in it.
-fn a_sharer_ends(bed: &mut Bed, agent: bool) -> Result<()> {
+fn a_sharer_ends(bed: &mut Bed) -> Result<()> {
     for phase in ["fork", "thaw"] {
-        let start = Start::program("tree_shares").args(["--what", "files"]).door(Door::Launched);
-        let mut target = if agent { start.agent() } else { start }.ready(bed)?;
+        let mut target = Start::program("tree_shares").args(["--what", "files"]).door(Door::Launched).ready(bed)?;
         let before = proc::descriptors(target.pid);
         let c = *proc::children(target.pid).get(1).context("C")?;
         let d = *proc::children(c).first().context("D")?;
         let kill = |_| Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(d), nix::sys::signal::SIGKILL)?);
         let ran = bed.ctl_stopped(phase, &target.checkpoint_args(&[]), kill)?;
         unharmed::family(target.pid).with_context(|| format!("{phase}: {}", ran.said()))?;
-        // agents whose recorder has failed need a moment to leave, and their mappings have no name where the kernel keeps none
         let left = || Ok(proc::descriptors(target.pid) == before);
         run::until("all to have left the table", SOON, left).with_context(|| {
             format!("{:?} are open, {before:?} were; {}", proc::descriptors(target.pid), ran.said())

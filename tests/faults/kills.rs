@@ -65,7 +65,7 @@ const AGENTS: [Agent; 9] = [
     ("proc_dumpable", &["--zero"], &[], 1),
     ("seccomp", &["--what", "threads"], &[], 3),
     ("tree", &["--what", "family"], &[], 7),
-    ("tree_shares", &["--what", "files"], &[], 5),
+    ("tree_shares", &["--what", "fs"], &[], 5),
 ];
 
 /// More points than any checkpoint of these passes.

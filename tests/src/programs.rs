@@ -86,6 +86,8 @@ impl Variant {
             && self.program != "thr_pkru"
             // a stopped child, and those that are about to execute a program, have no agent that could be called
             && !matches!(self.name.as_str(), "tree.stopped" | "tree.busy")
+            // nor are those called that have another's descriptors
+            && !matches!(self.name.as_str(), "tree_shares.files" | "tree_shares.both" | "tree_shares.mixed")
             && matches!(self.door, None | Some(Door::Launched | Door::Terminal))
     }
 

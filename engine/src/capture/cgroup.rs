@@ -32,8 +32,13 @@ pub(super) fn now(pid: i32) -> Vec<Membership> {
     cgroup::read(pid).unwrap_or_default()
 }
 
-/// In the image's words; None if there is nothing to go back to: all are the root.
-pub(super) fn kept(pid: i32, all: &[Membership]) -> Option<Cgroups> {
+/// Whether there is nothing to go back to.
+pub(super) fn is_root(all: &[Membership]) -> bool {
+    all.iter().all(|m| m.path == b"/")
+}
+
+/// In the image's words.
+pub(super) fn kept(pid: i32, all: &[Membership]) -> Cgroups {
     let inode = |m: &Membership| {
         let folder = cgroup::folder(&m.path).filter(|_| m.hierarchy.is_empty());
         folder.and_then(|f| std::fs::metadata(f).ok()).map_or(0, |f| f.ino())
@@ -42,6 +47,5 @@ pub(super) fn kept(pid: i32, all: &[Membership]) -> Option<Cgroups> {
         let (hierarchy, path) = (m.hierarchy.clone().into(), m.path.clone().into());
         Cgroup { hierarchy, path, inode: inode(m) }
     };
-    let any = all.iter().any(|m| m.path != b"/");
-    any.then(|| Cgroups { pid, groups: all.iter().map(one).collect() })
+    Cgroups { pid, groups: all.iter().map(one).collect() }
 }

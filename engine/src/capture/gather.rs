@@ -5,9 +5,10 @@ use super::run::Run;
 use super::shared::Others;
 use super::tree::{self, Found};
 use super::{shares, Fault, Step};
-use crate::{spread, Error, Kind, Result};
+use crate::{spread, Door, Error, Kind, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+use sys::agent::Absent;
 use sys::channel::Listener;
 use sys::procfs;
 
@@ -39,6 +40,9 @@ impl Run<'_> {
     /// All that belong to it, against none of which there is a certain reason, and the ways in.
     pub(super) fn gather(&mut self, others: &mut Others) -> Step<(Vec<Survey>, Vec<Entry>)> {
         let (mut surveys, mut entries) = self.find()?;
+        if let Some(root) = surveys.first_mut() {
+            root.reasons.extend(shares::with_its_parent(root));
+        }
         self.together(&mut surveys, &mut entries, others)?;
         for _ in 0..LOOKS {
             if !self.look_again(&mut surveys, &mut entries)? {
@@ -170,8 +174,11 @@ impl Run<'_> {
 
     /// Whether the agent's door turns out to be shut.
     fn shut(&mut self, surveys: &[Survey]) -> Step<()> {
+        let pids: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
+        let tables = shares::seen_with_table_of_another(&pids);
         for s in surveys {
-            if let Some(why) = s.shut_to_agent() {
+            let shared = || (s.door == Door::Agent && tables.contains(&s.pid)).then_some(Absent::Shares);
+            if let Some(why) = s.shut_to_agent().or_else(shared) {
                 self.at = s.pid;
                 return Err(why.into());
             }

@@ -1,7 +1,7 @@
 //! What would make a checkpoint fail, by looking only.
 use super::find::{self, Survey};
 use super::shared::Others;
-use super::{explain, tree};
+use super::{explain, shares, tree};
 use crate::{Door, Result};
 
 /// Looks at a process and all below it; gives what is not kept.
@@ -10,8 +10,10 @@ pub(super) fn preflight(pid: i32, external: &crate::Externals) -> Result<Vec<Str
     let mut all = Vec::new();
     let living = tree::living(&[pid]).map_err(|e| explain(e.into(), &attempted, "find", false))?;
     let living: Vec<i32> = living.into_iter().map(|f| f.pid).collect();
+    let tables = shares::seen_with_table_of_another(&living);
     for of in if living.is_empty() { vec![pid] } else { living } {
-        let door = if sys::agent::check(of).is_ok() { Door::Agent } else { Door::Attach };
+        let called = !tables.contains(&of) && sys::agent::check(of).is_ok();
+        let door = if called { Door::Agent } else { Door::Attach };
         let look = |door| find::survey(of, attempted.clone(), external, door, Vec::new());
         let s = match look(door) {
             Ok(s) if door == Door::Agent && s.shut_to_agent().is_some() => look(Door::Attach),
@@ -21,6 +23,9 @@ pub(super) fn preflight(pid: i32, external: &crate::Externals) -> Result<Vec<Str
             Err(_) if of != pid && sys::procfs::is_ending(of) => {}
             s => all.push(s?),
         }
+    }
+    if let Some(root) = all.first_mut() {
+        root.reasons.extend(shares::with_its_parent(root));
     }
     find::together(&mut all, &mut Others::default())?;
     find::refuse(&all, true)?;

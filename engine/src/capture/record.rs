@@ -4,7 +4,7 @@ use super::memory::{self, Mapped};
 use super::observe::Common;
 use super::observe::{lock, Observer, Seen};
 use super::tree::Kinship;
-use super::{inherited, rights, threads, Step, Survey};
+use super::{cgroup, inherited, rights, threads, Step, Survey};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
 use image::v1::cgroup::Cgroups;
@@ -303,8 +303,11 @@ pub(super) fn publish(
     let mut reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
     let ended = ended(&all, &kinship)?;
     let rights: Vec<Rights> = all.iter().flat_map(|r| r.rights.clone()).collect();
-    let cgroups: Vec<Cgroups> =
-        all.iter().filter_map(|r| super::cgroup::kept(r.seen.process.pid, &r.seen.cgroups)).collect();
+    // of all, if of any: one in the root would come back into its parent's
+    let cgroups: Vec<Cgroups> = match all.iter().all(|r| cgroup::is_root(&r.seen.cgroups)) {
+        true => Vec::new(),
+        false => all.iter().map(|r| cgroup::kept(r.seen.process.pid, &r.seen.cgroups)).collect(),
+    };
     let mut apart = Apart::default();
     all.iter().flat_map(|r| &r.apart).for_each(|(tid, chain)| apart.add(*tid, chain));
     let states = all.iter().flat_map(|r| &r.threads);

@@ -3,6 +3,7 @@ use super::observe::{Begun, Observer};
 use super::tree::{sharing, VM};
 use super::{Step, Survey};
 use crate::sharing::{Groups, Kin, FILES, FS, KINDS};
+use crate::Reason;
 use image::v1::shares::Shares;
 use std::collections::BTreeSet;
 use sys::channel::{Channel, Watch};
@@ -44,8 +45,29 @@ fn firsts(all: &mut [Observer<'_>], what: Resource) -> Step<Vec<usize>> {
 
 /// Those who have the descriptor table of another of them, as far as that can be seen from outside; all of them, where that cannot be seen of one.
 pub(super) fn with_table_of_another(pids: &[i32]) -> BTreeSet<i32> {
-    let Ok(firsts) = sys::kcmp::firsts(pids, Resource::Files) else { return pids.iter().copied().collect() };
-    sharers(&firsts).map(|i| pids[i]).collect()
+    seen(pids).unwrap_or_else(|| pids.iter().copied().collect())
+}
+
+/// The same, and none where it cannot be seen. Their agents are not called: one would connect, and close its connection, while another may run and fork with it.
+pub(super) fn seen_with_table_of_another(pids: &[i32]) -> BTreeSet<i32> {
+    seen(pids).unwrap_or_default()
+}
+
+fn seen(pids: &[i32]) -> Option<BTreeSet<i32>> {
+    let firsts = sys::kcmp::firsts(pids, Resource::Files).ok()?;
+    Some(sharers(&firsts).map(|i| pids[i]).collect())
+}
+
+/// What the program shares with its parent, which is not captured with it: a restored one would share it with nobody. Where the kernel does not tell, nothing is known.
+pub(super) fn with_its_parent(s: &Survey) -> Vec<Reason> {
+    let parent = s.stat.ppid;
+    let with = |what: &&Resource| parent > 0 && sys::kcmp::shares(s.pid, parent, **what).is_ok_and(|same| same);
+    let reason = |what: &Resource| {
+        let what = if *what == Resource::Fs { KINDS[FS].1 } else { KINDS[FILES].1 };
+        let why = format!("it shares {what} with PID {parent}, which is not captured with it");
+        Reason::new(format!("PID {}", s.pid), why, "checkpoint that process, or let it unshare(2)")
+    };
+    KEPT.iter().filter(with).map(reason).collect()
 }
 
 /// Those who share.

@@ -43,6 +43,16 @@ impl Object for Memfd {
             let why = "whether it is memory of huge pages (MFD_HUGETLB) could not be told in time";
             return Err(o.refused(Reason::new(f.describe(), why, "it runs on as before; try again")));
         }
+        let unit = u64::from(page_kb) << 10;
+        if page_kb > 0 && f.stat.as_ref().is_some_and(|s| s.size as u64 % unit != 0) {
+            // fallocate(2) makes such a size, and ftruncate(2) does not
+            let why = "its size is not one of whole huge pages, which nobody could give it again";
+            return Err(o.refused(Reason::new(
+                f.describe(),
+                why,
+                "let the program make it as long as its pages (ftruncate)",
+            )));
+        }
         let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).unwrap_or(0) as u32;
         let content = o.keep_content(f, &std::fs::File::from(fd))?;
         let name = f.link.strip_prefix(PREFIX).unwrap_or_default().to_vec().into();

@@ -496,7 +496,7 @@ impl Quiesced {
 
     /// Lets everyone go; the pause, until all have gone.
     pub fn release(&mut self) -> Duration {
-        self.leave(LIMIT, None)
+        self.leave(LIMIT, Some(LIMIT))
     }
 
     /// `limit`: the longest wait for the region to go. `patience`: the longest for the connection to be closed.

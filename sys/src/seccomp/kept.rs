@@ -26,7 +26,7 @@ pub enum Unknown {
     Lost,
     /// So many are kept, and so many has the thread that has the most: some were set before an execve, or not by the C library's functions.
     Others(u32, u32),
-    /// So many are kept, and no thread has them all: threads have set some beside each other, and whose are whose cannot be told.
+    /// So many are kept, and so many has the thread that has the most, but not all threads have them: whose are whose cannot be told.
     Beside(u32, u32),
 }
 
@@ -44,7 +44,7 @@ impl fmt::Display for Unknown {
             ),
             Unknown::Beside(kept, most) => write!(
                 f,
-                "its agent has seen {kept} filters being set, and none of its threads has more than {most}: which has which only the kernel could tell"
+                "its agent has seen {kept} filters being set, and not all of its threads have them ({most} at most): which has which only the kernel could tell"
             ),
         }
     }
@@ -78,15 +78,15 @@ pub(crate) fn kept_in(mem: Option<&RemoteMem>, pid: i32, quick: bool) -> Result<
 /// How many filters each thread has; None: that is not told (kernels before 5.9). A thread in strict mode has none.
 fn counts(pid: i32) -> Vec<(i32, Option<u32>)> {
     let of = |tid: i32| {
-        let s = procfs::status::read_task(pid, tid).ok()?;
+        // one that has ended has let go of them
+        let s = procfs::status::read_task(pid, tid).ok().filter(|s| !s.state.is_ended())?;
         Some((tid, if s.seccomp == Some(2) { s.seccomp_filters } else { Some(0) }))
     };
     procfs::tasks(pid).unwrap_or_default().into_iter().filter_map(of).collect()
 }
 
-/// Which of the filters that were set, in their order, each thread has. A filter is set upon those that its thread has, so all of them are a tree, and what a thread has
-/// is the way to one of its nodes. If one thread has them all, the tree is that one way, and every other thread stands somewhere on it: as far as it has
-/// filters.
+/// Which of the filters that were set each thread has: all of them, if each has so many. Which of them a thread has that has others than another only the kernel can tell:
+/// one may have been set before an execve, or by a thread that has ended.
 fn whose(kept: &[Filter], counts: &[(i32, Option<u32>)]) -> Result<Chains, Unknown> {
     let most = counts.iter().map(|c| c.1.unwrap_or(u32::MAX)).max().unwrap_or(0);
     let mut chains = Chains::default();
@@ -96,7 +96,7 @@ fn whose(kept: &[Filter], counts: &[(i32, Option<u32>)]) -> Result<Chains, Unkno
         0 => return Ok(chains),
         u32::MAX => return Err(Unknown::Others(have, 0)),
         n if n > have => return Err(Unknown::Others(have, n)),
-        n if n < have => return Err(Unknown::Beside(have, n)),
+        n if n < have || counts.iter().any(|c| c.1 != Some(n)) => return Err(Unknown::Beside(have, n)),
         _ => {}
     }
     for (tid, n) in counts {
@@ -164,10 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_has_the_first_ones_where_one_has_them_all() {
+    fn threads_have_all_or_it_is_not_known() {
         let kept = [1, 2].map(|n| Filter { code: vec![n; 8], flags: 0 });
-        let chains = whose(&kept, &[(7, Some(0)), (8, Some(1)), (9, Some(2))]).unwrap();
-        assert_eq!((chains.of(7), chains.of(8), chains.of(9)), (&[][..], &kept[..1], &kept[..]));
+        let chains = whose(&kept, &[(7, Some(2)), (8, Some(2))]).unwrap();
+        assert_eq!((chains.of(7), chains.of(8)), (&kept[..], &kept[..]));
+        // as if the second had set both, the first none: but it may be another's, of before an execve
+        assert_eq!(whose(&kept, &[(7, Some(1)), (8, Some(2)), (9, Some(2))]), Err(Unknown::Beside(2, 2)));
         assert_eq!(whose(&kept, &[(7, Some(0)), (8, Some(0))]), Ok(Chains::default()));
         assert_eq!(whose(&kept, &[(7, Some(1)), (8, Some(1))]), Err(Unknown::Beside(2, 1)));
         assert_eq!(whose(&kept, &[(7, Some(3))]), Err(Unknown::Others(2, 3)));

@@ -100,15 +100,14 @@ fn last_call(tasks: &mut Tasks, tid: i32, syscall: u64, (nr, a): SetFilter) -> R
 }
 
 /// `xstate`: bytes of extended state on this machine; the kernel takes no other number. What an image has beyond that is
-/// in its initial state, or it would have been refused.
+/// in its initial state, or it would have been refused, but for rights by protection keys that nobody has.
 fn set_state(tid: i32, t: &ThreadState, xstate: usize) -> Result<()> {
-    if t.xstate.len() == xstate {
-        raw::set_xstate(tid, &t.xstate)?;
-    } else {
-        let mut x = t.xstate.clone();
-        x.resize(xstate, 0);
-        raw::set_xstate(tid, &x)?;
+    let mut x = t.xstate.clone();
+    x.resize(xstate, 0);
+    if crate::nest::xcr0() & 1 << crate::pkru::COMPONENT == 0 {
+        crate::pkru::without(&mut x);
     }
+    raw::set_xstate(tid, &x)?;
     raw::set_regs(tid, &t.regs)?;
     raw::set_sigmask(tid, t.sigmask)
 }
