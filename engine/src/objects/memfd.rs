@@ -44,7 +44,7 @@ impl Object for Memfd {
             return Err(o.refused(Reason::new(f.describe(), why, "it runs on as before; try again")));
         }
         let unit = u64::from(page_kb) << 10;
-        if page_kb > 0 && f.stat.as_ref().is_some_and(|s| s.size as u64 % unit != 0) {
+        if page_kb > 0 && f.stat.as_ref().is_some_and(|s| !(s.size as u64).is_multiple_of(unit)) {
             // fallocate(2) makes such a size, and ftruncate(2) does not
             let why = "its size is not one of whole huge pages, which nobody could give it again";
             return Err(o.refused(Reason::new(
