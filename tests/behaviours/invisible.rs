@@ -1,6 +1,6 @@
 //! The snapshot child is never seen: not by wait or SIGCHLD, not by a peer that waits for an end of file, not by Ctrl-C.
 use anyhow::{bail, ensure, Result};
-use dormouse_tests::bed::{LIMIT, SOON};
+use dormouse_tests::bed::LIMIT;
 use dormouse_tests::{proc, run, store, sys, unharmed, Bed, Case};
 use nix::sys::signal::{kill, killpg, Signal};
 use nix::unistd::Pid;
@@ -68,7 +68,7 @@ fn wait_and_sigchld(bed: &mut Bed, subreaper: bool) -> Result<()> {
     Ok(())
 }
 
-/// Holds 256 MiB that do not compress, so that recording takes a while; SIGUSR1 closes its stdout, SIGINT is counted.
+/// Holds memory; SIGUSR1 closes its stdout, SIGINT is counted.
 const HOLDS: &str = "
 import os, signal, time
 block = os.urandom(1 << 20)
@@ -82,7 +82,7 @@ open('ready', 'w').close()
 while not os.path.exists('gate'): time.sleep(0.001)
 open('result', 'w').write(str(len(ints)))
 ";
-const MIB: usize = 256;
+const MIB: usize = 16;
 
 /// A descriptor that the target closes is closed, though the snapshot child still lives.
 fn eof_at_a_peer(bed: &mut Bed) -> Result<()> {
@@ -97,7 +97,7 @@ fn eof_at_a_peer(bed: &mut Bed) -> Result<()> {
     let began = Instant::now();
     let read = reader.read(&mut [0u8; 16])?;
     let took = began.elapsed();
-    ensure!(ctl.try_wait()?.is_none(), "the recording was over before the peer was asked: {MIB} MiB are too few");
+    ensure!(ctl.try_wait()?.is_none(), "the recording was over before the peer was asked");
     ensure!(read == 0, "the peer should see the end, it read {read} bytes");
     ensure!(took < Duration::from_millis(500), "the peer saw the end only after {took:?}");
     finish(bed, &mut ctl, &mut child, &dir, "0")
@@ -109,11 +109,12 @@ fn ctrl_c(bed: &mut Bed) -> Result<()> {
     let pid = child.id() as i32;
     let mut ctl = recording(bed, pid)?;
     killpg(Pid::from_raw(pid), Signal::SIGINT)?;
-    ensure!(ctl.try_wait()?.is_none(), "the recording was over before Ctrl-C: {MIB} MiB are too few");
+    ensure!(ctl.try_wait()?.is_none(), "the recording was over before Ctrl-C");
     finish(bed, &mut ctl, &mut child, &dir, "1")
 }
 
 fn finish(bed: &mut Bed, ctl: &mut Child, child: &mut Child, dir: &Path, result: &str) -> Result<()> {
+    kill(Pid::from_raw(ctl.id() as i32), Signal::SIGCONT)?;
     let status = run::end(ctl, "ctl checkpoint", LIMIT)?;
     bed.let_go(ctl);
     ensure!(status.success(), "ctl checkpoint ended with {status}");
@@ -128,20 +129,19 @@ fn finish(bed: &mut Bed, ctl: &mut Child, child: &mut Child, dir: &Path, result:
     Ok(())
 }
 
-/// A checkpoint that is under way, past the thaw: the target was traced and is not any more.
+/// A checkpoint that is past the thaw: ctl has stopped itself, and its snapshot child is there, until [`finish`] lets it go on.
 fn recording(bed: &mut Bed, pid: i32) -> Result<Child> {
     let mut c = bed.ctl_command(&["checkpoint", "--pid", &pid.to_string(), "--name", "holds"]);
+    c.env("DORMOUSE_FAULT", "record:1:stop-self");
     let (mut ctl, out, err) = bed.spawn(&mut c)?;
-    let tracer = || proc::status(pid).map_or(0, |s| s.tracer);
-    let until = Instant::now() + SOON;
-    let mut seized = false;
-    while !(seized && tracer() == 0) {
-        seized |= tracer() != 0;
-        if ctl.try_wait()?.is_some() || Instant::now() > until {
-            bail!("no pause was seen: {}{}", fs::read_to_string(&out)?, fs::read_to_string(&err)?);
+    let at = ctl.id() as i32;
+    run::until("ctl before it records", LIMIT, || {
+        if ctl.try_wait()?.is_some() {
+            bail!("ctl ended: {}{}", fs::read_to_string(&out)?, fs::read_to_string(&err)?);
         }
-        std::thread::yield_now();
-    }
+        Ok(proc::status(at).is_some_and(|s| s.state == 'T'))
+    })?;
+    ensure!(proc::status(pid).is_some_and(|s| s.tracer == 0), "the program is still traced");
     Ok(ctl)
 }
 
