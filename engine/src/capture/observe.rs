@@ -562,9 +562,9 @@ impl<'a> Observer<'a> {
         Ok(true)
     }
 
-    /// The child connects.
+    /// The child connects, whatever has become of the program: that may run again, and end.
     pub(super) fn meet(&mut self, l: &Listener, judge: Judge) -> Step<Child> {
-        let (sock, pid) = l.accept(0, self.survey.status.uid.effective, self.channel.watch())?;
+        let (sock, pid) = l.accept(0, self.survey.status.uid.effective, None)?;
         Ok(Child { pid, channel: Channel::beside(sock, pid).judged(judge) })
     }
 }
