@@ -36,6 +36,7 @@ struct slot {
     pthread_cond_t cond;
     aio_context_t aio;
     volatile int64_t woken;
+    volatile bool waking; // whoever wakes it is still about it
     volatile int handled;
     volatile bool stop;
 };
@@ -443,6 +444,7 @@ static void *rounds(void *arg) {
     else pthread_sigmask(SIG_BLOCK, &waited, NULL);
     s->seen->tid = tid_now();
     while (!s->stop) {
+        while (s->waking) sched_yield(); // of what is drained, the rest: a socket has room before its reader is done
         again(s);
         s->handled = 0, s->woken = 0;
         int64_t began = mono_ns();
@@ -469,8 +471,10 @@ static void *rounds(void *arg) {
     return NULL;
 }
 static void wake(struct slot *s) {
+    s->waking = true, s->woken = mono_ns();
     if (by_signals) MUST0(pthread_kill(s->thread, SIGUSR1));
     else s->call->wake(s);
+    s->waking = false;
 }
 static void start(void) {
     for (size_t i = 0; i < COUNT(calls); i++) {
@@ -500,7 +504,6 @@ static void wake_some(void) {
         bool connected = s->call->wake == w_connect && !by_signals;
         if (connected && flock(peers, LOCK_EX | LOCK_NB)) continue;
         uint32_t round = s->seen->rounds;
-        s->woken = mono_ns();
         wake(s);
         if (!connected) continue;
         while (s->seen->rounds == round) sched_yield();
@@ -542,12 +545,11 @@ static void prove(void) {
     for (int i = 0; i < used; i++) {
         struct slot *s = &slots[i];
         int64_t patience = mono_ns() + 20 * SEC;
-        if (s->woken && s->call->bound == WOKEN && !by_signals) // just being woken
-            for (uint32_t r = s->seen->rounds; s->seen->rounds == r && mono_ns() < patience;) sleep_ms(1);
+        while (s->woken && s->call->bound == WOKEN && !by_signals && mono_ns() < patience) sleep_ms(1); // just being woken; its next round begins
         s->stop = true;
         bool woken = false;
         while (s->seen->tid && mono_ns() < patience) {
-            if (!woken && (!timed(s->call) || by_signals) && asleep_in_it(s)) s->woken = mono_ns(), s->call->wake == w_tty ? (void)pthread_kill(s->thread, SIGUSR1) : wake(s), woken = !by_signals;
+            if (!woken && (!timed(s->call) || by_signals) && asleep_in_it(s)) s->call->wake == w_tty ? (void)pthread_kill(s->thread, SIGUSR1) : wake(s), woken = !by_signals;
             sleep_ms(1);
         }
         CHECK(!s->seen->tid, "%s ends", s->call->name);
