@@ -90,6 +90,9 @@ pub struct Checkpoint {
     /// restore all of it has ended (`close`) or one (FD=close), or FD=PATH opens PATH in place of one (repeatable)
     #[arg(long, value_name = "close|FD=PATH", value_parser = external)]
     pub external: Vec<ExternalArg>,
+    /// Refuse what would be reported as not kept, but for what --external gives up
+    #[arg(long)]
+    pub strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -234,6 +237,9 @@ pub struct Check {
     /// As for checkpoint or restore (repeatable)
     #[arg(long, value_name = "close|FD=PATH", value_parser = external)]
     pub external: Vec<ExternalArg>,
+    /// As for checkpoint
+    #[arg(long, conflicts_with = "what")]
+    pub strict: bool,
 }
 
 #[derive(Debug, Args)]

@@ -80,6 +80,8 @@ pub struct CaptureOptions<'a> {
     pub external: Externals,
     /// What the session crate wants to find again at restore (opaque to the engine): command line, options.
     pub labels: BTreeMap<String, String>,
+    /// What would be reported as not kept is refused, but for what was given up on purpose: by `external`, by the program (dormouse_drop).
+    pub strict: bool,
     /// Told how far it is.
     pub progress: Option<&'a dyn Fn(Progress)>,
 }

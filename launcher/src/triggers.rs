@@ -26,6 +26,9 @@ pub struct TriggerArgs {
     /// How long that may take, before the program is given SIGTERM instead [default: 25s].
     #[arg(long, value_name = "TIME", value_parser = duration, requires = "on_term")]
     grace: Option<Duration>,
+    /// Refuse a checkpoint that could not keep everything, whoever asks for it, instead of reporting what is lost.
+    #[arg(long)]
+    strict: bool,
     /// Take the session up from its newest checkpoint if it has one, else start the command. --resume=intact takes the newest
     /// checkpoint that is whole.
     #[arg(long, value_name = "WHICH", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "newest", requires = "name")]
@@ -63,6 +66,7 @@ impl TriggerArgs {
             keep: self.keep,
             on_term: self.on_term.is_some(),
             grace_ms: self.grace.map(ms),
+            strict: self.strict,
         })
     }
 

@@ -140,6 +140,8 @@ pub struct CheckpointRequest<'a> {
     pub door: DoorChoice,
     /// What a restore does with external ends.
     pub external: Externals,
+    /// What would be reported as not kept is refused ([`engine::CaptureOptions::strict`]); always so if the session was started with it.
+    pub strict: bool,
     /// Told how far it is.
     pub progress: Option<&'a dyn Fn(Progress)>,
 }

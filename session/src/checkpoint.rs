@@ -213,6 +213,7 @@ fn take(
         agent: live.door == engine::Door::Agent.name(),
         others: Some(&others),
         external: request.external.clone(),
+        strict: request.strict || live.triggers.strict,
         labels,
         progress: request.progress,
     };

@@ -34,6 +34,9 @@ pub struct Triggers {
     /// The milliseconds that SIGTERM has for it; [`GRACE`] by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grace_ms: Option<u64>,
+    /// A checkpoint that could not keep everything is refused, whoever asks for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub strict: bool,
 }
 
 /// What a signal is to do.
@@ -62,6 +65,7 @@ impl Triggers {
             keep: self.keep.or(those.keep),
             on_term: self.on_term || those.on_term,
             grace_ms: self.grace_ms.or(those.grace_ms),
+            strict: self.strict || those.strict,
         };
         // A signal that these give another meaning loses the old one.
         if all.signal.is_some() && all.signal == all.signal_exit {

@@ -23,6 +23,7 @@ mod resume;
 mod rights;
 mod seccomp;
 mod sessions;
+mod strict;
 mod sysv;
 mod terminal;
 mod trees;
@@ -62,6 +63,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(rights::cases());
     all.extend(seccomp::cases());
     all.extend(sessions::cases());
+    all.extend(strict::cases());
     all.extend(sysv::cases());
     all.extend(terminal::cases());
     all.extend(trees::cases());

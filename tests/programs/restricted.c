@@ -5,13 +5,15 @@
 
 static const char *about = "a Landlock domain, which is refused; keyrings of thread, process and session, which are reported";
 static const char *usage = "  --landlock       enter a Landlock domain\n"
-                           "  --keys           have keys in all keyrings\n";
+                           "  --keys           have keys in all keyrings\n"
+                           "  --session-key    have one in the session keyring only, which nobody else can see\n";
 
-static bool landlock, keys;
+static bool landlock, keys, session_key;
 static int own_option(const char *name, const char *value) {
     (void)value;
     if (!strcmp(name, "--landlock")) return landlock = true, 1;
     if (!strcmp(name, "--keys")) return keys = true, 1;
+    if (!strcmp(name, "--session-key")) return session_key = true, 1;
     return 0;
 }
 static int (*option)(const char *, const char *) = own_option;
@@ -24,9 +26,9 @@ static void setup(void) {
         MUST(fd), MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
         MUST(syscall(SYS_landlock_restrict_self, fd, 0)), close(fd);
     }
-    if (keys) {
+    if (keys || session_key) {
         if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, "of-a-test") < 0 && errno == ENOSYS) skip("keys are not in this kernel");
-        for (int ring = KEY_SPEC_THREAD_KEYRING; ring >= KEY_SPEC_SESSION_KEYRING; ring--)
+        for (int ring = keys ? KEY_SPEC_THREAD_KEYRING : KEY_SPEC_SESSION_KEYRING; ring >= KEY_SPEC_SESSION_KEYRING; ring--)
             MUST(syscall(SYS_add_key, "user", "test", "secret", 6, ring));
     }
 }

@@ -31,6 +31,7 @@ pub fn run(out: &Out, state: &StateDir, args: &Checkpoint) -> Result<Done, Error
             after,
             door: args.door.into(),
             external: externals(&args.external),
+            strict: args.strict,
             progress: Some(&tick),
         },
     )?;

@@ -76,14 +76,14 @@ impl Observer<'_> {
         let asked: u64 = regions.iter().map(|r| r.1 - r.0).sum();
         let kib = |bytes: u64| bytes >> 10;
         let n = regions.len();
-        self.reported.push(format!(
+        self.noted.push(format!(
             "{} KiB of memory in {n} region{}: the program said that it is not worth keeping (dormouse_drop); zeros after a restore",
             kib(left_out),
             if n == 1 { "" } else { "s" }
         ));
         if left_out < asked {
             let what = "it is not private memory of no file, or no memory at all: kept as it is";
-            self.reported.push(format!("{} KiB that dormouse_drop named: {what}", kib(asked.saturating_sub(left_out))));
+            self.noted.push(format!("{} KiB that dormouse_drop named: {what}", kib(asked.saturating_sub(left_out))));
         }
     }
 }

@@ -25,6 +25,7 @@ mod run;
 mod seccomp;
 mod shared;
 mod shares;
+mod strict;
 mod swapped;
 mod sysv;
 pub(crate) mod sysvipc;
@@ -86,9 +87,9 @@ impl Phase {
 }
 
 /// Looks for everything that would make a checkpoint of a process and those below it fail, and changes nothing. Gives what would be
-/// reported as not kept.
-pub fn preflight(pid: i32, external: &Externals) -> Result<Vec<String>> {
-    preflight::preflight(pid, external)
+/// reported as not kept; `strict`: refuses it. What only the freeze shows is not foreseen.
+pub fn preflight(pid: i32, external: &Externals, strict: bool) -> Result<Vec<String>> {
+    preflight::preflight(pid, external, strict)
 }
 
 /// Makes a checkpoint of a process and all below it. The calling process must be single-threaded.

@@ -178,6 +178,8 @@ pub struct Observer<'a> {
     pub(super) block: Option<sys::api::Block>,
     /// What is not kept, each with what is lost.
     pub reported: Vec<String>,
+    /// What is said beside it, and never refused: what is given up on purpose, and how the checkpoint was made.
+    pub noted: Vec<String>,
 }
 
 impl<'a> Observer<'a> {
@@ -204,6 +206,7 @@ impl<'a> Observer<'a> {
             keys: Default::default(),
             smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),
+            noted: Vec::new(),
         })
     }
 
@@ -529,12 +532,12 @@ impl<'a> Observer<'a> {
             || subreaper && procfs::children(self.survey.pid).map_or(true, |c| !c.is_empty());
         if sees {
             let who = if adopted { "a process above it" } else { "the program" };
-            self.reported.push(format!("the pause was as long as the copying of memory: {who} is a reaper (PID 1, or PR_SET_CHILD_SUBREAPER and has children), and would see a snapshot child"));
+            self.noted.push(format!("the pause was as long as the copying of memory: {who} is a reaper (PID 1, or PR_SET_CHILD_SUBREAPER and has children), and would see a snapshot child"));
             return Ok(None);
         }
         let judge = self.survey.judge.beside();
         if let Some(why) = super::seccomp::no_child(&judge, subreaper) {
-            self.reported.push(why);
+            self.noted.push(why);
             return Ok(None);
         }
         self.channel.send(wire::OP_FORK, &[subreaper as u8, 0, 0, 0, 0, 0, 0, 0])?;
@@ -555,7 +558,7 @@ impl<'a> Observer<'a> {
         let pid = a.try_into().map_or(-libc::EPROTO as i64, i64::from_le_bytes);
         if pid < 0 {
             let e = std::io::Error::from_raw_os_error(-pid as i32);
-            self.reported
+            self.noted
                 .push(format!("the pause was as long as the copying of memory: no snapshot child could be made ({e})"));
             return Ok(false);
         }

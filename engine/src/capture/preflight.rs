@@ -1,11 +1,11 @@
 //! What would make a checkpoint fail, by looking only.
-use super::find::{self, Survey};
+use super::find;
 use super::shared::Others;
-use super::{explain, shares, tree};
+use super::{explain, shares, strict, tree};
 use crate::{Door, Result};
 
 /// Looks at a process and all below it; gives what is not kept.
-pub(super) fn preflight(pid: i32, external: &crate::Externals) -> Result<Vec<String>> {
+pub(super) fn preflight(pid: i32, external: &crate::Externals, strictly: bool) -> Result<Vec<String>> {
     let attempted = format!("checkpoint PID {pid}");
     let mut all = Vec::new();
     let living = tree::living(&[pid]).map_err(|e| explain(e.into(), &attempted, "find", false))?;
@@ -32,9 +32,9 @@ pub(super) fn preflight(pid: i32, external: &crate::Externals) -> Result<Vec<Str
     for s in all.iter().filter(|s| s.door == Door::Attach) {
         super::way_in(s, &[0; 8])?;
     }
-    let said = |s: &Survey| -> Vec<String> {
-        let line = |l: &String| if s.pid == pid { l.clone() } else { format!("PID {}: {l}", s.pid) };
-        s.reported.iter().map(line).collect()
-    };
-    Ok(all.iter().flat_map(said).collect())
+    let reported = strict::surveys(&all);
+    if strictly {
+        strict::refuse(&attempted, reported.clone())?;
+    }
+    Ok(reported)
 }

@@ -4,7 +4,7 @@ use super::memory::{self, Mapped};
 use super::observe::Common;
 use super::observe::{lock, Observer, Seen};
 use super::tree::Kinship;
-use super::{cgroup, inherited, rights, threads, Step, Survey};
+use super::{cgroup, inherited, rights, strict, threads, Step, Survey};
 use crate::{CaptureOptions, Captured, Door, Progress};
 use image::store::NewCheckpoint;
 use image::v1::cgroup::Cgroups;
@@ -82,6 +82,8 @@ pub(super) struct Recorder {
     /// Not worth keeping.
     dropped: Vec<(u64, u64)>,
     reported: Vec<String>,
+    /// What is said beside it.
+    noted: Vec<String>,
     pause: Duration,
     memory: Memory,
     attempted: String,
@@ -135,6 +137,7 @@ impl Recorder {
             before: obs.smaps.into_owned(),
             dropped,
             reported,
+            noted: obs.noted,
             pause,
             memory: Memory { segments: obs.segments, guards: obs.guards, ..Memory::default() },
             attempted: obs.survey.attempted.clone(),
@@ -143,12 +146,6 @@ impl Recorder {
             rights,
             talk: Some(obs.channel),
         }
-    }
-
-    /// What is not kept; of `another` than the program with its PID.
-    fn report(&self, another: bool) -> Vec<String> {
-        let line = |l: &String| if another { format!("PID {}: {l}", self.pid) } else { l.clone() };
-        self.reported.iter().map(line).collect()
     }
 
     /// The copying happened in the freeze.
@@ -300,7 +297,10 @@ pub(super) fn publish(
     let latest = |of: fn(&Clocks) -> u64| all.iter().map(|r| of(&r.seen.clocks)).max().unwrap_or_default();
     let (monotonic_ns, boottime_ns) = (latest(|c| c.monotonic), latest(|c| c.boottime));
     let pause = all.iter().map(|r| r.pause).max().unwrap_or_default();
-    let mut reported: Vec<String> = all.iter().enumerate().flat_map(|(i, r)| r.report(i > 0)).collect();
+    let said = |of: fn(&Recorder) -> &[String]| -> Vec<String> {
+        all.iter().enumerate().flat_map(|(i, r)| strict::named(of(r), r.pid, i > 0)).collect()
+    };
+    let (mut reported, mut noted) = (said(|r| &r.reported), said(|r| &r.noted));
     let ended = ended(&all, &kinship)?;
     let rights: Vec<Rights> = all.iter().flat_map(|r| r.rights.clone()).collect();
     // of all, if of any: one in the root would come back into its parent's
@@ -311,7 +311,9 @@ pub(super) fn publish(
     let mut apart = Apart::default();
     all.iter().flat_map(|r| &r.apart).for_each(|(tid, chain)| apart.add(*tid, chain));
     let states = all.iter().flat_map(|r| &r.threads);
-    let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, &mut reported)?;
+    let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, (&mut reported, &mut noted))?;
+    strict::check(o, &all[0].attempted, || reported.clone())?;
+    reported.extend(noted);
     let keys = super::keys::of_all(&all);
     let mut members = all.into_iter().zip(&kinship.parents);
     let (first, _) = members.next().ok_or_else(none)?;

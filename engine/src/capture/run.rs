@@ -8,7 +8,7 @@ use super::record::{self, Recorder};
 use super::shared::Others;
 use super::shares::Connections;
 use super::tree::{self, Found, Kinship};
-use super::{door, explain, opened, shares, sink, Fault, Phase, Step};
+use super::{door, explain, opened, shares, sink, strict, Fault, Phase, Step};
 use crate::sharing::FILES;
 use crate::{spread, After, CaptureOptions, Captured, Error, Progress, Result};
 use image::store::{NewCheckpoint, Store};
@@ -105,6 +105,7 @@ impl<'a> Run<'a> {
         self.enter(Phase::Find)?;
         let mut others = Others::default();
         let (mut surveys, mut entries) = self.gather(&mut others)?;
+        strict::check(self.o, &surveys[0].attempted, || strict::surveys(&surveys))?;
         let incoming = store.begin(name)?;
 
         self.enter(Phase::Freeze)?;
@@ -131,6 +132,7 @@ impl<'a> Run<'a> {
             r.obs.ended_children(&mut kinship.zombies)?;
         }
         self.at = self.root;
+        strict::check(self.o, &surveys[0].attempted, || strict::observers(all.iter().map(|r| &r.obs)))?;
         let adopted = adopted(&all, &kinship);
 
         if self.o.after != After::Run {

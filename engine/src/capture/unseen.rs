@@ -49,7 +49,7 @@ impl Observer<'_> {
 
     /// Where no snapshot child is needed: one to ask, while the target stays frozen.
     pub(super) fn unseen_by_a_child_of_its_own(&mut self, l: &Listener, subreaper: bool, adopted: bool) -> Step<()> {
-        let before = self.reported.len();
+        let before = self.noted.len();
         let child = match self.ask_for_a_child(subreaper, adopted)? {
             Some(judge) => self.child(l, judge)?,
             None => None,
@@ -61,7 +61,7 @@ impl Observer<'_> {
             }
             None => {
                 self.hidden(None)?;
-                self.reported.truncate(before);
+                self.noted.truncate(before);
                 self.unseen_unknown()
             }
         }

@@ -106,7 +106,7 @@ impl Object for PidFd {
             Whose::Own => (true, None),
             Whose::Stranger(p, name) => {
                 let what = format!("it is a handle of PID {p} ({name}); after a restore of a process that has ended");
-                o.reported.push(format!("{}: {what}", f.describe()));
+                o.noted.push(format!("{}: {what}", f.describe()));
                 (false, None)
             }
             Whose::Ended(how) => (false, sys::pidfd::exit_status(&o.descriptor(f.first_fd())?).or(how)),

@@ -66,7 +66,7 @@ impl Object for Stdio {
                 None => format!("it is the restoring command's descriptor {}", e.stdio),
             };
             let why = f.held.as_ref().map_or("its other end is outside".into(), |h| format!("{h} holds it too"));
-            o.reported.push(format!("{}{}: {why}; after a restore {instead}", f.describe(), addresses(f)));
+            o.noted.push(format!("{}{}: {why}; after a restore {instead}", f.describe(), addresses(f)));
         }
         if !f.info.locks.is_empty() {
             o.reported.push(format!("{}: the lock held on it is not kept", f.describe()));
