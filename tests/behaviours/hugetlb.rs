@@ -10,6 +10,17 @@ const PAGES: u64 = 7;
 const BOTH: u64 = PAGES + 6;
 /// Of mem_hugeshared, three of which are not reserved; a child of its writes to another.
 const SHARED: u64 = 10;
+/// Of mem_hugeshm.
+const SEGMENTS: u64 = 4;
+/// Those that are to go with it.
+const GOING: u64 = 3;
+
+/// They are there for the case's user, whatever he makes of them.
+fn reserve(bed: &Bed, n: u64) -> Result<HugePages> {
+    let pages = HugePages::reserve(n)?;
+    pages.for_segments_of(bed.who.uid())?;
+    Ok(pages)
+}
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("mem_hugetlb/cycles", |bed, agent| cycles(bed, agent, "mem_hugetlb", PAGES));
@@ -22,17 +33,24 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::by_both_doors("mem_hugeshared/run-on", shared_run_on));
     all.extend(Case::by_both_doors("mem_hugeshared/unreserved", unreserved));
     all.extend(Case::by_both_doors("mem_hugeshared/private", private));
-    all.extend(Case::each("mem_hugeshared/fresh", shared_fresh));
+    all.extend(Case::by_both_doors("mem_hugeshm/cycles", cycles_of("mem_hugeshm", SEGMENTS)));
+    all.extend(Case::by_both_doors("tree_hugeshm/cycles", cycles_of("tree_hugeshm", SEGMENTS)));
+    all.extend(Case::by_both_doors("mem_hugeshm/run-on", segments_run_on));
+    all.extend(Case::by_both_doors("mem_hugeshm/unreserved", segments_unreserved));
+    all.extend(Case::each("mem_hugeshm/fresh", |bed| fresh(bed, "mem_hugeshm", SEGMENTS)));
+    all.extend(Case::each("mem_hugeshm/sabotage", |bed| sabotage(bed, "mem_hugeshm", SEGMENTS)));
+    all.extend(Case::each("mem_hugeshm/too-few", |bed| too_few(bed, "mem_hugeshm", (SEGMENTS, GOING))));
+    all.extend(Case::each("mem_hugeshared/fresh", |bed| fresh(bed, "mem_hugeshared", SHARED)));
     all.extend(Case::each("mem_hugeshared/sabotage", |bed| sabotage(bed, "mem_hugeshared", SHARED)));
-    all.extend(Case::each("mem_hugeshared/too-few", |bed| too_few(bed, "mem_hugeshared", SHARED)));
+    all.extend(Case::each("mem_hugeshared/too-few", |bed| too_few(bed, "mem_hugeshared", (SHARED, SHARED))));
     all.extend(Case::each("mem_hugetlb/sabotage", |bed| sabotage(bed, "mem_hugetlb", PAGES)));
-    all.extend(Case::each("mem_hugetlb/too-few", |bed| too_few(bed, "mem_hugetlb", PAGES)));
+    all.extend(Case::each("mem_hugetlb/too-few", |bed| too_few(bed, "mem_hugetlb", (PAGES, PAGES))));
     // one has huge pages at a time
     all.into_iter().map(|c| c.limit(150)).collect()
 }
 
 fn cycles(bed: &mut Bed, agent: bool, program: &str, pages: u64) -> Result<()> {
-    let _pages = HugePages::reserve(pages)?;
+    let _pages = reserve(bed, pages)?;
     let mut target = Start::program(program).by_agent(agent).ready(bed)?;
     for _ in 0..5 {
         target.checkpoint(bed)?;
@@ -44,7 +62,7 @@ fn cycles(bed: &mut Bed, agent: bool, program: &str, pages: u64) -> Result<()> {
 
 /// What it writes meanwhile takes no page from the pool, which is empty.
 fn run_on(bed: &mut Bed, agent: bool) -> Result<()> {
-    let _pages = HugePages::reserve(PAGES)?;
+    let _pages = reserve(bed, PAGES)?;
     let mut target = Start::program("mem_hugetlb").by_agent(agent).ready(bed)?;
     target.checkpoint(bed)?;
     target.prove(bed).map(|_| ())
@@ -52,14 +70,14 @@ fn run_on(bed: &mut Bed, agent: bool) -> Result<()> {
 
 /// The same mappings, shared.
 fn shared(bed: &mut Bed, agent: bool) -> Result<()> {
-    let _pages = HugePages::reserve(PAGES)?;
+    let _pages = reserve(bed, PAGES)?;
     let target = Start::program("mem_hugetlb").args(["--shared"]).by_agent(agent).ready(bed)?;
     by_root_only(bed, target)
 }
 
 /// What no descriptor leads to and is not reserved is read by root, through the link of its mapping.
 fn unreserved(bed: &mut Bed, agent: bool) -> Result<()> {
-    let _pages = HugePages::reserve(SHARED + 1)?;
+    let _pages = reserve(bed, SHARED + 1)?;
     let target = Start::program("mem_hugeshared").args(["--unreserved"]).by_agent(agent).ready(bed)?;
     by_root_only(bed, target)
 }
@@ -83,7 +101,7 @@ fn by_root_only(bed: &mut Bed, mut target: Target) -> Result<()> {
 }
 
 fn private(bed: &mut Bed, agent: bool) -> Result<()> {
-    let _pages = HugePages::reserve(SHARED + 2)?;
+    let _pages = reserve(bed, SHARED + 2)?;
     let mut target = Start::program("mem_hugeshared").args(["--private"]).by_agent(agent).ready(bed)?;
     let words = ["mapping ", "of a memfd that is mapped MAP_PRIVATE are not kept yet; ", "map a memfd MAP_SHARED"];
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &words)?;
@@ -93,16 +111,35 @@ fn private(bed: &mut Bed, agent: bool) -> Result<()> {
 }
 
 fn shared_run_on(bed: &mut Bed, agent: bool) -> Result<()> {
-    let _pages = HugePages::reserve(SHARED)?;
+    let _pages = reserve(bed, SHARED)?;
     let mut target = Start::program("mem_hugeshared").by_agent(agent).ready(bed)?;
     target.checkpoint(bed)?;
     target.checkpoint(bed)?;
     target.prove(bed).map(drop)
 }
 
-fn shared_fresh(bed: &mut Bed) -> Result<()> {
-    let _pages = HugePages::reserve(SHARED)?;
-    let start = Start::program("mem_hugeshared").env("DORMOUSE_TEST_FRESH_PIDS", "1");
+fn segments_run_on(bed: &mut Bed, agent: bool) -> Result<()> {
+    let _pages = reserve(bed, SEGMENTS)?;
+    let mut target = Start::program("mem_hugeshm").by_agent(agent).ready(bed)?;
+    target.checkpoint(bed)?;
+    target.checkpoint(bed)?;
+    target.prove(bed).map(drop)
+}
+
+/// A page that is not there is not looked at, which would take one: there is none. A restored one has all of its pages.
+fn segments_unreserved(bed: &mut Bed, agent: bool) -> Result<()> {
+    let pages = reserve(bed, SEGMENTS - 1)?;
+    let mut target = Start::program("mem_hugeshm").args(["--unreserved"]).by_agent(agent).ready(bed)?;
+    target.checkpoint(bed)?;
+    target.kill(bed)?;
+    pages.set(SEGMENTS)?;
+    target.restore(bed)?;
+    target.prove(bed).map(drop)
+}
+
+fn fresh(bed: &mut Bed, program: &str, pages: u64) -> Result<()> {
+    let _pages = reserve(bed, pages)?;
+    let start = Start::program(program).env("DORMOUSE_TEST_FRESH_PIDS", "1");
     let mut target = start.ready(bed)?;
     target.kill(bed)?;
     target.restore_fresh(bed)?;
@@ -110,7 +147,7 @@ fn shared_fresh(bed: &mut Bed) -> Result<()> {
 }
 
 fn sabotage(bed: &mut Bed, program: &str, pages: u64) -> Result<()> {
-    let _pages = HugePages::reserve(pages)?;
+    let _pages = reserve(bed, pages)?;
     let mut target = Start::program(program).args(["--sabotage"]).ready(bed)?;
     target.kill(bed)?;
     target.restore(bed)?;
@@ -118,13 +155,13 @@ fn sabotage(bed: &mut Bed, program: &str, pages: u64) -> Result<()> {
 }
 
 /// Refused with how many it takes and how they are reserved; and then it is restored.
-fn too_few(bed: &mut Bed, program: &str, number: u64) -> Result<()> {
-    let pages = HugePages::reserve(number)?;
+fn too_few(bed: &mut Bed, program: &str, (number, needed): (u64, u64)) -> Result<()> {
+    let pages = reserve(bed, number)?;
     let mut target = Start::program(program).ready(bed)?;
     target.kill(bed)?;
     pages.set(number - 1)?;
     let pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
-    let (needed, remedy) = (format!("{number} huge pages of 2048 KiB"), format!("> {pool}"));
+    let (needed, remedy) = (format!("{needed} huge pages of 2048 KiB"), format!("> {pool}"));
     let words =
         [&needed, "its memory consists of them, and ", " are free here; have root reserve more: echo ", &remedy];
     let name = target.session.clone();

@@ -584,10 +584,10 @@ pub(super) fn unsupported(m: &Smap) -> Option<(&'static str, &'static str)> {
     if m.vma.kind() == VmaKind::File && (f(VmFlag::IO) || f(VmFlag::PFNMAP)) {
         return Some(("it maps a device", "close the device first"));
     }
-    if f(VmFlag::HUGETLB) && !super::hugetlb::is(&m.vma) && !super::hugetlb::is_shared(&m.vma) {
+    if f(VmFlag::HUGETLB) && !super::hugetlb::is_kept(&m.vma) {
         return Some((
-            "huge pages of a file, of System V shared memory, or of a memfd that is mapped MAP_PRIVATE are not kept yet",
-            "run it without hugetlbfs and SHM_HUGETLB, and map a memfd MAP_SHARED",
+            "huge pages of a file, or of a memfd that is mapped MAP_PRIVATE are not kept yet",
+            "run it without hugetlbfs, and map a memfd MAP_SHARED",
         ));
     }
     if f(VmFlag::UFFD_MISSING) || f(VmFlag::UFFD_WP) || f(VmFlag::UFFD_MINOR) {

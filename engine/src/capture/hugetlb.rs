@@ -1,6 +1,6 @@
 //! Memory of huge pages (MAP_HUGETLB). What is private is read in the freeze: a snapshot child that still had it would take pages from the pool for what
 //! the program writes meanwhile, and lose its own where there are none. What is shared is a file without a name, like a memfd of huge pages, and
-//! may be one: unnamed.rs.
+//! may be one: unnamed.rs; or System V shared memory: sysv.rs.
 use super::observe::Child;
 use super::{Observer, Step};
 use sys::procfs::maps::{Vma, VmaKind};
@@ -14,6 +14,11 @@ pub(super) fn is(v: &Vma) -> bool {
 /// Whether this, which is of huge pages, is shared and has no name in a file system.
 pub(super) fn is_shared(v: &Vma) -> bool {
     v.perms.shared && v.deleted && matches!(v.kind(), VmaKind::AnonHugepage | VmaKind::Memfd(_))
+}
+
+/// Whether this, which is of huge pages, is of a kind that can be kept.
+pub(super) fn is_kept(v: &Vma) -> bool {
+    is(v) || is_shared(v) || matches!(v.kind(), VmaKind::SysvShm { .. })
 }
 
 impl Observer<'_> {

@@ -303,7 +303,8 @@ impl Observer<'_> {
     /// Stores, in the freeze, the pages that a snapshot child would not have.
     pub(super) fn unforkable(&mut self, maps: &[Vma]) -> Step<()> {
         let pagemap = Pagemap::open(self.survey.pid)?;
-        let (mut mapped, none) = (Mapped::with(self.common.unnamed(), super::sysv::segments(maps)), VmFlags::default());
+        let segments = self.segments_of(maps)?;
+        let (mut mapped, none) = (Mapped::with(self.common.unnamed(), segments), VmFlags::default());
         let mut shared = std::collections::HashSet::new();
         let (mut buf, mut stored) = (Vec::new(), Vec::new());
         let dropped = self.dropped();
@@ -317,7 +318,8 @@ impl Observer<'_> {
             let shared_memory = matches!(t.backing, BACKING_SHARED_ANON | BACKING_SYSV);
             let guarded = if shared_memory { pagemap.regions(v.start..v.end, &GUARDS)? } else { Vec::new() };
             self.guards.extend(guarded.iter().map(|g| (g.start, g.end)));
-            let ends = t.backing == BACKING_SYSV && mapped.segments.get(t.file as usize).is_some_and(|s| s.ends);
+            let segment = mapped.segments.get(t.file as usize).filter(|_| t.backing == BACKING_SYSV);
+            let ends = segment.is_some_and(|s| s.ends);
             if t.backing == BACKING_HUGETLB {
                 self.huge.push((v.start, v.end));
             }
@@ -331,7 +333,10 @@ impl Observer<'_> {
                 continue;
             }
             let regions = match t.backing {
-                _ if ends => self.shared_pages(v)?,
+                _ if ends => match segment.filter(|s| s.page_kb > 0).cloned() {
+                    Some(s) => self.huge_pages_there(v, maps, &s)?,
+                    None => self.shared_pages(v)?,
+                },
                 BACKING_SHARED_ANON => self.shared_pages(v)?,
                 _ => without(stored_regions(&t, &pagemap)?, &dropped::of(&dropped, v)),
             };
@@ -413,7 +418,7 @@ impl Observer<'_> {
     }
 
     /// Pages of shared memory that are there, whether or not this process has them mapped at the moment: mincore(2), asked inside.
-    fn resident(&mut self, start: u64, end: u64) -> Step<Vec<Region>> {
+    pub(super) fn resident(&mut self, start: u64, end: u64) -> Step<Vec<Region>> {
         const PAGES: u64 = 256 << 10;
         let mut regions: Vec<Region> = Vec::new();
         for at in (start..end).step_by((PAGES * PAGE) as usize) {

@@ -1,23 +1,65 @@
 //! System V shared memory. A segment outlives its users, as a named file does: it stays the kernel's, and a restore attaches it again. One that is
 //! marked to go with the last of them (IPC_RMID) is memory of the program's own, unless somebody outside is attached.
+use super::{Observer, Step};
 use crate::Reason;
 use image::v1::memory::Segment;
+use std::collections::BTreeSet;
 use sys::procfs;
 use sys::procfs::maps::{Vma, VmaKind};
+use sys::procfs::pagemap::Region;
 use sys::procfs::sysvipc::{self, Shm};
+
+/// Bytes.
+const PAGE: usize = image::PAGE_SIZE;
 
 fn is_of(v: &Vma, s: &Shm) -> bool {
     matches!(v.kind(), VmaKind::SysvShm { .. }) && v.inode == s.id as u64
 }
 
 /// The segments behind these mappings; asked in the freeze, as later one may have been removed.
-pub(super) fn segments(maps: &[Vma]) -> Vec<Segment> {
+fn segments(maps: &[Vma]) -> Vec<Segment> {
     if !maps.iter().any(|v| matches!(v.kind(), VmaKind::SysvShm { .. })) {
         return Vec::new();
     }
     let mapped = |s: &Shm| maps.iter().any(|v| is_of(v, s));
-    let one = |s: Shm| Segment { id: s.id, key: s.key, size: s.size, mode: s.mode, ends: s.ends };
+    let one = |s: Shm| Segment { id: s.id, key: s.key, size: s.size, mode: s.mode, ends: s.ends, page_kb: 0 };
     sysvipc::shm().unwrap_or_default().into_iter().filter(mapped).map(one).collect()
+}
+
+impl Observer<'_> {
+    /// The same with the size of their pages.
+    pub(super) fn segments_of(&mut self, maps: &[Vma]) -> Step<Vec<Segment>> {
+        let mut all = segments(maps);
+        for s in &mut all {
+            let of = |v: &&Vma| matches!(v.kind(), VmaKind::SysvShm { .. }) && v.inode == s.id as u64;
+            if let Some(v) = maps.iter().find(of) {
+                s.page_kb = self.huge_pages(v)?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Which of the huge pages of a segment are to be stored, of those that a mapping shows. To look at one that is not there takes it from the pool, unless it is
+    /// reserved, of which nothing is told (SHM_NORESERVE); so as long as all that are there are in these page tables, only those are looked at.
+    pub(super) fn huge_pages_there(&mut self, v: &Vma, maps: &[Vma], s: &Segment) -> Step<Vec<Region>> {
+        let mut known = BTreeSet::new();
+        for m in maps.iter().filter(|m| matches!(m.kind(), VmaKind::SysvShm { .. }) && m.inode == v.inode) {
+            let pages = self.resident(m.start, m.end)?.into_iter();
+            known.extend(pages.flat_map(|r| (r.start..r.end).step_by(PAGE)).map(|at| at - m.start + m.offset));
+        }
+        let there = sysvipc::shm()?.into_iter().find(|h| is_of(v, h)).map_or(0, |h| h.resident);
+        Ok(match is_all(known.len() as u64 * PAGE as u64, there, s) {
+            true => self.resident(v.start, v.end)?,
+            false => vec![Region { start: v.start, end: v.end, categories: Default::default() }],
+        })
+    }
+}
+
+/// Whether `known` bytes of a segment are all of it that is there. Since 6.7 the kernel says too much of that: its page cache counts small pages, and
+/// shm_add_rss_swap (ipc/shm.c) multiplies that by their number in a huge one.
+fn is_all(known: u64, there: u64, s: &Segment) -> bool {
+    let pages = (u64::from(s.page_kb) << 10) / PAGE as u64;
+    known == there || there > s.size.next_multiple_of(u64::from(s.page_kb).max(1) << 10) && known * pages == there
 }
 
 /// How often processes are attached to it.
@@ -50,4 +92,19 @@ pub(super) fn shared_with_others<'a>(
             .then(|| what(why, "end those processes (ipcs -mp), or detach it (shmdt)"))
     };
     own.iter().filter_map(reason).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_of_a_segment_of_huge_pages() {
+        let huge = 2 << 20;
+        let s = Segment { size: 1024 * huge, page_kb: 2048, ..Segment::default() };
+        assert!(is_all(3 * huge, 3 * huge, &s) && !is_all(2 * huge, 3 * huge, &s) && is_all(0, 0, &s));
+        // as newer kernels count; in doubt it is not
+        assert!(is_all(3 * huge, 3 * 512 * huge, &s) && !is_all(2 * huge, 3 * 512 * huge, &s));
+        assert!(!is_all(huge, 512 * huge, &s));
+    }
 }

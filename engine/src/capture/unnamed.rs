@@ -160,7 +160,7 @@ impl Observer<'_> {
     }
 
     /// Size of the pages of a mapping in KiB, if those are huge ones; else 0. One that is younger than the survey is looked at now.
-    fn huge_pages(&mut self, v: &Vma) -> Step<u32> {
+    pub(super) fn huge_pages(&mut self, v: &Vma) -> Step<u32> {
         if self.survey_of(v).is_none_or(|m| m.vma.inode != v.inode) {
             self.smaps = sys::procfs::smaps::read(self.survey.pid)?.into();
         }

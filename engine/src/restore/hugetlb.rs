@@ -2,7 +2,7 @@
 use super::{files, place, unnamed, Tree};
 use crate::{objects, Reason};
 use ::image::v1::files::OpenFile;
-use ::image::v1::memory::{Vma, BACKING_HUGETLB, BACKING_UNNAMED};
+use ::image::v1::memory::{Segment, Vma, BACKING_HUGETLB, BACKING_UNNAMED};
 use ::image::v1::objects::{Kind, Memfd};
 use ::image::PageSource;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,14 @@ pub fn memfd_flags(page_kb: u32) -> u32 {
         return 0;
     }
     libc::MFD_HUGETLB | log(page_kb) << libc::MAP_HUGE_SHIFT
+}
+
+/// The same for shmget(2).
+pub fn segment_flags(page_kb: u32) -> i32 {
+    if page_kb == 0 {
+        return 0;
+    }
+    libc::SHM_HUGETLB | (log(page_kb) << libc::MAP_HUGE_SHIFT) as i32
 }
 
 fn log(page_kb: u32) -> u32 {
@@ -60,6 +68,11 @@ pub fn check(tree: &Tree<'_>) -> Vec<Reason> {
         let mapped = tree.all.iter().flat_map(|i| i.memory.vmas.iter().filter(maps));
         let mapped = mapped.flat_map(|v| v.offset / bytes..(v.offset + (v.end - v.start)) / bytes);
         *needed.entry(kb).or_default() += filled.chain(mapped).collect::<BTreeSet<_>>().len() as u64;
+    }
+    let made: BTreeMap<i32, &Segment> =
+        tree.all.iter().flat_map(|i| &i.memory.segments).filter(|s| s.ends).map(|s| (s.id, s)).collect();
+    for s in made.values().filter(|s| s.page_kb > 0) {
+        *needed.entry(s.page_kb).or_default() += s.size.div_ceil(u64::from(s.page_kb) << 10);
     }
     needed.into_iter().filter_map(|(kb, n)| missing(kb, n)).collect()
 }

@@ -393,6 +393,12 @@ fn sense(process: &Process, threads: &[Thread], memory: &Memory, files: &Opened)
         }
         last = v.end;
     }
+    let odd = |s: &&v1::memory::Segment| {
+        s.size >> 47 != 0 || s.page_kb >> 30 != 0 || s.page_kb != 0 && !s.page_kb.is_power_of_two()
+    };
+    if let Some(s) = memory.segments.iter().find(odd) {
+        return Err(format!("its segment {} of System V shared memory makes no sense", s.id));
+    }
     if let Some(g) = memory.guards.iter().find(|g| g.1 <= g.0 || g.0 % page != 0 || g.1 % page != 0) {
         return Err(format!("its guard {:x}-{:x} makes no sense", g.0, g.1));
     }

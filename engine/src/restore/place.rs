@@ -259,7 +259,7 @@ fn whole<'a>(vmas: impl Iterator<Item = &'a Vma>) -> u64 {
 /// Bytes of address space that shared memory needs for a while, behind the place of the parked vDSO.
 pub fn staging(image: &Image<'_>) -> u64 {
     let anon = whole(image.memory.vmas.iter().filter(|v| v.backing == BACKING_SHARED_ANON));
-    image.memory.segments.iter().map(|s| s.size.next_multiple_of(::image::PAGE_SIZE as u64)).fold(anon, u64::max)
+    image.memory.segments.iter().map(super::sysv::room).fold(anon, u64::max)
 }
 
 /// Mappings of the same shared anonymous memory: made once as a whole, then shown at each place (an mremap of length 0

@@ -52,7 +52,7 @@ pub fn place(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
 /// Makes one, which may be written to, as it gets its content through its mappings.
 fn make(p: &mut Puppet, s: &Segment) -> Step<i32> {
     let mut prog = Program::new();
-    let how = libc::IPC_CREAT | (s.mode | WRITABLE) as i32;
+    let how = libc::IPC_CREAT | (s.mode | WRITABLE) as i32 | super::hugetlb::segment_flags(s.page_kb);
     let id = prog.call(libc::SYS_shmget, &[libc::IPC_PRIVATE.into(), Imm(s.size), how.into()]);
     prog.named("making System V shared memory");
     Ok(p.run(&prog)?.get(id)? as i32)
@@ -68,7 +68,8 @@ fn show(p: &mut Puppet, s: &Segment, id: i32, vmas: &[&Vma]) -> Step<()> {
     for writes in [true, false] {
         let some: Vec<&Vma> = vmas.iter().copied().filter(|v| has_flag(&v.flags, "mw") == writes).collect();
         if !some.is_empty() {
-            attach(&mut prog, p.park + vdso::PARK_LEN, id.into(), writes || s.ends, &some);
+            let place = (p.park + vdso::PARK_LEN).next_multiple_of(pages(s));
+            attach(&mut prog, (place, s), id.into(), writes || s.ends, &some);
         }
     }
     if locked {
@@ -88,15 +89,40 @@ fn set_mode(prog: &mut Program, id: i32, mode: u32) {
     prog.named("the permissions of System V shared memory");
 }
 
-fn attach(prog: &mut Program, at: u64, id: Arg, writes: bool, vmas: &[&Vma]) {
+/// Bytes of its pages.
+fn pages(s: &Segment) -> u64 {
+    (u64::from(s.page_kb) << 10).max(::image::PAGE_SIZE as u64)
+}
+
+/// Bytes that it needs to be attached as a whole, wherever that begins.
+pub fn room(s: &Segment) -> u64 {
+    s.size.next_multiple_of(pages(s)).saturating_add(pages(s))
+}
+
+fn attach(prog: &mut Program, (at, s): (u64, &Segment), id: Arg, writes: bool, vmas: &[&Vma]) {
     let exec = vmas.iter().any(|v| v.prot & libc::PROT_EXEC as u32 != 0);
     let how = if writes { 0 } else { libc::SHM_RDONLY } | if exec { SHM_EXEC } else { 0 };
-    prog.call(libc::SYS_shmat, &[id, Imm(at), how.into()]);
-    prog.named("attaching System V shared memory");
-    for v in vmas {
-        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-        prog.call(libc::SYS_mremap, &[Imm(at + v.offset), Imm(0), Imm(v.end - v.start), Imm(flags), Imm(v.start)]);
-        prog.named(format!("mapping {:x}-{:x} (System V shared memory)", v.start, v.end));
+    let attach = |prog: &mut Program| {
+        prog.call(libc::SYS_shmat, &[id, Imm(at), how.into()]);
+        prog.named("attaching System V shared memory");
+    };
+    if s.page_kb == 0 {
+        attach(prog);
     }
-    prog.call(libc::SYS_shmdt, &[Imm(at)]);
+    for v in vmas {
+        let (flags, len) = ((libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64, v.end - v.start);
+        // what is of huge pages cannot be duplicated: each time it is attached, and moved
+        if s.page_kb > 0 {
+            attach(prog);
+        }
+        let from = if s.page_kb > 0 { len } else { 0 };
+        prog.call(libc::SYS_mremap, &[Imm(at + v.offset), Imm(from), Imm(len), Imm(flags), Imm(v.start)]);
+        prog.named(format!("mapping {:x}-{:x} (System V shared memory)", v.start, v.end));
+        if s.page_kb > 0 {
+            prog.call(libc::SYS_munmap, &[Imm(at), Imm(s.size.next_multiple_of(pages(s)))]);
+        }
+    }
+    if s.page_kb == 0 {
+        prog.call(libc::SYS_shmdt, &[Imm(at)]);
+    }
 }

@@ -105,4 +105,6 @@ pub struct Segment {
     pub mode: u32,
     /// It was to go with the last who is attached: it is made anew, and its pages are stored. Else it is the kernel's, and stays where it is.
     pub ends: bool,
+    /// Size of its pages in KiB, if those are huge ones (SHM_HUGETLB); else 0.
+    pub page_kb: u32,
 }

@@ -24,6 +24,8 @@ pub struct Shm {
     pub size: u64,
     /// Mappings of it, of all processes.
     pub attached: u64,
+    /// Bytes of it that are there, be they mapped or not.
+    pub resident: u64,
 }
 
 /// What sets and queues have in common (`struct ipc_perm`).
@@ -130,7 +132,8 @@ fn parse_line(line: &[u8]) -> Option<Shm> {
     let perms = oct(words.next()?)?;
     let size = dec(words.next()?)?;
     let attached = words.nth(2).and_then(dec)?;
-    Some(Shm { key, id, mode: (perms & 0o777) as u32, ends: perms & DEST != 0, size, attached })
+    let resident = words.nth(7).and_then(dec)?;
+    Some(Shm { key, id, mode: (perms & 0o777) as u32, ends: perms & DEST != 0, size, attached, resident })
 }
 
 /// Parses the list.
@@ -152,8 +155,8 @@ mod tests {
     #[test]
     fn segments_are_read() {
         let text = b"       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      atime      dtime      ctime                   rss                  swap\n         0          3  1600                  8192   811   811      2  1000  1000  1000  1000 1700000000          0 1700000000                  4096                     0\n-559038737          4   640                   100   811     0      0     0     0     0     0          0          0 1700000000                     0                     0\n";
-        let a = Shm { key: 0, id: 3, mode: 0o600, ends: true, size: 8192, attached: 2 };
-        let b = Shm { key: -559038737, id: 4, mode: 0o640, ends: false, size: 100, attached: 0 };
+        let a = Shm { key: 0, id: 3, mode: 0o600, ends: true, size: 8192, attached: 2, resident: 4096 };
+        let b = Shm { key: -559038737, id: 4, mode: 0o640, ends: false, size: 100, attached: 0, resident: 0 };
         assert_eq!(parse(text).unwrap(), [a, b]);
         assert!(parse(b"key\n1 2 x").is_err());
         assert!(shm().is_ok());
