@@ -1,5 +1,6 @@
 //! Control groups: which each process is in. What is not kept of that is said: a thread's own, a namespace of them.
 use super::find::Survey;
+use super::Observer;
 use image::v1::cgroup::{Cgroup, Cgroups};
 use std::os::unix::fs::MetadataExt;
 use sys::procfs::cgroup::{self, Membership};
@@ -27,9 +28,15 @@ impl Survey {
     }
 }
 
-/// Those of a frozen process.
-pub(super) fn now(pid: i32) -> Vec<Membership> {
-    cgroup::read(pid).unwrap_or_default()
+impl Observer<'_> {
+    /// Those that it is in.
+    pub(super) fn cgroups(&mut self) -> Vec<Membership> {
+        cgroup::read(self.survey.pid).unwrap_or_else(|e| {
+            let what = "they cannot be looked at, and a restored program is in those of the restoring command";
+            self.reported.push(format!("control groups: {what} ({e})"));
+            Vec::new()
+        })
+    }
 }
 
 /// Whether there is nothing to go back to.

@@ -313,7 +313,7 @@ impl<'a> Observer<'a> {
         self.unforkable(&maps)?;
         let lacks = self.smaps.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
         let policies = (self.opened && lacks).then(|| procfs::numa::read(self.survey.pid)).transpose()?;
-        let cgroups = super::cgroup::now(self.survey.pid);
+        let cgroups = self.cgroups();
         // last: when the clocks go on from here, what its timers have left ends no earlier than they were set to
         let clocks = Clocks::now()?.ahead(self.survey.ahead);
         Ok(Seen { process, told, fds, locks, maps, clocks, pending, cgroups, policies })

@@ -156,7 +156,10 @@ impl<'a> Run<'a> {
         drop(ours);
         for i in &kinship.tables {
             self.at = all[*i].obs.survey.pid;
-            entries[*i].way.leave()?;
+            match entries[*i].way.leave() {
+                Err(f) if self.ended_meanwhile(&f) => {}
+                left => left?,
+            }
         }
         entries.iter_mut().for_each(|e| e.way.let_go());
         let mut pauses = Vec::with_capacity(all.len());
@@ -164,8 +167,8 @@ impl<'a> Run<'a> {
             self.at = r.obs.survey.pid;
             pauses.push(match e.way.release(tracer::After::Run) {
                 Ok((pause, _)) => pause,
-                // what runs again may end another: what that was is safe in its child
-                Err(f) if self.at != self.root && (is_gone(&f) || sys::procfs::is_ending(self.at)) => Duration::ZERO,
+                // what runs again may end another
+                Err(f) if self.ended_meanwhile(&f) => Duration::ZERO,
                 Err(f) => return Err(f),
             });
         }
@@ -197,6 +200,11 @@ impl<'a> Run<'a> {
         self.enter(Phase::Publish)?;
         self.at = self.root;
         record::publish(records, (files, kinship), incoming, self.o, began)
+    }
+
+    /// Another process than the program is gone or about to be, which is why it does not answer: what it was is safe in its child.
+    fn ended_meanwhile(&self, f: &Fault) -> bool {
+        self.at != self.root && (is_gone(f) || sys::procfs::is_ending(self.at))
     }
 
     /// The snapshot children of all, which they make at the same time; None if one cannot have any. Those that have something to do in the freeze have been met, the
