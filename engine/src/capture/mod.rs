@@ -33,6 +33,7 @@ mod told;
 mod tree;
 mod unnamed;
 mod unseen;
+mod users;
 
 pub use files::{FileView, SocketView};
 pub use find::{inherited, Survey};

@@ -308,6 +308,7 @@ pub(super) fn publish(
         true => Vec::new(),
         false => all.iter().map(|r| cgroup::kept(r.seen.process.pid, &r.seen.cgroups)).collect(),
     };
+    let users = super::users::kept(all.iter().map(|r| (r.seen.process.pid, r.seen.users.as_ref())));
     let mut apart = Apart::default();
     all.iter().flat_map(|r| &r.apart).for_each(|(tid, chain)| apart.add(*tid, chain));
     let states = all.iter().flat_map(|r| &r.threads);
@@ -362,6 +363,9 @@ pub(super) fn publish(
     if !cgroups.is_empty() {
         // a build that does not know it leaves each in the restoring command's, as it would without
         m.write_section(v1::SECTION_CGROUPS, v1::VERSION, false, &cgroups)?;
+    }
+    if !users.is_empty() {
+        m.write_section(v1::SECTION_USERS, v1::VERSION, true, &users)?;
     }
     if !kinship.shares.is_empty() {
         m.write_section(v1::SECTION_SHARES, v1::VERSION, true, &kinship.shares)?;

@@ -247,6 +247,7 @@ impl<'a> Run<'a> {
         }
         self.at = self.root;
         let shared = shares::find(&mut all)?;
+        super::users::refuse_shared(surveys, &shared)?;
         *ours = Connections::new(&all, &shared)?;
         let tables = shares::tables(&all, &shared)?;
         let with: Vec<_> = all.iter_mut().zip(entries.iter().map(|e| &e.listener)).zip(tables).collect();
