@@ -188,7 +188,8 @@ impl Run<'_> {
 
         self.enter(Phase::Build)?;
         let o = self.o;
-        let mut puppets = puppet::Puppets(build::build(&tree, o, checked.pids, &mut notes, &mut |p| self.enter(p))?);
+        let (born, mut init) = build::build(&tree, o, checked.pids, &mut notes, &mut |p| self.enter(p))?;
+        let mut puppets = puppet::Puppets(born);
         let all = &mut puppets.0;
         self.enter(Phase::Fill)?;
         each(all, &tree, &mut notes, |_, p, image, notes| {
@@ -200,11 +201,12 @@ impl Run<'_> {
         // one after the other, while this process has no threads: they have numbers, too; and an open file may be a handle of a thread of any, or owned by it
         users::enter(all, &tree, users::When::BeforeThreads, &mut notes)?;
         for (p, image) in all.iter_mut().zip(&tree.all) {
-            threads::start(p, image)?;
+            threads::start(p, image, init.as_mut())?;
             if p.pids == crate::Pids::Fresh {
                 fresh::settle(p, image)?;
             }
         }
+        init.map_or(Ok(()), nursery::Waiting::retire)?;
         let made = files::all(all, &tree, self.o, &mut notes)?;
         self.enter(Phase::Threads)?;
         for (i, (p, image)) in all.iter_mut().zip(&tree.all).enumerate() {

@@ -86,11 +86,41 @@ pub fn check(image: &Image<'_>, rights: &Rights, own_users: bool, pids: Pids) ->
             reasons.push(Reason::new(OBJECT, why, "checkpoint it when that thread has ended"));
         }
     }
-    if image.threads.len() > 1 && pids != Pids::Fresh {
-        let why = format!("process {} has threads in it, whose numbers nobody may choose there", image.process.pid);
-        reasons.push(Reason::new(OBJECT, why, "use --pids fresh"));
+    if image.threads.len() > 1 {
+        reasons.extend(threaded(image, pids));
     }
     reasons
+}
+
+/// What stands against threads in one: they come after it was entered.
+fn threaded(image: &Image<'_>, pids: Pids) -> Option<Reason> {
+    let pid = image.process.pid;
+    if pids == Pids::Keep {
+        let why = format!("process {pid} has threads in it, and nobody may choose their numbers there");
+        return Some(Reason::new(OBJECT, why, "use --pids private, or --pids fresh"));
+    }
+    None
+}
+
+/// Who has threads in one, or shares it with who has, after a process that is not in it: from inside no open file may be taken from who is outside.
+pub fn after_others(tree: &Tree<'_>) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    for u in tree.users.iter().filter(|u| When::of(u, tree) == When::BeforeThreads) {
+        let is_in = |i: &&Image<'_>| u.members.contains(&i.process.pid);
+        let last = tree.all.iter().rev().find(is_in);
+        let before = tree.all.iter().take_while(|i| Some(i.process.pid) != last.map(|l| l.process.pid));
+        if let Some((other, last)) = before.into_iter().find(|i| !is_in(i)).zip(last) {
+            let (a, b) = (super::family::name(last), super::family::name(other));
+            let why = format!("{a} has threads in it, or is together with one that has, and {b}, of the same checkpoint, is not in it: that is not kept yet together");
+            reasons.push(Reason::new(OBJECT, why, "checkpoint the process in it alone (--pid)"));
+        }
+    }
+    reasons
+}
+
+/// Whether threads are made in one, where nobody may choose their numbers.
+pub fn numbers_threads(tree: &Tree<'_>) -> bool {
+    tree.all.iter().any(|i| i.users.is_some() && i.threads.len() > 1)
 }
 
 /// IDs of a thread that it cannot get inside: not in the maps. `have`: users and groups that it has as it enters.
