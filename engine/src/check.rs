@@ -103,7 +103,6 @@ pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Che
     }
     reasons.extend(crate::restore::sysvipc::check(&tree.ipc, &rights));
     reasons.extend(crate::restore::hugetlb::check(tree));
-    reasons.extend(crate::restore::users::after_others(tree));
     match reasons.is_empty() {
         true => Ok(all),
         false => Err(Error { kind: Kind::Refused, attempted: format!("restore {}", o.what), reasons }),

@@ -13,8 +13,11 @@ static const char *usage = "  --what root|same|none   this process in one: mappe
                            "  --what threads          the same, with two more threads\n"
                            "  --what tree             a child in one with a child of its own, and another child in another\n"
                            "  --what parent           this process in one with a child of its own, and an older child outside\n"
-                           "  --what ranges           as root: two ranges of users and of groups, none of them root's own\n"
-                           "  --what twice            one in another: refused\n";
+                           "  --what ranges           as root: two ranges of users and of groups, and users and groups of these\n"
+                           "  --what strangers        as root: the same, and it is another user than the one who made it\n"
+                           "  --what twice            one in another: refused\n"
+                           "  --what shared           with a child that has its working directory and umask (CLONE_FS): refused\n"
+                           "  --what late             a child with threads in one, this process not: refused\n";
 
 #define GET_OWNER 0xb704
 #define SOCKETS 100
@@ -48,6 +51,8 @@ static int own_option(const char *option, const char *value) {
 }
 static int (*option)(const char *, const char *) = own_option;
 static bool is(const char *w) { return !strcmp(what, w); }
+static bool ranged(void) { return user == 0 && (is("ranges") || is("strangers")); }
+static void *waits(void *at);
 
 static void put(const char *path, const char *format, ...) {
     char text[256];
@@ -142,9 +147,10 @@ static void ranges(void) {
     for (int i = 0; i < 2; i++) close(ready[i]), close(done[i]);
     MUST(setgroups(2, (gid_t[]){3, 77}));
     MUST(setresgid(1, 5000, 3));
+    bool strange = is("strangers");
     MUST(prctl(PR_CAPBSET_DROP, CAP_SYS_TIME, 0, 0, 0));
     MUST(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0));
-    MUST(setresuid(10, 20, 5000));
+    MUST(setresuid(strange ? 10 : 5000, strange ? 20 : 5000, strange ? 5000 : 20));
     caps(1ULL << CAP_SYS_CHROOT);
     MUST(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_CHOWN, 0, 0));
     setfsuid(40);
@@ -180,6 +186,10 @@ static void bear(int i) {
 static void born(int i) {
     pid_t self = getpid();
     if (is("tree") && i != B) enter(i == A);
+    if (is("late")) {
+        enter(true);
+        MUST0(pthread_create(&thread[0], NULL, waits, &of_thread[0]));
+    }
     if (is("tree") && i == A) bear(B), close(theirs(B));
     pid_t all[2] = {self, pid[B]};
     MUST(write(theirs(i), all, sizeof all));
@@ -218,7 +228,6 @@ static void *waits(void *at) {
 }
 
 static void setup(void) {
-    if (is("ranges") && geteuid()) skip("only root writes such maps");
     pid[P] = getpid();
     user = geteuid();
     if (is("tree")) {
@@ -235,13 +244,22 @@ static void setup(void) {
         enter(true);
         bear(B);
         meet(B);
-    } else if (is("ranges")) {
+    } else if (is("late")) {
+        connect_all();
+        space[A] = 1;
+        bear(A);
+        meet(A);
+    } else if (ranged()) {
         space[P] = 1;
         ranges();
     } else {
         space[P] = 1;
         enter(!is("same"));
         if (is("twice")) enter(true);
+        if (is("shared") && !MUST(syscall(SYS_clone, CLONE_FS | SIGCHLD, 0, 0, 0, 0))) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            for (;;) pause();
+        }
         if (is("threads"))
             for (int i = 0; i < 2; i++) MUST0(pthread_create(&thread[i], NULL, waits, &of_thread[i]));
     }
@@ -316,7 +334,7 @@ static void prove(void) {
             same(&before[P], &of_thread[i], i ? "second thread" : "first thread", true);
         }
     }
-    if (is("ranges")) {
+    if (ranged()) {
         setfsuid(20);
         CHECK_OK(setgroups(1, (gid_t[]){5}), "setgroups");
         CHECK_OK(setresuid(7, 5000, 5000), "another user inside");

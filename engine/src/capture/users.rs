@@ -141,6 +141,34 @@ pub(super) fn refuse_shared(all: &[Survey], shared: &Groups) -> Step<()> {
     all[0].refuse_for(own.map(reason).collect())
 }
 
+/// Refuses threads in one, where a process comes before that is not in it: whoever has threads enters it before there are open files, and from inside none could be
+/// taken from who is outside.
+pub(super) fn refuse_threads(all: &[Survey]) -> Step<()> {
+    let threads = |s: &Survey| -> Step<usize> {
+        // the kernel's own for a ring of io_uring are none
+        Ok(procfs::tasks(s.pid)?.iter().filter(|tid| s.threads.contains_key(tid)).count())
+    };
+    let mut reasons = Vec::new();
+    for (i, s) in all.iter().enumerate().skip(1) {
+        let Some(other) = all[..i].iter().find(|o| s.users.is_some() && o.users != s.users) else { continue };
+        // all who are in it enter it at the same time
+        for with in all.iter().filter(|o| o.users == s.users) {
+            if threads(with)? > 1 {
+                let why = format!(
+                    "{} has threads, and {} is not in it: that is not kept yet in one checkpoint",
+                    with.describe(),
+                    other.describe()
+                );
+                let reason = Reason::new(OBJECT, why, format!("checkpoint what is in it alone (--pid {})", s.pid));
+                if !reasons.contains(&reason) {
+                    reasons.push(reason);
+                }
+            }
+        }
+    }
+    all[0].refuse_for(reasons)
+}
+
 /// Those of all processes, in the image's words. `of`: PID in the innermost namespace, and what it is in.
 pub(super) fn kept<'s>(of: impl Iterator<Item = (i32, Option<&'s Space>)>) -> Vec<Users> {
     let mut all: Vec<(u64, Users)> = Vec::new();

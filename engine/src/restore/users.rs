@@ -6,6 +6,7 @@ use super::pids::Rights;
 use super::puppet::Puppet;
 use super::{cannot, named, Fault, Image, Step, Tree};
 use crate::{Pids, Reason};
+use ::image::v1::process::Process;
 use ::image::v1::rights::Rights as Wanted;
 use ::image::v1::users::{Range, Users};
 use std::collections::BTreeSet;
@@ -77,43 +78,10 @@ pub fn check(image: &Image<'_>, rights: &Rights, own_users: bool, pids: Pids) ->
             reasons.push(Reason::new(OBJECT, why, format!("restore it as user {} or as root", u.owner)));
         }
     }
-    let [r, _, s, _] = image.process.uid;
-    let have = ([r, u.owner, s, u.owner], image.process.gid);
-    for w in super::creds::wanted(image) {
-        reasons.extend(unmapped(&w, have, u));
-        if sorted(&w.groups) != sorted(&image.process.groups) {
-            let why = format!("thread {} has supplementary groups of its own in it, which is not kept yet", w.tid);
-            reasons.push(Reason::new(OBJECT, why, "checkpoint it when that thread has ended"));
-        }
-    }
-    if image.threads.len() > 1 {
-        reasons.extend(threaded(image, pids));
-    }
-    reasons
-}
-
-/// What stands against threads in one: they come after it was entered.
-fn threaded(image: &Image<'_>, pids: Pids) -> Option<Reason> {
-    let pid = image.process.pid;
-    if pids == Pids::Keep {
-        let why = format!("process {pid} has threads in it, and nobody may choose their numbers there");
-        return Some(Reason::new(OBJECT, why, "use --pids private, or --pids fresh"));
-    }
-    None
-}
-
-/// Who has threads in one, or shares it with who has, after a process that is not in it: from inside no open file may be taken from who is outside.
-pub fn after_others(tree: &Tree<'_>) -> Vec<Reason> {
-    let mut reasons = Vec::new();
-    for u in tree.users.iter().filter(|u| When::of(u, tree) == When::BeforeThreads) {
-        let is_in = |i: &&Image<'_>| u.members.contains(&i.process.pid);
-        let last = tree.all.iter().rev().find(is_in);
-        let before = tree.all.iter().take_while(|i| Some(i.process.pid) != last.map(|l| l.process.pid));
-        if let Some((other, last)) = before.into_iter().find(|i| !is_in(i)).zip(last) {
-            let (a, b) = (super::family::name(last), super::family::name(other));
-            let why = format!("{a} has threads in it, or is together with one that has, and {b}, of the same checkpoint, is not in it: that is not kept yet together");
-            reasons.push(Reason::new(OBJECT, why, "checkpoint the process in it alone (--pid)"));
-        }
+    reasons.extend(ids(&image.process, &image.rights.values().cloned().collect::<Vec<_>>(), u));
+    if image.threads.len() > 1 && pids == Pids::Keep {
+        let why = format!("process {} has threads in it, and nobody may choose their numbers there", image.process.pid);
+        reasons.push(Reason::new(OBJECT, why, "use --pids private, or --pids fresh"));
     }
     reasons
 }
@@ -121,6 +89,21 @@ pub fn after_others(tree: &Tree<'_>) -> Vec<Reason> {
 /// Whether threads are made in one, where nobody may choose their numbers.
 pub fn numbers_threads(tree: &Tree<'_>) -> bool {
     tree.all.iter().any(|i| i.users.is_some() && i.threads.len() > 1)
+}
+
+/// What its threads have that nobody could give them there; `others`: those of threads that have others than their process.
+pub(crate) fn ids(process: &Process, others: &[Wanted], u: &Users) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    let [r, _, s, _] = process.uid;
+    let have = ([r, u.owner, s, u.owner], process.gid);
+    for w in std::iter::once(&Wanted::of(process)).chain(others) {
+        reasons.extend(unmapped(w, have, u));
+        if sorted(&w.groups) != sorted(&process.groups) {
+            let why = format!("thread {} has supplementary groups of its own in it, which is not kept yet", w.tid);
+            reasons.push(Reason::new(OBJECT, why, "checkpoint it when that thread has ended"));
+        }
+    }
+    reasons
 }
 
 /// IDs of a thread that it cannot get inside: not in the maps. `have`: users and groups that it has as it enters.
@@ -132,7 +115,7 @@ fn unmapped(w: &Wanted, have: ([u32; 4], [u32; 4]), u: &Users) -> Option<Reason>
     let user = lost(w.uid, have.0, &u.uid_map).map(|id| ("user", id));
     let (what, id) = user.or_else(|| lost(w.gid, have.1, &u.gid_map).map(|id| ("group", id)))?;
     let why = format!("thread {} has {what} {id}, which its maps have not", w.tid);
-    Some(Reason::new(OBJECT, why, "restore an earlier checkpoint"))
+    Some(Reason::new(OBJECT, why, "let it have IDs of its maps"))
 }
 
 fn sorted(groups: &[u32]) -> Vec<u32> {
