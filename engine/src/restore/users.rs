@@ -44,6 +44,13 @@ pub fn sense(tree: &Tree<'_>) -> Result<(), String> {
         if let Some(pid) = u.members.iter().find(|pid| tree.index(**pid).is_none() || !seen.insert(**pid)) {
             return Err(format!("the user namespace of process {pid} makes no sense"));
         }
+        let sharing = tree.all.iter().find(|i| i.shares_fs && u.members.contains(&i.process.pid));
+        if let Some(i) = sharing {
+            return Err(format!(
+                "the user namespace of process {}, which shares its directory, makes no sense",
+                i.process.pid
+            ));
+        }
         if u.members.is_empty() || !Users::makes_sense(&u.uid_map) || !Users::makes_sense(&u.gid_map) {
             return Err("a map of a user namespace makes no sense".into());
         }
@@ -61,6 +68,11 @@ pub fn check(image: &Image<'_>, rights: &Rights, own_users: bool, pids: Pids) ->
     let Some(u) = &image.users else { return Vec::new() };
     let mut reasons = Vec::new();
     let root = "restore it as root";
+    let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
+    if most.is_ok_and(|n| n.trim() == "0") {
+        let why = "this machine permits none (user.max_user_namespaces is 0)";
+        reasons.push(Reason::new(OBJECT, why, "sysctl -w user.max_user_namespaces=1000"));
+    }
     if !by_us(rights, own_users) {
         for (what, map, own) in [("users", &u.uid_map, rights.uid), ("groups", &u.gid_map, rights.gid)] {
             if !map.is_empty() && !matches!(map[..], [(_, outside, 1)] if outside == own) {
