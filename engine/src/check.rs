@@ -147,7 +147,11 @@ impl Check<'_> {
     /// User, group and capabilities of the program against ours.
     fn who(&mut self, pids: Pids) {
         let own_users = pids == Pids::Private && !self.rights.may_make_namespaces();
-        let may_inherit = if own_users { u64::MAX } else { self.may_inherit() };
+        self.reasons.extend(crate::restore::users::check(self.image, &self.rights, own_users, pids));
+        self.notes.extend(crate::restore::users::notes(self.image, own_users));
+        // in a user namespace of its own it has all that there are
+        let within = own_users || self.image.users.is_some();
+        let may_inherit = if within { u64::MAX } else { self.may_inherit() };
         for p in crate::restore::creds::wanted(self.image) {
             self.who_of(&p, own_users);
             self.groups_of(&p, own_users);
@@ -158,7 +162,7 @@ impl Check<'_> {
                 self.refuse("capabilities", format!("{who} {why} ({lacking:#x})"), remedy);
             }
             let narrower =
-                p.caps[3] & crate::restore::creds::all_caps() & !if own_users { u64::MAX } else { self.bounding() };
+                p.caps[3] & crate::restore::creds::all_caps() & !if within { u64::MAX } else { self.bounding() };
             if narrower != 0 {
                 let (who, what) = (self.named(p.tid), "which yours lacks: nothing that it executes can get them");
                 self.notes.push(format!("{who} had capabilities in its bounding set ({narrower:#x}) {what}"));
@@ -216,7 +220,8 @@ impl Check<'_> {
             self.refuse("group", why, format!("restore it with group {} (newgrp, sg) or as root", p.gid[1]));
         }
         let permitted = p.caps[1];
-        if own_users && permitted != 0 {
+        if self.image.users.is_some() {
+        } else if own_users && permitted != 0 {
             let note = "its capabilities hold only within its own user namespace".to_owned();
             if !self.notes.contains(&note) {
                 self.notes.push(note);

@@ -35,5 +35,6 @@ pub mod sysv;
 pub mod tracer;
 pub mod tty;
 pub mod uring;
+pub mod userns;
 
 pub use error::{Error, Result};

@@ -29,6 +29,7 @@ mod terminal;
 mod trees;
 mod triggers;
 mod triggers_restored;
+mod userns;
 mod vdso;
 
 use dormouse_tests::stage::Stage;
@@ -69,6 +70,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(trees::cases());
     all.extend(triggers::cases());
     all.extend(triggers_restored::cases());
+    all.extend(userns::cases());
     all.extend(vdso::cases());
     all.sort_by(|a, b| a.name.cmp(&b.name));
     runner::no_two_alike(&all)?;

@@ -103,7 +103,7 @@ fn run(bed: &mut Bed, v: &Variant, mode: Mode, sabotage: bool) -> Result<()> {
     }
     let mut target = start.ready(bed)?;
     if !(v.refusable && refused(bed, &target)?) {
-        go_through(bed, mode, &mut target, &v.program)?;
+        go_through(bed, mode, &mut target, v)?;
     }
     if sabotage {
         return target.fail(bed);
@@ -111,7 +111,8 @@ fn run(bed: &mut Bed, v: &Variant, mode: Mode, sabotage: bool) -> Result<()> {
     target.prove(bed).map(|_| ())
 }
 
-fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target, program: &str) -> Result<()> {
+fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target, v: &Variant) -> Result<()> {
+    let program = v.program.as_str();
     match mode {
         Mode::RunOn => target.checkpoint(bed),
         Mode::RunOnRestored => {
@@ -139,7 +140,7 @@ fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target, program: &str) -> 
             target.kill(bed)?;
             target.restore(bed)
         }
-        Mode::Fresh => fresh(bed, target, program),
+        Mode::Fresh => fresh(bed, target, v),
         Mode::Cycles => {
             for _ in 0..5 {
                 target.kill(bed)?;
@@ -179,14 +180,16 @@ const NOT_FRESH: &[(&str, &str)] = &[
     ("tree_shares", "its processes know each other by their PIDs"),
     ("tree_shm", "its processes know each other by their PIDs"),
     ("tree_unnamed", "its processes know each other by their PIDs"),
+    ("userns.tree", "its processes know each other by their PIDs"),
+    ("userns.parent", "its processes know each other by their PIDs"),
 ];
 
 /// Twice, by one door and by the other, if it has an agent.
-fn fresh(bed: &mut Bed, target: &mut Target, program: &str) -> Result<()> {
+fn fresh(bed: &mut Bed, target: &mut Target, v: &Variant) -> Result<()> {
     let agent = target.agent;
     target.agent = false;
     target.kill(bed)?;
-    if let Some((_, why)) = NOT_FRESH.iter().find(|n| n.0 == program) {
+    if let Some((_, why)) = NOT_FRESH.iter().find(|n| n.0 == v.program || n.0 == v.name) {
         let args = ["restore", &target.session.clone(), "--detach", "--pids", "fresh"];
         bed.ctl(&args)?.refused(3, &["cannot restore", why, "use --pids private"])?;
         return target.restore(bed);

@@ -167,6 +167,11 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
                     all.push(Variant::of(&name).with(&["--what", what]));
                 }
             }
+            "userns" => {
+                for what in ["root", "same", "none", "threads", "tree", "parent", "ranges"] {
+                    all.push(Variant::of(&name).with(&["--what", what]));
+                }
+            }
             "thr_leader" => {
                 for what in ["pthread", "raw"] {
                     all.push(Variant::of(&name).with(&["--what", what]));

@@ -234,7 +234,7 @@ impl Target {
         })?;
         self.known = true;
         self.by_the_door(bed)?;
-        if self.program.starts_with("tree") {
+        if self.is_tree() {
             return crate::unharmed::family(self.pid);
         }
         crate::unharmed::entirely(self.pid)
@@ -242,10 +242,15 @@ impl Target {
 
     /// It, and all below it if it is a tree, runs on; after an emergency exit the one documented mapping may be left.
     pub fn unharmed_but_for_the_documented(&self) -> Result<()> {
-        match self.program.as_str() {
-            p if p.starts_with("tree") => crate::unharmed::family_but_for_the_documented(self.pid),
-            _ => crate::unharmed::but_for_the_documented(self.pid),
+        match self.is_tree() {
+            true => crate::unharmed::family_but_for_the_documented(self.pid),
+            false => crate::unharmed::but_for_the_documented(self.pid),
         }
+    }
+
+    /// Whether it has processes below it, or may have.
+    fn is_tree(&self) -> bool {
+        self.program.starts_with("tree") || self.program == "userns"
     }
 
     /// A checkpoint that kills it.

@@ -34,6 +34,8 @@ pub struct Survey {
     pub random: Option<(u64, [u8; 16])>,
     /// Its namespaces.
     pub spaces: Option<procfs::ns::NsIds>,
+    /// The user namespace that it is in, if that is not the one around the program, but one in it.
+    pub(super) users: Option<u64>,
     /// How far its clocks are ahead of ours.
     pub ahead: procfs::timens::Offsets,
     /// Threads, and what can be asked of them from outside.
@@ -149,6 +151,7 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         smaps: Vec::new(),
         random: None,
         spaces: None,
+        users: None,
         ahead: Default::default(),
         threads: Default::default(),
         raised: None,
@@ -228,6 +231,7 @@ fn of(r: &Reason, all: &[Survey], whose: &[usize]) -> Reason {
 /// Judges the open files of processes that are captured together: what one holds the other end of, another needs not miss.
 pub(super) fn together(all: &mut [Survey], others: &mut Others) -> Result<()> {
     one_time(all);
+    super::users::report_others(all);
     let members: Vec<i32> = all.iter().map(|s| s.pid).collect();
     // whom those who lose their parents get
     let above = all.first().map(|s| s.stat.ppid);
@@ -304,12 +308,13 @@ impl Survey {
         };
         let differ: Vec<NsKind> = mine.differences(&theirs);
         self.time(&mine, &theirs);
-        self.spaces = Some(theirs);
         // a private restore of ours: its own user, PID and mount namespaces, whose init says so
-        self.private = self.status.ns_tgid.len() == 2 && is_below_our_init(&self.status);
+        self.private = self.status.ns_tgid.len() == 2 && super::users::our_init(&self.status).is_some();
+        self.user_namespace(&mine, &theirs);
+        self.spaces = Some(theirs);
         for k in differ {
-            let ours = self.private && matches!(k, NsKind::Pid | NsKind::PidForChildren | NsKind::User | NsKind::Mnt);
-            if !ours && !matches!(k, NsKind::Cgroup | NsKind::Time | NsKind::TimeForChildren) {
+            let ours = self.private && matches!(k, NsKind::Pid | NsKind::PidForChildren | NsKind::Mnt);
+            if !ours && !matches!(k, NsKind::User | NsKind::Cgroup | NsKind::Time | NsKind::TimeForChildren) {
                 self.reason(
                     format!("{} namespace", k.name()),
                     "the process is in another one than this command",
@@ -529,21 +534,6 @@ fn elf_class(pid: i32) -> Option<u8> {
     let mut f = std::fs::File::open(procfs::path(pid, "exe")).ok()?;
     std::io::Read::read_exact(&mut f, &mut head).ok()?;
     head.starts_with(b"\x7fELF").then_some(head[4])
-}
-
-/// Whether the init of its PID namespace is one of ours.
-fn is_below_our_init(s: &Status) -> bool {
-    let mut parent = s.ppid;
-    // as many generations as there are PIDs at the very most
-    for _ in 0..1 << 22 {
-        match procfs::status::read(parent) {
-            Ok(p) if p.ns_tgid.len() != s.ns_tgid.len() => return false,
-            Ok(p) if p.ns_tgid.last() == Some(&1) => return procfs::comm(parent).is_ok_and(|c| c == b"dormouse-init"),
-            Ok(p) => parent = p.ppid,
-            Err(_) => return false,
-        }
-    }
-    false
 }
 
 /// "mapping 7f00..-7f01.. (/dev/foo)".

@@ -34,6 +34,7 @@ mod told;
 mod tree;
 mod unnamed;
 mod unseen;
+mod users;
 
 pub use files::{FileView, SocketView};
 pub use find::{inherited, Survey};

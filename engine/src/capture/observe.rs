@@ -60,6 +60,8 @@ pub(super) struct Seen {
     pub pending: Option<Pending>,
     /// The control groups that it is in.
     pub cgroups: Vec<procfs::cgroup::Membership>,
+    /// Its user namespace, if that is in the one around the program.
+    pub users: Option<super::users::Space>,
     /// NUMA policies of a process that cannot be asked for them once it runs again, as far as its child will not know them.
     pub policies: Option<Vec<procfs::numa::Mapping>>,
 }
@@ -314,9 +316,10 @@ impl<'a> Observer<'a> {
         let lacks = self.smaps.iter().any(|m| m.flags.has(procfs::smaps::VmFlag::DONTFORK));
         let policies = (self.opened && lacks).then(|| procfs::numa::read(self.survey.pid)).transpose()?;
         let cgroups = self.cgroups();
+        let users = self.survey.space()?;
         // last: when the clocks go on from here, what its timers have left ends no earlier than they were set to
         let clocks = Clocks::now()?.ahead(self.survey.ahead);
-        Ok(Seen { process, told, fds, locks, maps, clocks, pending, cgroups, policies })
+        Ok(Seen { process, told, fds, locks, maps, clocks, pending, cgroups, users, policies })
     }
 
     /// It has something to wait for, but no child: what it traces.

@@ -308,6 +308,14 @@ pub(super) fn publish(
         true => Vec::new(),
         false => all.iter().map(|r| cgroup::kept(r.seen.process.pid, &r.seen.cgroups)).collect(),
     };
+    let users = super::users::kept(all.iter().map(|r| (r.seen.process.pid, r.seen.users.as_ref())));
+    for r in &all {
+        let of = users.iter().find(|u| u.members.contains(&r.seen.process.pid));
+        let reasons = of.map_or_else(Vec::new, |u| crate::restore::users::ids(&r.seen.process, &r.rights, u));
+        if !reasons.is_empty() {
+            return Err(crate::Error { kind: crate::Kind::Refused, attempted: r.attempted.clone(), reasons }.into());
+        }
+    }
     let mut apart = Apart::default();
     all.iter().flat_map(|r| &r.apart).for_each(|(tid, chain)| apart.add(*tid, chain));
     let states = all.iter().flat_map(|r| &r.threads);
@@ -364,6 +372,9 @@ pub(super) fn publish(
     if !cgroups.is_empty() {
         // a build that does not know it leaves each in the restoring command's, as it would without
         m.write_section(v1::SECTION_CGROUPS, v1::VERSION, false, &cgroups)?;
+    }
+    if !users.is_empty() {
+        m.write_section(v1::SECTION_USERS, v1::VERSION, true, &users)?;
     }
     if !kinship.shares.is_empty() {
         m.write_section(v1::SECTION_SHARES, v1::VERSION, true, &kinship.shares)?;

@@ -257,6 +257,8 @@ impl<'a> Run<'a> {
         }
         self.at = self.root;
         let shared = shares::find(&mut all)?;
+        super::users::refuse_shared(surveys, &shared)?;
+        super::users::refuse_threads(surveys)?;
         *ours = Connections::new(&all, &shared)?;
         let tables = shares::tables(&all, &shared)?;
         let with: Vec<_> = all.iter_mut().zip(entries.iter().map(|e| &e.listener)).zip(tables).collect();

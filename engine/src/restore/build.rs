@@ -1,6 +1,6 @@
 //! Phase build: the program's process, as a child of ours that serves in the blob, with the init of its namespace, if it gets one; and all other processes,
 //! in the order that family.rs says.
-use super::nursery::{Nursery, Sock};
+use super::nursery::{Nursery, Sock, Waiting};
 use super::pids::Rights;
 use super::puppet::Puppet;
 use super::{cannot, vdso, Fault, Image, Phase, Step, Tree};
@@ -35,14 +35,14 @@ fn raised(need: u64) -> Step<Raised> {
     Ok(raised)
 }
 
-/// Makes the processes, with their memory: in the order of the tree's. `enter` is told of each phase that begins.
+/// Makes the processes, with their memory: in the order of the tree's; and the init of their namespace, where that is needed yet. `enter` is told of each phase that begins.
 pub fn build(
     tree: &Tree<'_>,
     o: &RestoreOptions<'_>,
     pids: Pids,
     notes: &mut Vec<String>,
     enter: &mut dyn FnMut(Phase) -> Step<()>,
-) -> Step<Vec<Puppet>> {
+) -> Step<(Vec<Puppet>, Option<Waiting>)> {
     // before anything of this restore is in our memory or descriptors
     let tracers = tracers(tree, pids)?;
     // above the images', and above ours: what the children keep is one range

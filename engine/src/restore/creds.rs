@@ -4,7 +4,8 @@ use super::process::Soft;
 use super::puppet::Puppet;
 use super::Image;
 use ::image::v1::rights::Rights as Wanted;
-use sys::program::{Arg::Imm, Program};
+use ::image::v1::users::{Range, Users};
+use sys::program::{Arg, Arg::Imm, Program};
 
 const CAP_SETGID: u32 = 6;
 const CAP_SETPCAP: u32 = 8;
@@ -24,7 +25,12 @@ const CAP_VERSION: u32 = 0x2008_0522;
 
 /// What has to change.
 pub struct Creds {
-    have: Rights,
+    /// Real, effective, saved, file-system user and group, and supplementary groups that the new process has.
+    uid: [u32; 4],
+    gid: [u32; 4],
+    have: Vec<u32>,
+    /// The user namespace that it is in by then: IDs are set as they are inside.
+    users: Option<Users>,
     /// Capabilities that the new process has.
     held: Held,
     bounding: u64,
@@ -39,8 +45,37 @@ struct Held {
 }
 
 impl Creds {
-    /// From what the new process has to what the image says.
+    /// From what the new process has to what the image says. One that has a user namespace of its own is in it by now, with all capabilities.
     pub fn new(p: &Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Creds {
+        let Some(users) = &image.users else { return Creds::around(p, image, notes) };
+        let [r, _, s, _] = image.process.uid;
+        let all = all_caps();
+        Creds {
+            uid: [r, users.owner, s, users.owner],
+            gid: image.process.gid,
+            have: image.process.groups.clone(),
+            users: Some(users.clone()),
+            held: Held { permitted: all, effective: all },
+            bounding: all,
+            may_choose_groups: false,
+            may_choose_securebits: true,
+        }
+    }
+
+    /// The calls that come before a user namespace of its own is entered: all IDs as they are outside, but the one that made it makes it, or may enter it.
+    pub fn before_users(p: &Puppet, image: &Image<'_>, users: &Users, prog: &mut Program, notes: &mut Vec<String>) {
+        let creds = Creds::around(p, image, notes);
+        let process = Wanted::of(&image.process);
+        let [r, _, s, _] = process.uid;
+        let i = Wanted { uid: [r, users.owner, s, users.owner], ..process };
+        creds.groups(&i, prog);
+        if i.uid != creds.uid {
+            creds.users(&i, prog);
+        }
+    }
+
+    /// From what a new process has by its birth.
+    fn around(p: &Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Creds {
         let have = Rights::own();
         let (all, own) = (all_caps(), Held { permitted: have.permitted, effective: have.caps });
         let (held, bounding) = match p.own_users {
@@ -49,10 +84,11 @@ impl Creds {
         };
         let may_choose_groups = !p.own_users && have.has(CAP_SETGID);
         let may_choose_securebits = held.effective >> CAP_SETPCAP & 1 != 0;
-        let creds = Creds { have, held, bounding, may_choose_groups, may_choose_securebits };
+        let (uid, gid, have) = ([have.uid; 4], [have.gid; 4], have.groups);
+        let creds = Creds { uid, gid, have, users: None, held, bounding, may_choose_groups, may_choose_securebits };
         if !may_choose_groups {
             for groups in wanted(image).iter().map(|r| &r.groups).filter(|g| creds.lacks(g)) {
-                let (have, want) = (sorted(&creds.have.groups), sorted(groups));
+                let (have, want) = (sorted(&creds.have), sorted(groups));
                 let line = format!("its supplementary groups are the caller's ({have:?}) instead of {want:?}: to choose them takes CAP_SETGID");
                 if !notes.contains(&line) {
                     notes.push(line);
@@ -64,7 +100,7 @@ impl Creds {
 
     /// Whether these supplementary groups are others than ours.
     fn lacks(&self, groups: &[u32]) -> bool {
-        sorted(&self.have.groups) != sorted(groups)
+        sorted(&self.have) != sorted(groups)
     }
 
     /// The calls for one thread. Capabilities come last, as everything else takes some, and each change of users some away.
@@ -78,7 +114,7 @@ impl Creds {
             let c = prog.may(libc::SYS_prctl, &[Imm(PR_CAPBSET_DROP), Imm(cap)]);
             soft.add(c, "its bounding set of capabilities is larger than it was");
         }
-        if i.uid != [self.have.uid; 4] {
+        if i.uid != self.uid {
             self.users(i, prog);
         }
         prog.may(libc::SYS_prctl, &[Imm(PR_CAP_AMBIENT), Imm(PR_CAP_AMBIENT_CLEAR_ALL), Imm(0), Imm(0), Imm(0)]);
@@ -101,22 +137,37 @@ impl Creds {
             prog.call(libc::SYS_setgroups, &[Imm(i.groups.len() as u64), list]);
             prog.named("its supplementary groups");
         }
-        if i.gid != [self.have.gid; 4] {
-            let [r, e, s, fs] = i.gid;
-            prog.call(libc::SYS_setresgid, &[r, e, s].map(|g| Imm(g as u64)));
+        if i.gid != self.gid {
+            let (ids, fs) = self.named(i.gid, self.gid, |u| &u.gid_map);
+            prog.call(libc::SYS_setresgid, &ids);
             prog.named("its group IDs");
-            file_system(prog, libc::SYS_setfsgid, fs, "its file-system group ID");
+            if let Some(fs) = fs {
+                file_system(prog, libc::SYS_setfsgid, fs, "its file-system group ID");
+            }
         }
     }
 
     fn users(&self, i: &Wanted, prog: &mut Program) {
-        let [r, e, s, fs] = i.uid;
+        let (ids, fs) = self.named(i.uid, self.uid, |u| &u.uid_map);
         prog.call(libc::SYS_prctl, &[Imm(PR_SET_KEEPCAPS), Imm(1)]);
-        prog.call(libc::SYS_setresuid, &[r, e, s].map(|u| Imm(u as u64)));
+        prog.call(libc::SYS_setresuid, &ids);
         prog.named("its user IDs");
         // that made none effective, where the user is not root
         capset(prog, self.held.permitted, self.held.effective, i.caps[0]);
-        file_system(prog, libc::SYS_setfsuid, fs, "its file-system user ID");
+        if let Some(fs) = fs {
+            file_system(prog, libc::SYS_setfsuid, fs, "its file-system user ID");
+        }
+    }
+
+    /// Real, effective and saved ID in the words of its user namespace, and that of the file system, if it has to be set. Those that it has already need no word there.
+    fn named(&self, want: [u32; 4], have: [u32; 4], map: impl Fn(&Users) -> &Vec<Range>) -> ([Arg; 3], Option<u32>) {
+        let Some(users) = &self.users else {
+            return ([want[0], want[1], want[2]].map(|id| Imm(u64::from(id))), Some(want[3]));
+        };
+        let inside = |id: u32| Users::inside(map(users), id).unwrap_or(u32::MAX);
+        let id = |i: usize| Imm(u64::from(if want[i] == have[i] { u32::MAX } else { inside(want[i]) }));
+        // with the effective one that of the file system becomes the same
+        ([id(0), id(1), id(2)], (want[3] != want[1]).then(|| inside(want[3])))
     }
 
     /// Secure bits: the first takes no right, and is left set by a change of users.

@@ -10,6 +10,7 @@ use ::image::v1::rights::Rights;
 use ::image::v1::shares::Shares;
 use ::image::v1::sysvipc::SysvIpc;
 use ::image::v1::tree::{Member, Tree as Section, Zombie};
+use ::image::v1::users::Users;
 use ::image::v1::{
     self, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Apart, seccomp::Filter,
 };
@@ -29,6 +30,8 @@ pub struct Tree<'a> {
     pub ipc: SysvIpc,
     /// What they share that are no threads of each other.
     pub shared: Groups,
+    /// User namespaces that some are in.
+    pub users: Vec<Users>,
 }
 
 /// What a process has open.
@@ -76,6 +79,8 @@ pub struct Image<'a> {
     pub keys: Option<Keys>,
     /// The control groups that it was in; none: the root of each hierarchy.
     pub cgroups: Vec<Cgroup>,
+    /// The user namespace that it is in, if that is not the one around the program.
+    pub users: Option<Users>,
     /// It has working directory, root and umask from an earlier process, which shares them with it (CLONE_FS).
     pub shares_fs: bool,
     /// Its descriptors are those of an earlier process, which shares its table with it (CLONE_FILES).
@@ -118,7 +123,8 @@ impl<'a> Tree<'a> {
         let apart: Apart = handle.manifest().read_section(v1::SECTION_APART)?.unwrap_or_default();
         let mut apart = chains(&apart).map_err(damaged)?;
         let cgroups: Vec<Cgroups> = handle.manifest().read_section(v1::SECTION_CGROUPS)?.unwrap_or_default();
-        let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc, shared: Groups::default() };
+        let users: Vec<Users> = handle.manifest().read_section(v1::SECTION_USERS)?.unwrap_or_default();
+        let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc, shared: Groups::default(), users };
         for mut m in std::iter::once(first).chain(rest.members) {
             stop_in_the_end(&mut m.process, &mut m.threads);
             let (open, contents, fds, locks) = (open.clone(), contents.clone(), m.fds, m.locks);
@@ -131,6 +137,7 @@ impl<'a> Tree<'a> {
                 rights: own.collect(),
                 apart: filters.collect(),
                 cgroups: cgroups.iter().find(|c| c.pid == m.process.pid).map_or_else(Vec::new, |c| c.groups.clone()),
+                users: tree.users.iter().find(|u| u.members.contains(&m.process.pid)).cloned(),
                 meta: meta.clone(),
                 parent: m.parent,
                 door: m.door,
@@ -172,6 +179,7 @@ impl<'a> Tree<'a> {
         }
         related(&tree).map_err(damaged)?;
         super::sysvipc::sense(&tree.ipc).map_err(damaged)?;
+        super::users::sense(&tree).map_err(damaged)?;
         tree.shared = shared(&tree, &shares).map_err(damaged)?;
         tree.join();
         Ok(tree)

@@ -33,6 +33,7 @@ mod sysv;
 pub(crate) mod sysvipc;
 mod threads;
 mod unnamed;
+pub(crate) mod users;
 pub(crate) mod vdso;
 mod wake;
 
@@ -187,7 +188,8 @@ impl Run<'_> {
 
         self.enter(Phase::Build)?;
         let o = self.o;
-        let mut puppets = puppet::Puppets(build::build(&tree, o, checked.pids, &mut notes, &mut |p| self.enter(p))?);
+        let (born, mut init) = build::build(&tree, o, checked.pids, &mut notes, &mut |p| self.enter(p))?;
+        let mut puppets = puppet::Puppets(born);
         let all = &mut puppets.0;
         self.enter(Phase::Fill)?;
         each(all, &tree, &mut notes, |_, p, image, notes| {
@@ -197,12 +199,14 @@ impl Run<'_> {
         self.enter(Phase::Files)?;
         each(all, &tree, &mut notes, |_, p, image, _| process::places(p, image, o))?;
         // one after the other, while this process has no threads: they have numbers, too; and an open file may be a handle of a thread of any, or owned by it
+        users::enter(all, &tree, users::When::BeforeThreads, &mut notes)?;
         for (p, image) in all.iter_mut().zip(&tree.all) {
-            threads::start(p, image)?;
+            threads::start(p, image, init.as_mut())?;
             if p.pids == crate::Pids::Fresh {
                 fresh::settle(p, image)?;
             }
         }
+        init.map_or(Ok(()), nursery::Waiting::retire)?;
         let made = files::all(all, &tree, self.o, &mut notes)?;
         self.enter(Phase::Threads)?;
         for (i, (p, image)) in all.iter_mut().zip(&tree.all).enumerate() {
@@ -221,7 +225,9 @@ impl Run<'_> {
         })?;
         // what is put back here is not the processes' own, and stays so if anything after it fails; after it they may have no right to
         let ipc = sysvipc::put(all, &tree, &mut notes)?;
-        each(all, &tree, &mut notes, |_, p, image, notes| process::last(p, image, o, notes))?;
+        each(all, &tree, &mut notes, |_, p, image, notes| process::limits(p, image, o, notes))?;
+        users::enter(all, &tree, users::When::Last, &mut notes)?;
+        each(all, &tree, &mut notes, |_, p, image, notes| process::last(p, image, notes))?;
         self.enter(Phase::Wake)?;
         let restored = wake::wake(all, &tree, notes)?;
         ipc.keep();

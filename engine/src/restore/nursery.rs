@@ -232,16 +232,19 @@ impl<'a, 't> Nursery<'a, 't> {
         self.bear_at(None, 0)
     }
 
-    /// All are there: the init lets go of everything, and waits for the program.
-    fn retire(&mut self) -> Step<()> {
-        let (kept, layout, program, signals) = (self.kept(), self.layout, self.of(0)?.inner, set(&self.o.triggers));
-        match self.base.as_mut() {
+    /// All are there: the init of their namespace, if they have one, and what it is to wait for.
+    fn inits(&mut self) -> Step<Option<(Waiting, Init)>> {
+        let (kept, layout, child, signals) = (self.kept(), self.layout, self.of(0)?.inner, set(&self.o.triggers));
+        Ok(match self.base.take() {
             Some(Base { channel, init: Some(init), .. }) => {
-                let reap = wire::Reap { child: program, status_fd: init.numbers[1], signals };
-                retire_init(channel, &kept, &layout, reap)
+                let reap = wire::Reap { child, status_fd: init.numbers[1], signals };
+                Some((Waiting { channel, kept, layout, reap }, init))
             }
-            _ => Ok(()),
-        }
+            cradle => {
+                self.base = cradle;
+                None
+            }
+        })
     }
 
     /// A child of `parent` (None: of what bears those without parents) that serves on a socket, by its index; its PID as it knows it, and here.
@@ -478,16 +481,18 @@ impl<'a, 't> Nursery<'a, 't> {
         Ok(())
     }
 
-    /// All are born: each lets go of what it has by its birth from us and the others. Gives them away.
-    pub fn puppets(mut self, tracers: Vec<Tracer>) -> Step<Vec<Puppet>> {
-        self.retire()?;
+    /// All are born: each lets go of what it has by its birth from us and the others. Gives them away, and the init of their namespace, if it has something to do yet.
+    pub fn puppets(mut self, tracers: Vec<Tracer>) -> Step<(Vec<Puppet>, Option<Waiting>)> {
+        let (mut waiting, init) = self.inits()?.unzip();
+        if !super::users::numbers_threads(self.tree) {
+            waiting.take().map_or(Ok(()), Waiting::retire)?;
+        }
         let mut others: Vec<i32> = self.socks.iter().map(|s| s.number).collect();
         self.socks.iter_mut().for_each(|s| s.theirs = None);
         let mut ids = Ids::default();
         if self.pids == Pids::Fresh {
             ids.set(self.tree.all[0].process.pid, self.of(0)?.inner);
         }
-        let init = self.base.as_mut().and_then(|b| b.init.take());
         others.extend(init.iter().flat_map(|i| i.numbers));
         others.sort_unstable();
         self.as_wanted()?;
@@ -511,11 +516,35 @@ impl<'a, 't> Nursery<'a, 't> {
             (first.child, first.ours) = (root.keep(), true);
             first.status = init.map(|i| i.status);
         }
-        if puppets.first().is_some_and(|p: &Puppet| p.pids == Pids::Private) {
-            // it is the program's guard now, and no cradle
-            self.base = None;
-        }
-        Ok(puppets)
+        Ok((puppets, waiting))
+    }
+}
+
+/// The init of a private namespace, which can still be asked.
+pub struct Waiting {
+    channel: Channel,
+    kept: Vec<i32>,
+    layout: Layout,
+    reap: wire::Reap,
+}
+
+impl Waiting {
+    /// The next process or thread that is made in its namespace gets this number (pid_namespaces(7)): nobody else makes any.
+    pub fn number(&mut self, tid: i32) -> Step<()> {
+        let (mut p, text) = (Program::new(), (tid - 1).to_string());
+        let path = p.cstr(b"/proc/sys/kernel/ns_last_pid");
+        let fd = p.call(libc::SYS_open, &[path, Imm((libc::O_WRONLY | libc::O_CLOEXEC) as u64)]);
+        p.named("opening /proc/sys/kernel/ns_last_pid");
+        let bytes = p.bytes(text.as_bytes());
+        p.call(libc::SYS_write, &[fd.arg(), bytes, Imm(text.len() as u64)]);
+        p.named("writing /proc/sys/kernel/ns_last_pid");
+        p.call(libc::SYS_close, &[fd.arg()]);
+        Ok(self.channel.run_all(&p).map(drop)?)
+    }
+
+    /// It lets go of everything, and waits for the program.
+    pub fn retire(mut self) -> Step<()> {
+        retire_init(&mut self.channel, &self.kept, &self.layout, self.reap)
     }
 }
 

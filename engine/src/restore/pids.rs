@@ -107,6 +107,8 @@ pub fn decide(tree: &Tree<'_>, asked: Pids, rights: &Rights) -> Result<(Pids, Op
         Pids::Auto => {
             let why = if !rights.may_choose_pids() {
                 "an ordinary user cannot choose PIDs elsewhere".to_string()
+            } else if super::users::numbers_threads(tree) {
+                "nobody can choose those of threads in a user namespace elsewhere".to_string()
             } else {
                 match taken(tree).first() {
                     None => return Ok((Pids::Keep, None)),

@@ -217,8 +217,8 @@ fn put(pid: i32, file: &str, value: &str, notes: &mut Vec<String>) {
     }
 }
 
-/// What comes after everything that needs rights or room: limits, root, credentials, dumpable, timers.
-pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+/// What comes after everything that needs room, and before credentials, of which it takes some: limits, root, umask.
+pub fn limits(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
     let i = &image.process;
     let mut prog = Program::new();
     let mut soft = Soft::new();
@@ -250,6 +250,16 @@ pub fn last(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &m
         let c = prog.may(libc::SYS_mlockall, &[Imm(i.mlockall as u64)]);
         soft.add(c, "what it maps from now on is not locked in memory (mlockall) as it was");
     }
+    let r = p.run(&prog)?;
+    soft.note(&r, notes);
+    Ok(())
+}
+
+/// What comes after everything that needs rights: credentials, dumpable, timers.
+pub fn last(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let i = &image.process;
+    let mut prog = Program::new();
+    let mut soft = Soft::new();
     creds::Creds::new(p, image, notes).calls(&Rights::of(i), &mut prog, &mut soft);
     // a change of credentials reset both
     super::threads::after_creds(&mut prog, &image.threads[0]);

@@ -1,5 +1,6 @@
 //! The threads: started all at once, then each sets in itself what only it can set.
 use super::fresh::Ids;
+use super::nursery::Waiting;
 use super::process::Soft;
 use super::puppet::Puppet;
 use super::{cannot, creds, Fault, Image, Step};
@@ -28,30 +29,59 @@ const SCHED_DEADLINE: u32 = 6;
 /// Bits of a mask of nodes, and one more, as the kernel counts (set_mempolicy(2), BUGS).
 pub(super) const NODE_BITS: u64 = 65;
 
-/// Starts all threads but the leader, parked, with their TIDs or new ones.
-pub fn start(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
+/// Starts all threads but the leader, parked, with their TIDs or new ones. `init`: of their namespace. It chooses the numbers of threads in a user namespace of their own,
+/// where they may not be chosen.
+pub fn start(p: &mut Puppet, image: &Image<'_>, init: Option<&mut Waiting>) -> Step<()> {
     let others = &image.threads[1..];
-    let fresh = p.pids == Pids::Fresh;
-    let mut q = Vec::with_capacity(others.len() * 8);
-    for (slot, t) in others.iter().enumerate() {
-        q.extend_from_slice(&(slot as u32).to_le_bytes());
-        q.extend_from_slice(&if fresh { 0 } else { t.tid }.to_le_bytes());
-    }
-    if !others.is_empty() {
-        let a = p.channel.ask(wire::OP_START, &q)?;
-        let results = a.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()));
-        for (r, t) in results.zip(others) {
-            if r < 0 {
-                let e = std::io::Error::from_raw_os_error(-r as i32);
-                let remedy = "use --pids private if the TID is in use; raise the limit of processes (ulimit -u; pids.max of its control group) if that is reached";
-                return Err(cannot(format!("thread {}", t.tid), format!("it cannot be started: {e}"), remedy));
+    match init.filter(|_| image.users.is_some()) {
+        Some(init) => {
+            for (slot, t) in others.iter().enumerate() {
+                init.number(t.tid)?;
+                start_some(p, &[(slot, 0)], std::slice::from_ref(t))?;
             }
-            if fresh {
-                p.ids.set(t.tid, r as i32);
-            }
+        }
+        None => {
+            let fresh = p.pids == Pids::Fresh;
+            let number = |t: &Thread| if fresh { 0 } else { t.tid };
+            let ask: Vec<(usize, i32)> = others.iter().map(number).enumerate().collect();
+            start_some(p, &ask, others)?;
         }
     }
     p.tids = numbers_here(p, image)?;
+    Ok(())
+}
+
+/// Starts these, each in a slot, with a TID that is chosen or (0) the next one.
+fn start_some(p: &mut Puppet, ask: &[(usize, i32)], threads: &[Thread]) -> Step<()> {
+    let mut q = Vec::with_capacity(ask.len() * 8);
+    for (slot, tid) in ask {
+        q.extend_from_slice(&(*slot as u32).to_le_bytes());
+        q.extend_from_slice(&tid.to_le_bytes());
+    }
+    if ask.is_empty() {
+        return Ok(());
+    }
+    let a = p.channel.ask(wire::OP_START, &q)?;
+    let results = a.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()));
+    for (r, t) in results.zip(threads) {
+        if r < 0 {
+            let e = std::io::Error::from_raw_os_error(-r as i32);
+            let remedy = "use --pids private if the TID is in use; raise the limit of processes (ulimit -u; pids.max of its control group) if that is reached";
+            return Err(cannot(format!("thread {}", t.tid), format!("it cannot be started: {e}"), remedy));
+        }
+        match p.pids {
+            Pids::Fresh => p.ids.set(t.tid, r as i32),
+            _ if r == i64::from(t.tid) => {}
+            _ => {
+                let why = format!("it was started as {r}");
+                return Err(cannot(
+                    format!("thread {}", t.tid),
+                    why,
+                    "report this, with what `ctl inspect` says of it",
+                ));
+            }
+        }
+    }
     Ok(())
 }
 

@@ -23,6 +23,7 @@ pub mod sockets;
 pub mod sysvipc;
 pub mod tree;
 pub mod uring;
+pub mod users;
 
 /// Section: [`meta::Meta`].
 pub const SECTION_META: u32 = 16;
@@ -52,6 +53,8 @@ pub const SECTION_SHARES: u32 = 27;
 pub const SECTION_APART: u32 = 28;
 /// Section: `Vec<cgroup::Cgroups>`, of each process that is in any but the root; not required, and not there if none is.
 pub const SECTION_CGROUPS: u32 = 29;
+/// Section: `Vec<users::Users>`; not there if all processes are in the user namespace that the recorder took for the program's surroundings.
+pub const SECTION_USERS: u32 = 31;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -70,6 +73,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_SHARES,
     SECTION_APART,
     SECTION_CGROUPS,
+    SECTION_USERS,
 ];
 
 /// Version of each section that this build writes.
