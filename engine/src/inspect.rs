@@ -121,6 +121,7 @@ pub(crate) fn kind_name(k: u32) -> &'static str {
         (Kind::HugeMemfd, "memfd"),
         (Kind::Socket, "socket"),
         (Kind::Inotify, "inotify"),
+        (Kind::Fanotify, "fanotify"),
         (Kind::PidFd, "pidfd"),
         (Kind::Fifo, "FIFO"),
         (Kind::Mqueue, "message queue"),

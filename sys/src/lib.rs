@@ -6,6 +6,7 @@ pub mod api;
 pub mod channel;
 pub mod clock;
 pub mod error;
+pub mod fanotify;
 pub mod fault;
 pub mod fdstate;
 pub mod handle;

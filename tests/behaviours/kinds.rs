@@ -7,6 +7,16 @@ use dormouse_tests::{proc, run, store, unharmed, Bed, Case, Who};
 pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("inotify/hidden", hidden);
     all.extend(Case::by_both_doors("inotify/unread", unread));
+    all.extend(Case::by_both_doors("fanotify/hidden", fanotify_hidden));
+    all.extend(Case::by_both_doors("fanotify/unread", fanotify_unread));
+    all.extend(Case::by_both_doors("fanotify/perm", |bed, agent| {
+        if bed.who != Who::Root {
+            return Ok(());
+        }
+        let mut target = Start::program("fanotify").args(["--what", "perm"]).by_agent(agent).ready(bed)?;
+        let why = "its marks let others wait for the program's answer (FAN_OPEN_PERM";
+        refused(bed, &mut target, &["descriptor ", why, "let it remove those marks before the checkpoint"])
+    }));
     all.extend(Case::by_both_doors("fifo/outside", fifo_outside));
     all.extend(Case::by_both_doors("memfd/secret", |bed, agent| {
         let mut target = Start::program("mem_memfd").args(["--what", "secret"]).by_agent(agent).ready(bed)?;
@@ -238,6 +248,31 @@ fn unread(bed: &mut Bed, agent: bool) -> Result<()> {
     target.prove(bed)?;
     // and the one that runs on has it
     let mut target = Start::program("inotify").args(["--unread"]).by_agent(agent).ready(bed)?;
+    target.checkpoint(bed)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A mark of what has no name that this user could find. Root asks the kernel.
+fn fanotify_hidden(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut target = Start::program("fanotify").args(["--what", "hidden"]).by_agent(agent).ready(bed)?;
+    if bed.who == Who::Root {
+        target.checkpoint(bed)?;
+        return target.prove(bed).map(|_| ());
+    }
+    refused(bed, &mut target, &["descriptor ", "what its mark is about (inode ", "run ctl as root"])
+}
+
+/// As with inotify.
+fn fanotify_unread(bed: &mut Bed, agent: bool) -> Result<()> {
+    let mut target = Start::program("fanotify").args(["--what", "unread"]).by_agent(agent).ready(bed)?;
+    let said = reported(bed, &target, &[])?;
+    ensure!(said.contains("fanotify]): events that the program has not read yet: after"), "reported: {said}");
+    unharmed::entirely(target.pid)?;
+    target.kill(bed)?;
+    target.restore(bed)?;
+    std::fs::write(target.dir.join("restored"), "")?;
+    target.prove(bed)?;
+    let mut target = Start::program("fanotify").args(["--what", "unread"]).by_agent(agent).ready(bed)?;
     target.checkpoint(bed)?;
     target.prove(bed).map(|_| ())
 }

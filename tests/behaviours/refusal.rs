@@ -251,7 +251,7 @@ fn six(bed: &mut Bed, agent: bool) -> Result<()> {
     for words in [
         "it handles faults of the program's memory (userfaultfd), which is not kept; let the program unregister its memory (UFFDIO_UNREGISTER) and close it",
         "userfaultfd watches it, which is not kept; let the program unregister it (UFFDIO_UNREGISTER) before the checkpoint",
-        "its marks and the events that wait in it (fanotify) are not kept; close it before the checkpoint",
+        "(anon_inode:[perf_event]): this kind of kernel object is not kept yet; close it before the checkpoint",
     ] {
         ensure!(checked.err.contains(words), "it should say {words:?}: {}", checked.err);
     }

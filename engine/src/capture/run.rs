@@ -10,7 +10,7 @@ use super::shares::Connections;
 use super::tree::{self, Found, Kinship};
 use super::{door, explain, opened, shares, sink, strict, Fault, Phase, Step};
 use crate::sharing::FILES;
-use crate::{spread, After, CaptureOptions, Captured, Error, Progress, Result};
+use crate::{objects, spread, After, CaptureOptions, Captured, Error, Progress, Result};
 use image::store::{NewCheckpoint, Store};
 use image::v1::files::Files;
 use image::SessionName;
@@ -107,6 +107,8 @@ impl<'a> Run<'a> {
         let (mut surveys, mut entries) = self.gather(&mut others)?;
         strict::check(self.o, &surveys[0].attempted, || strict::surveys(&surveys))?;
         let incoming = store.begin(name)?;
+        // nothing is opened in the freeze before its fanotify groups have been looked at
+        let pages = sink(&incoming)?;
 
         self.enter(Phase::Freeze)?;
         let (inside, found) = self.freeze(&mut surveys, &mut entries)?;
@@ -117,7 +119,7 @@ impl<'a> Run<'a> {
         self.enter(Phase::Observe)?;
         let several = surveys.len() > 1 || !kinship.zombies.is_empty();
         let members = surveys.iter().map(|s| s.pid).collect();
-        let common = Common::new(sink(&incoming)?, members, several);
+        let common = Common::new(pages, members, several);
         let mut ours = Connections::default();
         let seen = (&mut kinship, &mut ours);
         let (mut all, files) = match self.observe(&surveys, inside, &entries, &common, &mut others, seen) {
@@ -279,6 +281,8 @@ impl<'a> Run<'a> {
         kinship.tables = shares::sharers(&shared[FILES]).collect();
         kinship.shares = shares::kept(surveys, &begun, &kinship.parents, &shared)?;
         let members: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
+        let asking = listed.iter().flatten().filter_map(objects::decides);
+        all[0].survey.refuse_for(asking.collect())?;
         let mut opened = opened::join(listed, &lock(&common.hands))?;
         opened::mark(&mut opened, &members, &lock(&common.hands), others);
         let views = Arc::new(std::mem::take(&mut opened.views));

@@ -1,15 +1,20 @@
-//! Names of inodes of which the kernel tells the number only: what inotify watches, and files that were deleted under the name by which they
+//! Names of inodes of which the kernel tells the number only: what inotify and fanotify watch, and files that were deleted under the name by which they
 //! were opened.
 //!
 //! With CAP_DAC_READ_SEARCH the kernel is asked (open_by_handle_at(2)). An ordinary user can only look: at the working directory, what is open,
 //! what the command line names, and what is above all those; then below them, and then through the file system, as far as [`MOST`] entries go.
+use crate::capture::FileView;
+use crate::restore::files::{Checker, Maker};
+use crate::{check, Reason};
+use image::v1::files::OpenFile;
 use std::collections::{HashSet, VecDeque};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use sys::handle::Handle;
 use sys::procfs::{self, mountinfo::Mount, Dev};
+use sys::program::{Arg, Program};
 
 /// Most entries of directories that are looked through for one inode.
 const MOST: usize = 20_000;
@@ -25,6 +30,14 @@ pub struct Inode {
     pub ino: u64,
     /// Its file handle, if the file system has such.
     pub handle: Option<Handle>,
+}
+
+impl Inode {
+    /// From what fdinfo says of a watch.
+    pub fn watched(dev: Dev, ino: u64, kind: u32, bytes: &[u8]) -> Inode {
+        let handle = (!bytes.is_empty()).then(|| Handle { kind: kind as i32, bytes: bytes.to_vec() });
+        Inode { dev, ino, handle }
+    }
 }
 
 /// What was found before, by this process, or not: the search before the freeze serves the one in it. A name is believed only as long as it leads there.
@@ -47,6 +60,63 @@ pub fn name(inode: &Inode, pid: i32) -> Option<PathBuf> {
     found.retain(|(i, _)| i != inode);
     found.push((inode.clone(), path.clone()));
     path
+}
+
+/// How an inode that is watched comes back: by a name, or by what a descriptor of the target has open without one.
+#[derive(Default)]
+pub(super) struct Place {
+    /// A name, without symbolic links.
+    pub path: Vec<u8>,
+    /// Its type and mode.
+    pub mode: u32,
+    /// It has no name: it is what this descriptor has open.
+    pub fd: Option<i32>,
+}
+
+/// Looks for that; `all` are the open files of `pid`.
+pub(super) fn place(inode: &Inode, all: &[FileView], pid: i32) -> Option<Place> {
+    let open =
+        |f: &&FileView| f.pid == pid && f.stat.as_ref().is_some_and(|s| s.ino == inode.ino && s.dev == inode.dev);
+    if let Some(f) = all.iter().filter(|f| f.deleted).find(open) {
+        return Some(Place { fd: Some(f.first_fd()), ..Place::default() });
+    }
+    let path = name(inode, pid)?;
+    let mode = std::fs::symlink_metadata(&path).ok()?.mode();
+    Some(Place { path: path.into_os_string().into_vec(), mode, fd: None })
+}
+
+/// The reason against a watch of what has no name. `which`: "its watch 1".
+pub(super) fn nameless(f: &FileView, which: &str, inode: &Inode) -> Reason {
+    let (ino, major, minor) = (inode.ino, inode.dev.major, inode.dev.minor);
+    let why = format!("what {which} is about (inode {ino} of device {major}:{minor}) has no name that could be found");
+    let remedy =
+        "run ctl as root, who may ask the kernel; start the program in that directory; or close the descriptor";
+    Reason::new(f.describe(), why, remedy)
+}
+
+/// Why what was watched under a name cannot be again; `mode` is what it had.
+pub(super) fn unlike(c: &Checker<'_>, f: &OpenFile, which: &str, (path, mode): (&[u8], u32)) -> Option<Reason> {
+    let path = c.path(path);
+    let reason = |why, remedy: &str| Some(Reason::new(c.describe(f), why, remedy));
+    let said = format!("{which} is about {}", path.display());
+    match std::fs::symlink_metadata(&path) {
+        Err(e) => reason(format!("{said}: {}", check::in_words(&path, &e)), &check::remedy(&e, check::PUT_BACK)),
+        Ok(m) if (m.mode() ^ mode) & libc::S_IFMT != 0 => {
+            reason(format!("{said}, which is something else now"), "put it back, or pass --map-path OLD=NEW")
+        }
+        Ok(m) if !m.is_symlink() && nix::unistd::access(&path, nix::unistd::AccessFlags::R_OK).is_err() => {
+            reason(format!("{said}, which you may not read"), "change its owner or mode")
+        }
+        Ok(_) => None,
+    }
+}
+
+/// What names it to the process under restore: its path there, and whether that is a symbolic link itself.
+pub(super) fn named(m: &Maker<'_>, p: &mut Program, (path, mode, fd): (&[u8], u32, Option<i32>)) -> (Arg, bool) {
+    match fd {
+        Some(n) => (p.cstr(format!("/proc/self/fd/{n}").as_bytes()), false),
+        None => (m.path(p, path), mode & libc::S_IFMT == libc::S_IFLNK),
+    }
 }
 
 struct Search<'a> {

@@ -6,6 +6,7 @@
 mod anon;
 pub(crate) mod content;
 mod deleted;
+mod fanotify;
 mod fifo;
 mod in_flight;
 mod inode;
@@ -33,6 +34,7 @@ use image::v1::objects::Kind;
 pub use anon::{Epoll, EventFd, SignalFd, TimerFd};
 pub(crate) use deleted::whole as deleted_whole;
 pub use deleted::Deleted;
+pub(crate) use fanotify::{decides, Fanotify};
 pub use fifo::{is_without_writer, Fifo};
 pub use inotify::Inotify;
 pub use linked::Linked;
@@ -86,6 +88,7 @@ pub static ALL: &[&dyn Object] = &[
     &SignalFd,
     &Epoll,
     &Inotify,
+    &Fanotify,
     &Handle,
     &PidFd,
     &Uring,
@@ -126,8 +129,6 @@ pub fn refusal(f: &FileView) -> Reason {
     } else if link == b"anon_inode:[userfaultfd]" {
         let let_go = "let the program unregister its memory (UFFDIO_UNREGISTER) and close it before the checkpoint";
         ("it handles faults of the program's memory (userfaultfd), which is not kept", let_go)
-    } else if link == b"anon_inode:[fanotify]" {
-        ("its marks and the events that wait in it (fanotify) are not kept", close)
     } else if link.starts_with(b"anon_inode:") {
         ("this kind of kernel object is not kept yet", close)
     } else if f.deleted {

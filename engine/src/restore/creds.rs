@@ -206,7 +206,7 @@ fn sorted(groups: &[u32]) -> Vec<u32> {
 }
 
 /// capset(2) of the calling thread. One that failed would leave it what is ours.
-fn capset(prog: &mut Program, permitted: u64, effective: u64, inheritable: u64) {
+pub(crate) fn capset(prog: &mut Program, permitted: u64, effective: u64, inheritable: u64) {
     let head = prog.bytes(&[CAP_VERSION.to_le_bytes(), [0; 4]].concat());
     let half = |shift: u32| [effective, permitted, inheritable].map(|c| (c >> shift) as u32);
     let data: Vec<u8> = half(0).into_iter().chain(half(32)).flat_map(u32::to_le_bytes).collect();

@@ -50,6 +50,11 @@ pub trait Remake: Sync {
         true
     }
 
+    /// Whether it watches what is done to files: then it is finished when nothing more is opened or closed in this phase, so that it sees nothing of a restore.
+    fn watches(&self) -> bool {
+        false
+    }
+
     /// What can only be done when all descriptors have their numbers.
     fn finish(&self, _m: &mut Maker<'_>, _id: u32, _f: &OpenFile) -> Step<()> {
         Ok(())
@@ -75,6 +80,7 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
     const UNIX: u32 = Kind::UnixListen as u32;
     const UNIX_PAIR: u32 = Kind::UnixPair as u32;
     const INOTIFY: u32 = Kind::Inotify as u32;
+    const FANOTIFY: u32 = Kind::Fanotify as u32;
     const PIDFD: u32 = Kind::PidFd as u32;
     const MEMFD: u32 = Kind::Memfd as u32;
     const HUGE_MEMFD: u32 = Kind::HugeMemfd as u32;
@@ -101,6 +107,7 @@ pub fn remaker(kind: u32) -> Option<&'static dyn Remake> {
         UNIX => &objects::UnixListen,
         UNIX_PAIR => &objects::UnixPair,
         INOTIFY => &objects::Inotify,
+        FANOTIFY => &objects::Fanotify,
         PIDFD => &objects::PidFd,
         MEMFD => &objects::Memfd::Plain,
         HUGE_MEMFD => &objects::Memfd::Huge,
@@ -285,6 +292,11 @@ impl<'a> Maker<'a> {
         Ok(sys::pidfd::PidFd::open(self.puppet.pid)?.get(fd)?)
     }
 
+    /// What /proc says of one of its descriptors.
+    pub fn fdinfo(&self, fd: i32) -> Step<sys::procfs::fdinfo::FdInfo> {
+        Ok(sys::procfs::fdinfo::read(self.puppet.pid, fd)?)
+    }
+
     /// Writes into its memory.
     pub fn write(&self, at: u64, bytes: &[u8]) -> Step<()> {
         Ok(self.puppet.mem.write(at, bytes)?)
@@ -385,9 +397,7 @@ pub fn all(
         let (made, left) = (&mut made, &mut left);
         let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: Some(&holders) };
         let is_open = |m: &Maker<'_>, id: u32| m.made.get(&id) != Some(&Made::Closed);
-        for (id, f) in image.own_files().filter(|(id, _)| is_open(&m, *id)).collect::<Vec<_>>() {
-            way(f, image, id)?.finish(&mut m, id, f).map_err(|e| about(e, image, id, f))?;
-        }
+        finish(&mut m, image, false)?;
         open.push(image.own_files().map(|(id, _)| id).filter(|id| is_open(&m, *id)).collect());
     }
     for (at, image) in tree.all.iter().enumerate().filter(|(_, image)| !image.shares_files) {
@@ -405,7 +415,22 @@ pub fn all(
         m.run(&prog)?;
         objects::locks::take(&mut m, image)?;
     }
+    for (at, image) in tree.all.iter().enumerate() {
+        let (made, left) = (&mut made, &mut left);
+        finish(&mut Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: None }, image, true)?;
+    }
     Ok(open)
+}
+
+/// Finishes those of a process that are open: those that watch, or those that do not.
+fn finish(m: &mut Maker<'_>, image: &Image<'_>, watches: bool) -> Step<()> {
+    for (id, f) in image.own_files() {
+        let kind = way(f, image, id)?;
+        if kind.watches() == watches && m.made.get(&id) != Some(&Made::Closed) {
+            kind.finish(m, id, f).map_err(|e| about(e, image, id, f))?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies descriptors of earlier processes: the IDs of the open files, and where they are for the moment.

@@ -7,6 +7,7 @@
 pub mod anon;
 pub mod cgroup;
 pub mod ended;
+pub mod fanotify;
 pub mod files;
 pub mod inotify;
 pub mod keys;

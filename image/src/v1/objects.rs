@@ -54,6 +54,8 @@ pub enum Kind {
     PtySlave = 33,
     /// memfd_create(2) with MFD_HUGETLB, or shared memory of huge pages without a file: [`Memfd`].
     HugeMemfd = 40,
+    /// fanotify(7): [`super::fanotify::Fanotify`].
+    Fanotify = 41,
 }
 
 /// A file with a name.

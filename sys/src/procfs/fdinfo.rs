@@ -26,8 +26,8 @@ pub struct FdInfo {
     pub timerfd: Option<TimerFd>,
     /// inotify(7): one for each watch.
     pub inotify: Vec<InotifyWatch>,
-    /// fanotify(7): the lines after the word `fanotify`.
-    pub fanotify: Vec<Vec<u8>>,
+    /// fanotify(7)
+    pub fanotify: Option<Fanotify>,
     /// pidfd_open(2)
     pub pidfd: Option<PidFd>,
     /// The file is an io_uring (SqMask, SqHead or the like was there).
@@ -111,6 +111,52 @@ pub struct InotifyWatch {
     pub handle: Vec<u8>,
 }
 
+/// fs/notify/fdinfo.c
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fanotify {
+    /// FAN_ bits of fanotify_init(2).
+    pub flags: u32,
+    /// O_ flags of the files that events bring.
+    pub event_flags: u32,
+    /// Its marks, the newest first.
+    pub marks: Vec<FanotifyMark>,
+}
+
+/// One of its marks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FanotifyMark {
+    /// What is watched.
+    pub on: Marked,
+    /// FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_EVICTABLE, FAN_MARK_IGNORE.
+    pub flags: u32,
+    /// FAN_ bits: events, FAN_EVENT_ON_CHILD, FAN_ONDIR.
+    pub mask: u32,
+    /// The same of what is ignored.
+    pub ignored: u32,
+}
+
+/// What a mark is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Marked {
+    /// An inode.
+    Inode {
+        /// Its number.
+        ino: u64,
+        /// Its device.
+        sdev: Dev,
+        /// Type of the file handle (name_to_handle_at(2)), if the file system gives any.
+        handle_type: u32,
+        /// The file handle's bytes.
+        handle: Vec<u8>,
+    },
+    /// A mount, by its id.
+    Mount(u64),
+    /// A file system, by its device.
+    FileSystem(Dev),
+    /// Something else: the whole line.
+    Other(Vec<u8>),
+}
+
 /// fs/pidfs.c
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PidFd {
@@ -178,7 +224,8 @@ pub fn parse(text: &[u8]) -> std::result::Result<FdInfo, ParseError> {
         if let Some(rest) = line.strip_prefix(b"inotify ") {
             info.inotify.push(inotify(rest).ok_or_else(|| fail("unexpected inotify watch"))?);
         } else if let Some(rest) = line.strip_prefix(b"fanotify ") {
-            info.fanotify.push(rest.to_vec());
+            let group = info.fanotify.get_or_insert_default();
+            fanotify(group, rest).ok_or_else(|| fail("unexpected fanotify group or mark"))?;
         } else if let Some((key, value)) = split_at_byte(line, b':') {
             seen_flags |= key == b"flags";
             field(&mut info, key, value, line).ok_or_else(|| fail("unexpected value"))?;
@@ -264,12 +311,38 @@ fn inotify(text: &[u8]) -> Option<InotifyWatch> {
         mask: hex32(labelled(text, b" mask:")?)?,
         ..InotifyWatch::default()
     };
-    if let Some(word) = labelled(text, b" fhandle-type:") {
-        watch.handle_type = hex32(word)?;
-        let digits = labelled(text, b" f_handle:").unwrap_or_default();
-        watch.handle = digits.chunks(2).map(|c| u8::try_from(hex(c)?).ok()).collect::<Option<_>>()?;
-    }
+    (watch.handle_type, watch.handle) = handle(text)?;
     Some(watch)
+}
+
+/// Type and bytes of a file handle; of none 0 and nothing.
+fn handle(text: &[u8]) -> Option<(u32, Vec<u8>)> {
+    let Some(word) = labelled(text, b" fhandle-type:") else { return Some((0, Vec::new())) };
+    let digits = labelled(text, b" f_handle:").unwrap_or_default();
+    Some((hex32(word)?, digits.chunks(2).map(|c| u8::try_from(hex(c)?).ok()).collect::<Option<_>>()?))
+}
+
+/// `flags:10 event-flags:8000`, or a mark; one of a kind that is not known is kept as it is.
+fn fanotify(group: &mut Fanotify, text: &[u8]) -> Option<()> {
+    if let Some(word) = labelled(text, b"flags:").filter(|_| text.starts_with(b"flags:")) {
+        (group.flags, group.event_flags) = (hex32(word)?, hex32(labelled(text, b" event-flags:")?)?);
+        return Some(());
+    }
+    let on = if text.starts_with(b"ino:") {
+        let (handle_type, handle) = handle(text)?;
+        let sdev = Dev::from_kernel(hex32(labelled(text, b" sdev:")?)?);
+        Marked::Inode { ino: hex(labelled(text, b"ino:")?)?, sdev, handle_type, handle }
+    } else if text.starts_with(b"mnt_id:") {
+        Marked::Mount(hex(labelled(text, b"mnt_id:")?)?)
+    } else if text.starts_with(b"sdev:") {
+        Marked::FileSystem(Dev::from_kernel(hex32(labelled(text, b"sdev:")?)?))
+    } else {
+        Marked::Other(text.to_vec())
+    };
+    let bits = |key: &[u8]| labelled(text, key).map_or(Some(0), hex32);
+    let (flags, mask) = (bits(b" mflags:")?, bits(b" mask:")?);
+    group.marks.push(FanotifyMark { on, flags, mask, ignored: bits(b" ignored_mask:")? });
+    Some(())
 }
 
 /// `1: POSIX  ADVISORY  WRITE 123 00:2a:45 0 EOF`

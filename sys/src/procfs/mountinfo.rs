@@ -70,6 +70,28 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     })
 }
 
+/// The mount that a path leads into, which has no symbolic links; of several at one point the uppermost. Nothing is looked up: a file system may be slow
+/// to answer, or not answer at all.
+pub fn of<'m>(mounts: &'m [Mount], path: &std::path::Path) -> Option<&'m Mount> {
+    use std::os::unix::ffi::OsStrExt;
+    let at = |m: &Mount, point: &std::path::Path| m.mount_point == point.as_os_str().as_bytes();
+    let root = std::path::Path::new("/");
+    let is_first = |m: &&Mount| at(m, root) && !mounts.iter().any(|p| p.id == m.parent && p.id != m.id);
+    let mut here = mounts.iter().find(is_first)?;
+    let mut points: Vec<_> = path.ancestors().collect();
+    points.reverse();
+    for point in points {
+        // no longer than there are mounts
+        for _ in 0..mounts.len() {
+            let Some(next) = mounts.iter().find(|m| m.parent == here.id && m.id != here.id && at(m, point)) else {
+                break;
+            };
+            here = next;
+        }
+    }
+    Some(here)
+}
+
 /// Parses the list, in mount order: of two on one mount point the later hides the earlier.
 pub fn parse(text: &[u8]) -> std::result::Result<Vec<Mount>, ParseError> {
     let parse = |(number, line)| {

@@ -1,6 +1,6 @@
 //! fdinfo of every kind of file that this kernel has.
 
-use super::fdinfo::{EpollTarget, EventFd, LockKind, LockMode};
+use super::fdinfo::{EpollTarget, EventFd, LockKind, LockMode, Marked};
 use super::*;
 
 #[test]
@@ -28,7 +28,16 @@ fn fdinfo_of_every_kind() {
     assert_eq!((watches[0].handle_type, watches[0].handle.len()), (0x81, 12));
     assert_eq!(watches[1].handle, [0x20, 0x80, 0x99, 0, 0xfc, 0x3d, 0x61, 0x0a]);
 
-    assert_eq!(fdinfo::parse(fixture!("fdinfo_fanotify")).unwrap().fanotify.len(), 2);
+    let group = fdinfo::parse(fixture!("fdinfo_fanotify")).unwrap().fanotify.unwrap();
+    assert_eq!((group.flags, group.event_flags, group.marks.len()), (0x10, 0x8000, 1));
+    assert_eq!((group.marks[0].flags, group.marks[0].mask, group.marks[0].ignored), (0, 0x20, 0));
+    let lines = b"flags:\t02\nfanotify flags:5e02 event-flags:88002\nfanotify sdev:1b mflags:0 mask:0 ignored_mask:20\n\
+        fanotify mnt_id:1b mflags:440 mask:8000028 ignored_mask:1\nfanotify mnt_ns:4026531832 mflags:0 mask:3000000 ignored_mask:0\n";
+    let group = fdinfo::parse(lines).unwrap().fanotify.unwrap();
+    let on: Vec<_> = group.marks.iter().map(|m| &m.on).collect();
+    assert_eq!(on[..2], [&Marked::FileSystem(Dev { major: 0, minor: 27 }), &Marked::Mount(27)]);
+    assert!(matches!(on[2], Marked::Other(line) if line.starts_with(b"mnt_ns:4026531832")), "{on:?}");
+    assert_eq!((group.flags, group.marks[1].flags, group.marks[1].mask), (0x5e02, 0x440, 0x800_0028));
     let pidfd = fdinfo::parse(fixture!("fdinfo_pidfd")).unwrap().pidfd.unwrap();
     assert_eq!((pidfd.pid, pidfd.ns_pid), (15235, vec![15235]));
     assert!(fdinfo::parse(fixture!("fdinfo_io_uring")).unwrap().io_uring);
