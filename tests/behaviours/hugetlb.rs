@@ -18,9 +18,14 @@ const GOING: u64 = 3;
 /// They are there for the case's user, whatever he makes of them.
 fn reserve(bed: &Bed, n: u64) -> Result<HugePages> {
     let pages = HugePages::reserve(n)?;
+    // of a case that was killed; there mostly is none
+    std::process::Command::new("ipcrm").args(["-M", SEGMENT]).output()?;
     pages.for_segments_of(bed.who.uid())?;
     Ok(pages)
 }
+
+/// The key of mem_hugeshm's segment that outlives it.
+const SEGMENT: &str = "0x646d7401";
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("mem_hugetlb/cycles", |bed, agent| cycles(bed, agent, "mem_hugetlb", PAGES));
@@ -37,6 +42,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::by_both_doors("tree_hugeshm/cycles", cycles_of("tree_hugeshm", SEGMENTS)));
     all.extend(Case::by_both_doors("mem_hugeshm/run-on", segments_run_on));
     all.extend(Case::by_both_doors("mem_hugeshm/unreserved", segments_unreserved));
+    all.extend(Case::by_both_doors("mem_hugeshm/unseen", segments_unseen));
     all.extend(Case::each("mem_hugeshm/fresh", |bed| fresh(bed, "mem_hugeshm", SEGMENTS)));
     all.extend(Case::each("mem_hugeshm/sabotage", |bed| sabotage(bed, "mem_hugeshm", SEGMENTS)));
     all.extend(Case::each("mem_hugeshm/too-few", |bed| too_few(bed, "mem_hugeshm", (SEGMENTS, GOING))));
@@ -134,6 +140,16 @@ fn segments_unreserved(bed: &mut Bed, agent: bool) -> Result<()> {
     target.kill(bed)?;
     pages.set(SEGMENTS)?;
     target.restore(bed)?;
+    target.prove(bed).map(drop)
+}
+
+/// What is in nobody's page tables nobody can be asked for without a danger for others.
+fn segments_unseen(bed: &mut Bed, agent: bool) -> Result<()> {
+    let _pages = reserve(bed, SEGMENTS)?;
+    let mut target = Start::program("mem_hugeshm").args(["--unseen"]).by_agent(agent).ready(bed)?;
+    let words = ["more of its huge pages are there than the program has in its page tables", "let the program touch"];
+    bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &words)?;
+    unharmed::entirely(target.pid)?;
     target.prove(bed).map(drop)
 }
 

@@ -6,22 +6,29 @@
 #ifndef WITH_CHILD // tree_hugeshm has one
 #define WITH_CHILD false
 static const char *about = "System V shared memory of huge pages: a segment that stays, attached twice and for reading; one that is marked to go, attached in part and protected in part";
-static const char *usage = "  --unreserved     the one that is marked to go is not reserved (SHM_NORESERVE), and its second page cannot be had\n";
+static const char *usage = "  --unreserved     the one that is marked to go is not reserved (SHM_NORESERVE), and its third page cannot be had\n"
+                           "  --unseen         its third page is there, and in nobody's page tables: refused\n";
 #endif
-static bool unreserved;
-static int own_option(const char *name, const char *value) { return (void)value, !strcmp(name, "--unreserved") ? unreserved = true, 1 : 0; }
+static bool unreserved, unseen;
+static int own_option(const char *name, const char *value) {
+    (void)value;
+    if (!strcmp(name, "--unreserved")) return unreserved = true, 1;
+    if (!strcmp(name, "--unseen")) return unseen = true, 1;
+    return 0;
+}
 static int (*option)(const char *, const char *) = own_option;
 
 #define HUGE (2UL << 20)
-#define MAPS 5
+#define MAPS 6
+#define KEY 0x646d7401 // by which the harness finds one that a killed case has left
 #define HUGE_2MB (21 << 26) // SHM_HUGE_2MB
 static int stays, to_child[2];
-static unsigned char *one, *two, *reads, *goes;
+static unsigned char *one, *two, *reads, *goes, *again;
 static char before[MAPS][256];
 static pid_t child;
 
-static unsigned char *segment(int *id, size_t pages, int flags) {
-    *id = shmget(IPC_PRIVATE, pages * HUGE, 0600 | SHM_HUGETLB | HUGE_2MB | flags);
+static unsigned char *segment(key_t key, int *id, size_t pages, int flags) {
+    *id = shmget(key, pages * HUGE, 0600 | IPC_CREAT | IPC_EXCL | SHM_HUGETLB | HUGE_2MB | flags);
     if (*id < 0) skip("no huge pages: %s", strerror(errno));
     return MUST(shmat(*id, NULL, 0));
 }
@@ -33,17 +40,23 @@ static void has(const unsigned char *at, uint64_t seed, const char *which) {
     CHECK_MEM(want, at, HUGE, "a page of %s", which);
 }
 static void flags(char to[MAPS][256]) {
-    unsigned char *all[MAPS] = {one, two, reads, goes, goes + HUGE};
+    unsigned char *all[MAPS] = {one, two, reads, goes, goes + 2 * HUGE, again + HUGE};
     for (int i = 0; i < MAPS; i++) mapping(all[i], "VmFlags", to[i], 256);
 }
 static void setup(void) {
     int id, flag = unreserved ? SHM_NORESERVE : 0;
-    one = segment(&stays, 1, 0), two = MUST(shmat(stays, NULL, 0)), reads = MUST(shmat(stays, NULL, SHM_RDONLY));
+    one = segment(KEY, &stays, 1, 0), two = MUST(shmat(stays, NULL, 0)), reads = MUST(shmat(stays, NULL, SHM_RDONLY));
     fill(one, HUGE, 80);
-    goes = segment(&id, 3, flag), gone(id); // its second page is never touched
-    fill(goes, HUGE, 81), fill(goes + 2 * HUGE, HUGE, 82);
-    MUST(mprotect(goes + HUGE, HUGE, PROT_READ));
-    if (!unreserved) MUST(munmap(goes + 2 * HUGE, HUGE)); // nobody can come by that again
+    goes = segment(IPC_PRIVATE, &id, 3, flag), again = MUST(shmat(id, NULL, 0));
+    fill(goes, HUGE, 81), fill(again + HUGE, HUGE, 82); // each in the page tables of one mapping only
+    MUST(mprotect(goes + 2 * HUGE, HUGE, PROT_READ));   // which is never touched
+    MUST(munmap(again, HUGE));
+    if (unseen) {
+        unsigned char *third = MUST(shmat(id, NULL, 0));
+        third[2 * HUGE] = 1;
+        MUST(shmdt(third));
+    }
+    gone(id);
     flags(before);
     if (!WITH_CHILD) return;
     MUST(pipe(to_child));
@@ -63,8 +76,8 @@ static void prove(void) {
     for (int i = 0; i < MAPS; i++) CHECK_STR(before[i], now[i], "flags of memory %d", i);
     has(one, 80, "what stays"), has(two, 80, "it attached again"), has(reads, 80, "it for reading");
     has(goes, 81, "what goes");
-    if (unreserved) has(goes + 2 * HUGE, 82, "what goes");
-    else has(goes + HUGE, 0, "what goes, never touched");
+has(goes + HUGE, 82, "what goes"), has(again + HUGE, 82, "what goes, attached again");
+    if (!unreserved && !unseen) has(goes + 2 * HUGE, 0, "what goes, never touched");
     two[7] ^= 0xff;
     CHECK_EQ(two[7], one[7], "what is written is seen in the same segment");
     CHECK_EQ(two[7], reads[7], "and where it is for reading");

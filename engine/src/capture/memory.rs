@@ -334,7 +334,7 @@ impl Observer<'_> {
             }
             let regions = match t.backing {
                 _ if ends => match segment.filter(|s| s.page_kb > 0).cloned() {
-                    Some(s) => self.huge_pages_there(v, maps, &s)?,
+                    Some(s) => self.huge_pages_there(v, &s)?,
                     None => self.shared_pages(v)?,
                 },
                 BACKING_SHARED_ANON => self.shared_pages(v)?,
@@ -418,7 +418,7 @@ impl Observer<'_> {
     }
 
     /// Pages of shared memory that are there, whether or not this process has them mapped at the moment: mincore(2), asked inside.
-    pub(super) fn resident(&mut self, start: u64, end: u64) -> Step<Vec<Region>> {
+    fn resident(&mut self, start: u64, end: u64) -> Step<Vec<Region>> {
         const PAGES: u64 = 256 << 10;
         let mut regions: Vec<Region> = Vec::new();
         for at in (start..end).step_by((PAGES * PAGE) as usize) {

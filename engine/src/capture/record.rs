@@ -300,7 +300,7 @@ pub(super) fn publish(
     let said = |of: fn(&Recorder) -> &[String]| -> Vec<String> {
         all.iter().enumerate().flat_map(|(i, r)| strict::named(of(r), r.pid, i > 0)).collect()
     };
-    let (mut reported, mut noted) = (said(|r| &r.reported), said(|r| &r.noted));
+    let (mut reported, noted) = (said(|r| &r.reported), said(|r| &r.noted));
     let ended = ended(&all, &kinship)?;
     let rights: Vec<Rights> = all.iter().flat_map(|r| r.rights.clone()).collect();
     // of all, if of any: one in the root would come back into its parent's
@@ -319,9 +319,12 @@ pub(super) fn publish(
     let mut apart = Apart::default();
     all.iter().flat_map(|r| &r.apart).for_each(|(tid, chain)| apart.add(*tid, chain));
     let states = all.iter().flat_map(|r| &r.threads);
-    let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, (&mut reported, &mut noted))?;
+    let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, &mut reported)?;
     strict::check(o, &all[0].attempted, || reported.clone())?;
     reported.extend(noted);
+    if ipc != SysvIpc::default() {
+        super::users::refuse_objects(&all[0].attempted, all.iter().map(|r| (r.seen.users.is_some(), r.threads.len())))?;
+    }
     let keys = super::keys::of_all(&all);
     let mut members = all.into_iter().zip(&kinship.parents);
     let (first, _) = members.next().ok_or_else(none)?;

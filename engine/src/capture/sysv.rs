@@ -6,7 +6,7 @@ use image::v1::memory::Segment;
 use std::collections::BTreeSet;
 use sys::procfs;
 use sys::procfs::maps::{Vma, VmaKind};
-use sys::procfs::pagemap::Region;
+use sys::procfs::pagemap::{Categories, Pagemap, Query, Region};
 use sys::procfs::sysvipc::{self, Shm};
 
 /// Bytes.
@@ -40,26 +40,45 @@ impl Observer<'_> {
     }
 
     /// Which of the huge pages of a segment are to be stored, of those that a mapping shows. To look at one that is not there takes it from the pool, unless it is
-    /// reserved, of which nothing is told (SHM_NORESERVE); so as long as all that are there are in these page tables, only those are looked at.
-    pub(super) fn huge_pages_there(&mut self, v: &Vma, maps: &[Vma], s: &Segment) -> Step<Vec<Region>> {
+    /// reserved, of which nothing is told (SHM_NORESERVE). So only those are looked at that some process has in its page tables, and if there are more, nobody
+    /// can tell which: refused.
+    pub(super) fn huge_pages_there(&mut self, v: &Vma, s: &Segment) -> Step<Vec<Region>> {
+        let bytes = u64::from(s.page_kb) << 10;
         let mut known = BTreeSet::new();
-        for m in maps.iter().filter(|m| matches!(m.kind(), VmaKind::SysvShm { .. }) && m.inode == v.inode) {
-            let pages = self.resident(m.start, m.end)?.into_iter();
-            known.extend(pages.flat_map(|r| (r.start..r.end).step_by(PAGE)).map(|at| at - m.start + m.offset));
+        for pid in &self.common.members {
+            let maps = procfs::maps::read(*pid)?;
+            let of = maps.iter().filter(|m| matches!(m.kind(), VmaKind::SysvShm { .. }) && m.inode == v.inode);
+            for m in of {
+                let pages = Pagemap::open(*pid)?.regions(m.start..m.end, &THERE)?;
+                let at = pages.iter().flat_map(|r| (r.start..r.end).step_by(PAGE));
+                known.extend(at.map(|at| (at - m.start + m.offset) / bytes * bytes));
+            }
         }
         let there = sysvipc::shm()?.into_iter().find(|h| is_of(v, h)).map_or(0, |h| h.resident);
-        Ok(match is_all(known.len() as u64 * PAGE as u64, there, s) {
-            true => self.resident(v.start, v.end)?,
-            false => vec![Region { start: v.start, end: v.end, categories: Default::default() }],
-        })
+        if !is_all(known.len() as u64 * bytes, there, s) {
+            let why = "more of its huge pages are there than the program has in its page tables, and to look for them could take some from others";
+            let remedy = "let the program touch each page that it has written, or not remove the segment (IPC_RMID) before it ends";
+            return Err(self.refused(Reason::new(super::find::describe(v), why, remedy)).into());
+        }
+        let shown = known.range(v.offset..v.offset + (v.end - v.start));
+        let region = |at: &u64| Region {
+            start: v.start + (at - v.offset),
+            end: v.start + (at - v.offset) + bytes,
+            categories: Categories::NONE,
+        };
+        Ok(shown.map(region).collect())
     }
 }
+
+/// What is in the page tables.
+const THERE: Query =
+    Query { all: Categories::NONE, any: Categories::PRESENT, none: Categories::NONE, tell: Categories::NONE };
 
 /// Whether `known` bytes of a segment are all of it that is there. Since 6.7 the kernel says too much of that: its page cache counts small pages, and
 /// shm_add_rss_swap (ipc/shm.c) multiplies that by their number in a huge one.
 fn is_all(known: u64, there: u64, s: &Segment) -> bool {
     let pages = (u64::from(s.page_kb) << 10) / PAGE as u64;
-    known == there || there > s.size.next_multiple_of(u64::from(s.page_kb).max(1) << 10) && known * pages == there
+    known == there || known * pages == there
 }
 
 /// How often processes are attached to it.
@@ -103,8 +122,7 @@ mod tests {
         let huge = 2 << 20;
         let s = Segment { size: 1024 * huge, page_kb: 2048, ..Segment::default() };
         assert!(is_all(3 * huge, 3 * huge, &s) && !is_all(2 * huge, 3 * huge, &s) && is_all(0, 0, &s));
-        // as newer kernels count; in doubt it is not
+        // as newer kernels count
         assert!(is_all(3 * huge, 3 * 512 * huge, &s) && !is_all(2 * huge, 3 * 512 * huge, &s));
-        assert!(!is_all(huge, 512 * huge, &s));
     }
 }

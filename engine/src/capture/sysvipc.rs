@@ -379,11 +379,8 @@ fn waited_for<'t>(threads: impl Iterator<Item = &'t Thread>) -> [BTreeMap<i32, u
     all
 }
 
-/// What stays as it is though the program uses it; and what most likely is none of its own.
-type Said<'a> = (&'a mut Vec<String>, &'a mut Vec<String>);
-
 /// What it is to the program, and why that cannot be kept; None: nothing.
-fn used<T>(f: &Found<T>, waits: bool, object: &str, (reported, noted): Said<'_>) -> Option<u32> {
+fn used<T>(f: &Found<T>, waits: bool, object: &str, reported: &mut Vec<String>) -> Option<u32> {
     let own = f.own || waits;
     match &f.other {
         Some(other) if own => {
@@ -395,7 +392,7 @@ fn used<T>(f: &Found<T>, waits: bool, object: &str, (reported, noted): Said<'_>)
         None => {
             if let Some(pid) = f.younger {
                 let what = "was the last user before it began, so it is taken for another's, which had that number";
-                noted.push(format!("{object}: PID {pid} {what}: it stays as it is"));
+                reported.push(format!("{object}: PID {pid} {what}: it stays as it is"));
             }
             None
         }
@@ -403,12 +400,12 @@ fn used<T>(f: &Found<T>, waits: bool, object: &str, (reported, noted): Said<'_>)
     }
 }
 
-/// Of what was found, what is kept.
+/// Of what was found, what is kept. `reported`: what stays as it is.
 pub(super) fn kept<'t>(
     common: &Common,
     threads: impl Iterator<Item = &'t Thread>,
     attempted: &str,
-    (reported, noted): Said<'_>,
+    reported: &mut Vec<String>,
 ) -> Step<SysvIpc> {
     let found = std::mem::take(&mut *lock(&common.ipc));
     let [sets, queues] = waited_for(threads);
@@ -420,7 +417,7 @@ pub(super) fn kept<'t>(
         if f.waiting > 0 && f.other.is_none() {
             f.other = Some("a process that waits for it".into());
         }
-        let Some(used) = used(&f, waits > 0, &object, (reported, noted)) else { continue };
+        let Some(used) = used(&f, waits > 0, &object, reported) else { continue };
         if let (Some(other), false) = (&f.other, f.object.undo.is_empty()) {
             let why = format!("the program is to give back to it when it ends (SEM_UNDO), and {other} uses it, too");
             reasons.push(Reason::new(
@@ -439,7 +436,7 @@ pub(super) fn kept<'t>(
     for mut f in found.queues {
         let (id, key) = (f.object.perm.id, f.object.perm.key);
         let object = describe("message queue", id, key);
-        let Some(used) = used(&f, queues.contains_key(&id), &object, (reported, noted)) else { continue };
+        let Some(used) = used(&f, queues.contains_key(&id), &object, reported) else { continue };
         if let (Some(e), false) = (&f.unknown, used == v1::USE_SHARED) {
             let remedy = "give yourself the right to read it, or let the program receive them first";
             reasons.push(Reason::new(object, format!("its messages cannot be looked at: {e}"), remedy));

@@ -169,6 +169,17 @@ pub(super) fn refuse_threads(all: &[Survey]) -> Step<()> {
     all[0].refuse_for(reasons)
 }
 
+/// Refuses System V semaphores and message queues with threads in one: what a restore makes and changes of them it would do from inside. `all`: who is in one, and how
+/// many threads each has.
+pub(super) fn refuse_objects(attempted: &str, mut all: impl Iterator<Item = (bool, usize)>) -> Step<()> {
+    if !all.any(|(inside, threads)| inside && threads > 1) {
+        return Ok(());
+    }
+    let why = "threads are in it, and the program uses System V semaphores or message queues: that is not kept yet in one checkpoint";
+    let remedy = "checkpoint it when those are removed (ipcrm), or when one thread is left";
+    Err(crate::Error::new(crate::Kind::Refused, attempted, OBJECT, why, remedy).into())
+}
+
 /// Those of all processes, in the image's words. `of`: PID in the innermost namespace, and what it is in.
 pub(super) fn kept<'s>(of: impl Iterator<Item = (i32, Option<&'s Space>)>) -> Vec<Users> {
     let mut all: Vec<(u64, Users)> = Vec::new();

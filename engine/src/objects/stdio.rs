@@ -69,7 +69,8 @@ impl Object for Stdio {
             o.noted.push(format!("{}{}: {why}; after a restore {instead}", f.describe(), addresses(f)));
         }
         if !f.info.locks.is_empty() {
-            o.reported.push(format!("{}: the lock held on it is not kept", f.describe()));
+            let lost = format!("{}: the lock held on it is not kept", f.describe());
+            if f.decided.is_some() { &mut o.noted } else { &mut o.reported }.push(lost);
         }
         Ok(encode(&e))
     }

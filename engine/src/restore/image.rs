@@ -402,10 +402,18 @@ fn sense(process: &Process, threads: &[Thread], memory: &Memory, files: &Opened)
         last = v.end;
     }
     let odd = |s: &&v1::memory::Segment| {
-        s.size >> 47 != 0 || s.page_kb >> 30 != 0 || s.page_kb != 0 && !s.page_kb.is_power_of_two()
+        s.size >> 47 != 0 || s.page_kb >> 30 != 0 || s.page_kb != 0 && (s.page_kb <= 4 || !s.page_kb.is_power_of_two())
     };
     if let Some(s) = memory.segments.iter().find(odd) {
         return Err(format!("its segment {} of System V shared memory makes no sense", s.id));
+    }
+    for v in memory.vmas.iter().filter(|v| v.backing == v1::memory::BACKING_SYSV) {
+        let Some(s) = memory.segments.get(v.file as usize) else { continue };
+        let bytes = (u64::from(s.page_kb) << 10).max(page);
+        let aligned = [v.start, v.end, v.offset].iter().all(|at| at.is_multiple_of(bytes));
+        if !aligned || v.offset + (v.end - v.start) > s.size.next_multiple_of(bytes) {
+            return Err(format!("its mapping {:x}-{:x} is of a part that its segment has not", v.start, v.end));
+        }
     }
     if let Some(g) = memory.guards.iter().find(|g| g.1 <= g.0 || g.0 % page != 0 || g.1 % page != 0) {
         return Err(format!("its guard {:x}-{:x} makes no sense", g.0, g.1));

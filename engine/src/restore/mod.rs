@@ -198,8 +198,10 @@ impl Run<'_> {
         })?;
         self.enter(Phase::Files)?;
         each(all, &tree, &mut notes, |_, p, image, _| process::places(p, image, o))?;
-        // one after the other, while this process has no threads: they have numbers, too; and an open file may be a handle of a thread of any, or owned by it
+        // who enters a user namespace before it has threads opens its files before, with the rights that it has here
+        let early = if users::numbers_threads(&tree) { Some(files::all(all, &tree, o, &mut notes)?) } else { None };
         users::enter(all, &tree, users::When::BeforeThreads, &mut notes)?;
+        // one after the other, while this process has no threads: they have numbers, too; and an open file may be a handle of a thread of any, or owned by it
         for (p, image) in all.iter_mut().zip(&tree.all) {
             threads::start(p, image, init.as_mut())?;
             if p.pids == crate::Pids::Fresh {
@@ -207,7 +209,10 @@ impl Run<'_> {
             }
         }
         init.map_or(Ok(()), nursery::Waiting::retire)?;
-        let made = files::all(all, &tree, self.o, &mut notes)?;
+        let made = match early {
+            Some(made) => made,
+            None => files::all(all, &tree, o, &mut notes)?,
+        };
         self.enter(Phase::Threads)?;
         for (i, (p, image)) in all.iter_mut().zip(&tree.all).enumerate() {
             let mut own = Vec::new();

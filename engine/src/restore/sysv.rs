@@ -7,8 +7,6 @@ use ::image::v1::memory::{Memory, Segment, Vma, BACKING_SYSV};
 use sys::procfs::sysvipc;
 use sys::program::{Arg, Arg::Imm, Program};
 
-/// Attach for execution, too; sys/shm.h.
-const SHM_EXEC: i32 = 0o100000;
 /// Permission of its owner to read and write.
 const WRITABLE: u32 = 0o600;
 /// `struct shmid64_ds` of x86-64, which begins with `struct ipc64_perm`.
@@ -100,8 +98,8 @@ pub fn room(s: &Segment) -> u64 {
 }
 
 fn attach(prog: &mut Program, (at, s): (u64, &Segment), id: Arg, writes: bool, vmas: &[&Vma]) {
-    let exec = vmas.iter().any(|v| v.prot & libc::PROT_EXEC as u32 != 0);
-    let how = if writes { 0 } else { libc::SHM_RDONLY } | if exec { SHM_EXEC } else { 0 };
+    // without SHM_EXEC, which asks for more than mprotect does
+    let how = if writes { 0 } else { libc::SHM_RDONLY };
     let attach = |prog: &mut Program| {
         prog.call(libc::SYS_shmat, &[id, Imm(at), how.into()]);
         prog.named("attaching System V shared memory");

@@ -168,10 +168,13 @@ pub fn enter(all: &mut [Puppet], tree: &Tree<'_>, when: When, notes: &mut Vec<St
     Ok(())
 }
 
-/// Its IDs, as they are outside. A change of them made it one that only root may look at.
+/// Its IDs, as they are outside. A change of them makes it one that only root may look at: so it stays, if it was such a one, as far as it writes its maps not
+/// itself; others could read it before it runs.
 fn begin(puppet: &Puppet, image: &Image<'_>, u: &Users, p: &mut Program, notes: &mut Vec<String>) {
     Creds::before_users(puppet, image, u, p, notes);
-    p.call(libc::SYS_prctl, &[Imm(libc::PR_SET_DUMPABLE as u64), Imm(1)]);
+    if image.process.dumpable == 1 || !by_us(&Rights::own(), puppet.own_users) {
+        p.call(libc::SYS_prctl, &[Imm(libc::PR_SET_DUMPABLE as u64), Imm(1)]);
+    }
 }
 
 /// Makes one, with its maps.
