@@ -239,7 +239,16 @@ fn one_point(
         };
     }
     match (ran.code(), kill.victim) {
-        (0, _) => return too_late(bed, target, options).map(|()| false),
+        (0, _) => {
+            let late = too_late(bed, target, options);
+            // it may have been killed at the very last point, and was about to end
+            let killed = kill.victim == Victim::Target && !proc::alive(target.pid);
+            if late.is_err() && killed && proc::ended_with(target.pid).is_none_or(|how| how == libc::SIGKILL) {
+                target.gone(bed)?;
+                return store::holds(bed, &session, &[1, 2]).map(|()| options != ["--kill"]);
+            }
+            return late.map(|()| false);
+        }
         (137, Victim::Recorder) => {}
         (code @ (3 | 9), Victim::Tracer) => drop(ran.refused(code, &["cannot checkpoint", "; "])?),
         _ => anyhow::bail!("{}: exit code {} is not documented for this\n{}", ran.command, ran.code(), ran.said()),

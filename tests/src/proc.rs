@@ -54,6 +54,12 @@ pub fn alive(pid: i32) -> bool {
     status(pid).is_some_and(|s| !matches!(s.state, 'Z' | 'X'))
 }
 
+/// The wait status of one that has ended and not been waited for (proc_pid_stat(5), exit_code).
+pub fn ended_with(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.split_whitespace().next_back()?.parse().ok()
+}
+
 /// Its threads.
 pub fn threads(pid: i32) -> Vec<i32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return vec![] };
