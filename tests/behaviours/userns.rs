@@ -2,6 +2,7 @@
 use anyhow::{ensure, Context, Result};
 use dormouse_tests::bed::LIMIT;
 use dormouse_tests::target::{Start, Target};
+use dormouse_tests::who::ORDINARY;
 use dormouse_tests::{proc, run, sys, unharmed, Bed, Case, Who};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,6 +20,9 @@ pub fn cases() -> Vec<Case> {
         all.push(Case::new("userns/strangers", Who::Root, strangers));
         all.push(Case::new("userns/few-rights", Who::Root, few_rights));
         all.push(Case::new("userns/threads-kept", Who::Root, threads_kept));
+        for (name, dumpable) in [("userns/file-of-roots", "1"), ("userns/file-of-roots-not-dumpable", "0")] {
+            all.push(Case::new(name, Who::Root, move |bed| file_of_roots(bed, dumpable)));
+        }
     }
     all
 }
@@ -64,6 +68,55 @@ fn outside(bed: &mut Bed, agent: bool) -> Result<()> {
     ensure!((made.uid(), made.gid()) == (bed.who.uid(), bed.who.uid()), "what it made is {}'s", made.uid());
     Ok(())
 }
+
+/// A daemon that gave up root, has threads in one, and still has open what only root can open; and whom its user may not look at, if he might not before.
+fn file_of_roots(bed: &mut Bed, dumpable: &str) -> Result<()> {
+    let script = FILE_OF_ROOTS.replace("DUMPABLE", dumpable).replace("USER", &ORDINARY.to_string());
+    let dir = bed.folder()?;
+    let mut python = bed.command("python3");
+    let (mut child, ..) = bed.spawn(python.args(["-c", &script]).current_dir(&dir))?;
+    let there = |file: &str| run::until(file, LIMIT, || Ok(dir.join(file).exists()));
+    there("ready")?;
+    let pid = child.id().to_string();
+    bed.ctl(&["checkpoint", "--pid", &pid, "--name", "job", "--kill"])?.expect(0)?;
+    child.wait()?;
+    bed.let_go(&child);
+    for last in [false, true] {
+        let said = bed.ctl_json(&["restore", "job", "--detach"])?;
+        let pid = said["pid"].as_i64().context("no pid")? as i32;
+        ensure!(words(pid, "uid_map")? == ["0", &ORDINARY.to_string(), "1"], "{:?}", words(pid, "uid_map")?);
+        let owner = fs::metadata(format!("/proc/{pid}/mem"))?.uid();
+        ensure!((owner == ORDINARY) == (dumpable == "1"), "user {owner} may read its memory");
+        if !last {
+            bed.ctl(&["checkpoint", "job", "--kill"])?.expect(0)?;
+        }
+    }
+    fs::write(dir.join("gate"), "")?;
+    there("result")?;
+    let held = fs::read_to_string(dir.join("held"))?;
+    ensure!(held == "first second", "it wrote {held:?}");
+    Ok(())
+}
+
+const FILE_OF_ROOTS: &str = "
+import ctypes, os, threading, time
+held = open('held', 'w')
+os.chmod('held', 0o600), os.chmod('.', 0o777)
+held.write('first '), held.flush()
+os.setgroups([]), os.setresgid(USER, USER, USER), os.setresuid(USER, USER, USER)
+libc = ctypes.CDLL(None)
+libc.prctl(4, 1, 0, 0, 0)
+assert libc.unshare(0x10000000) == 0
+for name, text in ('setgroups', 'deny'), ('uid_map', '0 USER 1'), ('gid_map', '0 USER 1'): open('/proc/self/' + name, 'w').write(text)
+libc.prctl(4, DUMPABLE, 0, 0, 0)
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+open('ready', 'w').close()
+while not os.path.exists('gate'): time.sleep(0.002)
+held.write('second'), held.flush()
+open('result.tmp', 'w').write('OK')
+os.rename('result.tmp', 'result')
+os._exit(0)
+";
 
 /// One in another is refused, before anything is touched.
 fn twice(bed: &mut Bed, agent: bool) -> Result<()> {
