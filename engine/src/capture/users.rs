@@ -141,8 +141,7 @@ pub(super) fn refuse_shared(all: &[Survey], shared: &Groups) -> Step<()> {
     all[0].refuse_for(own.map(reason).collect())
 }
 
-/// Refuses threads in one, where a process comes before that is not in it: whoever has threads enters it before there are open files, and from inside none could be
-/// taken from who is outside.
+/// Refuses threads in one, where a process comes before that is not in it: no restore of that has been tried since descriptors are handed on before anybody enters.
 pub(super) fn refuse_threads(all: &[Survey]) -> Step<()> {
     let threads = |s: &Survey| -> Step<usize> {
         // the kernel's own for a ring of io_uring are none
