@@ -88,7 +88,8 @@ pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Che
     }
     for (i, image) in tree.all.iter().enumerate() {
         let foresee = depth == Depth::Try;
-        let mut c = Check { image, o, rights: rights.clone(), foresee, reasons: Vec::new(), notes: Vec::new() };
+        let owner = &tree.all[tree.memory_of(i)];
+        let mut c = Check { image, owner, o, rights: rights.clone(), foresee, reasons: Vec::new(), notes: Vec::new() };
         c.process(all.pids, if i == 0 { depth } else { Depth::Look });
         // what stands in the way of several is said once, of the first
         let Check { reasons: own, notes, .. } = c;
@@ -110,6 +111,8 @@ pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Che
 }
 struct Check<'a> {
     image: &'a Image<'a>,
+    /// The process that has its memory: itself, if that is its own.
+    owner: &'a Image<'a>,
     o: &'a RestoreOptions<'a>,
     rights: Rights,
     /// Also what a restore says when it has tried it.
@@ -262,7 +265,7 @@ impl Check<'_> {
 
     fn executable(&mut self) {
         let path = self.here(&self.image.process.exe);
-        let mapped = self.image.memory.files.iter().any(|f| f.path == self.image.process.exe);
+        let mapped = self.owner.memory.files.iter().any(|f| f.path == self.image.process.exe);
         if mapped || self.image.process.exe.is_empty() {
             return;
         }
@@ -368,7 +371,7 @@ impl Check<'_> {
 
     fn kernel(&mut self, pids: Pids) {
         if let Ok(own) = vdso::own() {
-            if let Err(r) = vdso::fits(&own, self.image) {
+            if let Err(r) = vdso::fits(&own, self.owner, &self.image.threads) {
                 self.reasons.push(r);
             }
         }

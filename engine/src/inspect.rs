@@ -1,6 +1,6 @@
 //! What a checkpoint holds, for people and scripts.
 use crate::restore::{explain, Tree};
-use crate::sharing::{FILES, FS};
+use crate::sharing::{FILES, FS, SIGHAND, VM};
 use crate::Result;
 use image::v1::memory::*;
 use image::v1::objects::Kind;
@@ -83,6 +83,10 @@ pub struct Process {
     pub shares_fs: Option<i32>,
     /// The same of its descriptors, which are listed there.
     pub shares_files: Option<i32>,
+    /// The same of its signal handlers.
+    pub shares_handlers: Option<i32>,
+    /// The same of its memory, which is described there.
+    pub shares_memory: Option<i32>,
     /// Wait status, as wait4(2) gives it, of one that had ended.
     pub ended: Option<i32>,
 }
@@ -186,6 +190,8 @@ fn processes(tree: &Tree<'_>) -> Vec<Process> {
     let living = tree.all.iter().enumerate().map(|(n, i)| Process {
         shares_fs: first(&tree.shared[FS], n),
         shares_files: first(&tree.shared[FILES], n),
+        shares_handlers: first(&tree.shared[SIGHAND], n),
+        shares_memory: first(&tree.shared[VM], n),
         pid: i.process.pid,
         parent: i.parent,
         door: Some(i.door.clone()),
@@ -203,6 +209,8 @@ fn processes(tree: &Tree<'_>) -> Vec<Process> {
         first_ended: None,
         shares_fs: None,
         shares_files: None,
+        shares_handlers: None,
+        shares_memory: None,
         ended: Some(z.status),
     });
     living.chain(zombies).collect()
@@ -230,7 +238,13 @@ impl fmt::Display for Summary {
             }
         }
         for p in &self.processes {
-            for (what, with) in [("working directory and umask", p.shares_fs), ("descriptors", p.shares_files)] {
+            let all = [
+                ("working directory and umask", p.shares_fs),
+                ("descriptors", p.shares_files),
+                ("signal handlers", p.shares_handlers),
+                ("memory", p.shares_memory),
+            ];
+            for (what, with) in all {
                 if let Some(with) = with {
                     writeln!(f, "shares       PID {} has its {what} together with PID {with}", p.pid)?;
                 }

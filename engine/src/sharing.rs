@@ -1,17 +1,24 @@
 //! What processes share that are no threads of each other, and how they come to it again. Sharing begins at a birth (clone(2)) and at no other time, and who bears
 //! whom in a restore is settled by parents and sessions (restore/family.rs). So those between two that share are born with it, too, and leave it (unshare(2)) when
-//! all are born. What would have to be in two hands at once cannot be made: that is refused, at the checkpoint already.
+//! all are born. What would have to be in two hands at once cannot be made: that is refused, at the checkpoint already. Nobody can leave shared memory or signal
+//! handlers, so there all between two that share have to share, too.
 use crate::Reason;
 use std::collections::BTreeMap;
 
 /// What can be shared, in the order of [`Groups`].
-pub(crate) const KINDS: [(i32, &str); 2] = [
+pub(crate) const KINDS: [(i32, &str); 4] = [
     (libc::CLONE_FS, "its working directory and umask (CLONE_FS)"),
     (libc::CLONE_FILES, "its descriptors (CLONE_FILES)"),
+    (libc::CLONE_SIGHAND, "its signal handlers (CLONE_SIGHAND)"),
+    (libc::CLONE_VM, "its memory (CLONE_VM)"),
 ];
 /// Where those are.
 pub(crate) const FS: usize = 0;
 pub(crate) const FILES: usize = 1;
+pub(crate) const SIGHAND: usize = 2;
+pub(crate) const VM: usize = 3;
+/// What unshare(2) can end.
+const LEFT: i32 = libc::CLONE_FS | libc::CLONE_FILES;
 
 /// Of each kind and process, the first process with which it shares; itself, if it shares with none that comes before it.
 pub(crate) type Groups = [Vec<usize>; KINDS.len()];
@@ -52,7 +59,9 @@ impl Parted {
     pub fn reason(&self, name: impl Fn(usize) -> String) -> Reason {
         let Parted { of, with, what } = self;
         let why = format!("it shares {what} with {}, and cannot be born to that again: none of them is the other's child, and what is between them has ended or shares with others", name(*with));
-        Reason::new(name(*of), why, "let it have its own (unshare(2)), or checkpoint when one of them has ended")
+        let left = KINDS.iter().any(|(flag, words)| words == what && flag & LEFT != 0);
+        let remedy = if left { "let it have its own (unshare(2)), or checkpoint" } else { "checkpoint" };
+        Reason::new(name(*of), why, format!("{remedy} when one of them has ended"))
     }
 }
 
@@ -97,7 +106,8 @@ pub(crate) fn plan(all: &[Kin], groups: &Groups) -> Result<Births, Vec<Parted>> 
             let common = lines[0].iter().copied().find(|x| lines.iter().all(|l| l.contains(x)));
             let paths = lines.iter().map(|l| l.split(|x| Some(*x) == common).next().unwrap_or_default());
             let between: Vec<usize> = paths.flatten().copied().chain(common).collect();
-            if common.is_none() || between.iter().any(|x| holds.get(x).is_some_and(|g| g != group)) {
+            let fits = |x: &usize| holds.get(x).map_or(flag & LEFT != 0, |g| g == group);
+            if common.is_none() || !between.iter().all(fits) {
                 apart.push(Parted { of: members[1], with: *group, what });
                 continue;
             }
@@ -128,7 +138,8 @@ mod tests {
 
     /// Who is born with it, and who leaves it, by index.
     fn born(all: &[(i32, i32, i32)], first: &[usize]) -> Result<(Vec<usize>, Vec<usize>), (usize, usize)> {
-        let groups = std::array::from_fn(|_| first.to_vec());
+        let own: Vec<usize> = (0..first.len()).collect();
+        let groups = std::array::from_fn(|kind| if kind <= FILES { first.to_vec() } else { own.clone() });
         let set = |v: &[i32]| v.iter().enumerate().filter(|(_, f)| **f != 0).map(|(i, _)| i).collect();
         plan(&family(all), &groups).map(|b| (set(&b.with), set(&b.until))).map_err(|a| (a[0].of, a[0].with))
     }
@@ -156,6 +167,24 @@ mod tests {
         assert_eq!(born(&[(10, 0, 1), (11, 10, 1), (12, 11, 1), (13, 11, 1)], &[0, 1, 0, 1]), Err((2, 0)));
         // the leader of their session has ended: each has a founder above it
         assert_eq!(born(&[(10, 0, 1), (20, 0, 7), (21, 0, 7)], &[0, 1, 1]), Err((2, 1)));
+    }
+
+    #[test]
+    fn nobody_between_can_leave_memory() {
+        let born = |all: &[(i32, i32, i32)], first: &[usize]| {
+            let own: Vec<usize> = (0..first.len()).collect();
+            let groups = std::array::from_fn(|kind| if kind == VM { first.to_vec() } else { own.clone() });
+            let set = |v: &[i32]| v.iter().enumerate().filter(|(_, f)| **f != 0).map(|(i, _)| i).collect::<Vec<_>>();
+            plan(&family(all), &groups).map(|b| (set(&b.with), set(&b.until))).map_err(|a| (a[0].of, a[0].with))
+        };
+        let all = [(10, 0, 1), (11, 10, 1), (12, 11, 1), (13, 10, 1)];
+        assert_eq!(born(&all, &[0, 0, 0, 0]), Ok((vec![1, 2, 3], vec![])));
+        assert_eq!(born(&all, &[0, 1, 1, 3]), Ok((vec![2], vec![])));
+        // the one between has its own; siblings whose parent has
+        assert_eq!(born(&all, &[0, 1, 0, 3]), Err((2, 0)));
+        assert_eq!(born(&all, &[0, 1, 2, 1]), Err((3, 1)));
+        // its parent has ended: by a helper that has the program's
+        assert_eq!(born(&[(10, 0, 1), (20, 0, 1)], &[0, 0]), Ok((vec![1], vec![])));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What only a restore needs: threads and processes with chosen IDs, and the init of a private PID namespace.
-use crate::arch::{clone3_thread, fill, syscall6, vfork_call};
+use crate::arch::{clone3_process, clone3_thread, fill, syscall6, vfork_call};
 use crate::serve::{answer, answer_error, slot, sys3};
 use core::mem::size_of;
 use wire::*;
@@ -16,6 +16,7 @@ const THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000;
 /// `struct clone_args` of 88 bytes (linux/sched.h), as words.
 const CLONE_ARGS: usize = 11;
 const CLONE_FILES: u64 = 0x400;
+const CLONE_VM: u64 = 0x100;
 
 /// Starts threads that park in their slots.
 ///
@@ -66,7 +67,8 @@ pub unsafe fn start(p: *mut Params, h: &FrameHeader) -> bool {
 /// # Safety
 /// `p` is the host's [`Params`], the request buffer holds `h.len` bytes.
 pub unsafe fn spawn(p: *mut Params, h: &FrameHeader) -> bool {
-    // SAFETY: the child has its own copy of the memory and goes on in the serve loop with the other socket.
+    // SAFETY: the child has its own copy of the memory and goes on in the serve loop with the other socket; or it has this memory and serves on a stack and with
+    // params of its own, which the host has prepared.
     unsafe {
         if (h.len as usize) < size_of::<SpawnRequest>() {
             return answer_error(p, h, EINVAL);
@@ -81,6 +83,13 @@ pub unsafe fn spawn(p: *mut Params, h: &FrameHeader) -> bool {
         if pid != 0 {
             a.add(8).write_volatile(&raw const pid as u64);
             a.add(9).write_volatile(1);
+        }
+        if q.shares as u64 & CLONE_VM != 0 {
+            // any split that ends at the top
+            a.add(5).write_volatile(q.stack - 1024);
+            a.add(6).write_volatile(1024);
+            let r = clone3_process(a, (CLONE_ARGS * 8) as u64, q.entry, q.params);
+            return answer(p, h, OP_SPAWN, &raw const r as u64, 8);
         }
         let r = sys3(435, a as u64, (CLONE_ARGS * 8) as u64, 0);
         if r == 0 {

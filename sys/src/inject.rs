@@ -1,5 +1,5 @@
 //! The mapping that carries the blob: where everything in it lies, and its first content.
-use wire::{Params, Slot, VISIT, WIRE_VERSION};
+use wire::{Params, Slot, HOMES, HOMES_APART, VISIT, WIRE_VERSION};
 pub use wire::{BUFFER, HOME, REQUEST};
 
 /// Name of the mapping, shown in maps as `[anon:dormouse]`.
@@ -9,6 +9,16 @@ const MAIN_STACK: u64 = 16 << 10;
 /// Bytes of stack of a parked thread.
 const THREAD_STACK: u64 = 1 << 10;
 const PAGE: u64 = 4096;
+
+/// Where mappings of ours go in a target: in one whose memory others have, too, there may be several.
+pub fn homes() -> impl Iterator<Item = u64> {
+    (0..HOMES).map(|nth| HOME + nth * HOMES_APART)
+}
+
+/// Whether an address lies where mappings of ours may be.
+pub fn is_home(addr: u64) -> bool {
+    (HOME..HOME + HOMES * HOMES_APART).contains(&addr)
+}
 
 /// Where the parts of the mapping lie.
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
@@ -154,6 +164,13 @@ impl Layout {
         b.extend_from_slice(&p.reserved.to_le_bytes());
         debug_assert_eq!(b.len(), size_of::<Params>());
         b
+    }
+
+    /// What lies in it at first, of one that serves on socket `sock`: addresses and bytes. The code is the only part that is not written to.
+    pub fn content(&self, sock: i32) -> [(u64, Vec<u8>); 3] {
+        let slots = (0..self.slots).flat_map(|i| self.slot_bytes(i, wire::SLOT_IDLE, 0, 0, 0, false)).collect();
+        let params = self.params_bytes(&[], sock, false, 0);
+        [(self.base, payload::BLOB.to_vec()), (self.params(), params), (self.slot(0), slots)]
     }
 
     /// A slot's bytes: `calls` and `results` as addresses, its state, and whether it leaves through a frame.

@@ -77,28 +77,57 @@ pub fn shares(first: Pid, second: Pid, resource: Resource) -> io::Result<bool> {
     Ok(compare(first, second, resource)?.is_eq())
 }
 
-/// Of each task the index of the first of them with which it shares the resource: its own, if that is none. It takes n log n calls.
-pub fn firsts(tasks: &[Pid], resource: Resource) -> io::Result<Vec<usize>> {
-    // one of each class, in the kernel's order
-    let mut classes: Vec<usize> = Vec::new();
-    let mut firsts = Vec::with_capacity(tasks.len());
-    for (i, task) in tasks.iter().enumerate() {
-        let (mut low, mut high) = (0, classes.len());
-        let mut first = i;
-        while low < high && first == i {
+/// Tasks in the kernel's order of an object that they have.
+pub struct Sorted {
+    /// One of each class, by PID and index.
+    classes: Vec<(Pid, usize)>,
+    resource: Resource,
+}
+
+impl Sorted {
+    /// Sorts them: of those that share it there is the first. It takes n log n calls.
+    pub fn new(tasks: &[Pid], resource: Resource) -> io::Result<Sorted> {
+        let mut sorted = Sorted { classes: Vec::new(), resource };
+        for (i, task) in tasks.iter().enumerate() {
+            if let Err(at) = sorted.search(*task)? {
+                sorted.classes.insert(at, (*task, i));
+            }
+        }
+        Ok(sorted)
+    }
+
+    /// The index of the first of them with which this one shares it, if there is one.
+    pub fn find(&self, task: Pid) -> io::Result<Option<usize>> {
+        Ok(self.search(task)?.ok().map(|at| self.classes[at].1))
+    }
+
+    fn search(&self, task: Pid) -> io::Result<Result<usize, usize>> {
+        let (mut low, mut high) = (0, self.classes.len());
+        while low < high {
             let middle = low.midpoint(high);
-            match compare(*task, tasks[classes[middle]], resource)? {
-                Ordering::Equal => first = classes[middle],
+            match compare(task, self.classes[middle].0, self.resource)? {
+                Ordering::Equal => return Ok(Ok(middle)),
                 Ordering::Less => high = middle,
                 Ordering::Greater => low = middle + 1,
             }
         }
-        if first == i {
-            classes.insert(low, i);
-        }
-        firsts.push(first);
+        Ok(Err(low))
     }
-    Ok(firsts)
+}
+
+/// Of each task the index of the first of them with which it shares the resource: its own, if that is none. It takes n log n calls.
+pub fn firsts(tasks: &[Pid], resource: Resource) -> io::Result<Vec<usize>> {
+    let mut sorted = Sorted { classes: Vec::new(), resource };
+    let mut add = |(i, task): (usize, &Pid)| {
+        Ok(match sorted.search(*task)? {
+            Ok(at) => sorted.classes[at].1,
+            Err(at) => {
+                sorted.classes.insert(at, (*task, i));
+                i
+            }
+        })
+    };
+    tasks.iter().enumerate().map(&mut add).collect()
 }
 
 /// Orders two descriptors, each (PID, number), by their open file: Equal if they are dups.

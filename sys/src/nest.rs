@@ -99,11 +99,7 @@ fn map<'a>(l: &'a Layout, sock: i32) -> Result<Copy<'a>> {
         // SAFETY: the layout keeps all its parts inside the mapping, which is writable and which nobody else uses.
         unsafe { std::ptr::copy_nonoverlapping(b.as_ptr(), addr as *mut u8, b.len()) };
     };
-    put(l.base, payload::BLOB);
-    put(l.params(), &l.params_bytes(&[], sock, false, 0));
-    for i in 0..l.slots {
-        put(l.slot(i), &l.slot_bytes(i, wire::SLOT_IDLE, 0, 0, 0, false));
-    }
+    l.content(sock).iter().for_each(|(at, bytes)| put(*at, bytes));
     // SAFETY: the code part of the same mapping.
     if unsafe { libc::mprotect(l.base as *mut libc::c_void, l.code as usize, libc::PROT_READ | libc::PROT_EXEC) } < 0 {
         return Err(call("mprotect of the blob", io::Error::last_os_error()));

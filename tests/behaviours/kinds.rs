@@ -115,7 +115,7 @@ fn shared_apart(bed: &mut Bed, agent: bool) -> Result<()> {
 fn sharers_by_attach(bed: &mut Bed) -> Result<()> {
     let start = Start::program("tree_shares").args(["--what", "files"]).door(Door::Launched);
     let mut target = start.agent().ready(bed)?;
-    let why = "another process has its descriptors, too (CLONE_FILES)";
+    let why = "another process has its descriptors or memory, too (CLONE_FILES, CLONE_VM)";
     bed.ctl(&target.checkpoint_args(&[]))?.refused(3, &["cannot checkpoint", why, "leave out --door agent"])?;
     unharmed::family(target.pid)?;
     target.agent = false;

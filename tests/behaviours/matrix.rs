@@ -179,6 +179,7 @@ const NOT_FRESH: &[(&str, &str)] = &[
     ("tree_sem", "its processes know each other by their PIDs"),
     ("tree_shares", "its processes know each other by their PIDs"),
     ("tree_shm", "its processes know each other by their PIDs"),
+    ("tree_vm", "its processes know each other by their PIDs"),
     ("tree_unnamed", "its processes know each other by their PIDs"),
     ("userns.tree", "its processes know each other by their PIDs"),
     ("userns.parent", "its processes know each other by their PIDs"),

@@ -133,11 +133,13 @@ r, w = os.pipe()
 child = os.fork()
 if child == 0:
     if os.fork() == 0:
+        os.write(w, b'!')
         wait('gate')
         os.write(w, b'grandchild %d' % os.getpid())
         os._exit(4)
     _, status = os.wait()
     os._exit(status >> 8)
+assert os.read(r, 1) == b'!'
 tell('acted', str(child))
 wait('gate')
 _, status = os.waitpid(child, 0)
@@ -264,7 +266,7 @@ fn door_agent_only(bed: &mut Bed) -> Result<()> {
     end_session(bed, "job")
 }
 
-/// A child that shares its parent's memory is refused by name, and both run on.
+/// A child that shares its parent's memory, from a program that was not made for that: both are kept by ptrace, and run on.
 fn shares_its_memory(bed: &mut Bed) -> Result<()> {
     let dir = bed.folder()?;
     let script = "
@@ -283,12 +285,15 @@ os.waitpid(child, 0)
     there(dir.join("pid"))?;
     let child = fs::read_to_string(dir.join("pid"))?;
     let pid = parent.id().to_string();
-    let words =
-        ["cannot checkpoint", &format!("process {child}"), "it shares its memory (CLONE_VM, or it is in vfork)"];
     for door in ["attach", "auto"] {
-        bed.ctl(&["checkpoint", "--pid", &pid, "--name", "x", "--door", door])?.refused(3, &words)?;
+        let made = bed.ctl_json(&["checkpoint", "--pid", &pid, "--name", "x", "--door", door])?;
+        ensure!(made["processes"] == 2 && made["door"] == "attach", "a checkpoint of {made}");
         unharmed::family(parent.id() as i32)?;
     }
+    let said = bed.ctl_json(&["inspect", "x"])?;
+    ensure!(said["processes"][1]["shares_memory"] == said["pid"], "{said}");
+    let words = ["cannot checkpoint", "it shares its memory (CLONE_VM) with PID ", "which is not captured with it"];
+    bed.ctl(&["checkpoint", "--pid", &child, "--name", "y"])?.refused(3, &words)?;
     fs::write(dir.join("gate"), "")?;
     let status = run::end(&mut parent, "python", LIMIT)?;
     bed.let_go(&parent);
@@ -354,8 +359,7 @@ while not os.path.exists('last'): time.sleep(0.002)
     let children = format!("/proc/{pid}/task/{pid}/children");
     run::until("the one in vfork", LIMIT, || Ok(!fs::read_to_string(&children)?.is_empty()))?;
     let child = fs::read_to_string(&children)?.trim().to_owned();
-    let words =
-        ["cannot checkpoint", &format!("process {child}"), "it shares its memory (CLONE_VM, or it is in vfork)"];
+    let words = ["cannot checkpoint", &format!("process {child}"), "it is in vfork(2) (CLONE_VFORK)"];
     for door in ["attach", "agent", "auto"] {
         bed.ctl(&["checkpoint", "job", "--door", door])?.refused(3, &words)?;
     }

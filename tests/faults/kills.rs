@@ -31,8 +31,8 @@ const KILLS: [Kill; 5] = [
 
 /// A call that any stop interrupts (where the tracer dies, one that the kernel takes up again by itself: what the other returns
 /// between the stop and its repair is EINTR, and nobody is left to change that); registers and FPU held by threads that spin and sleep; threads asleep in futexes; a
-/// subreaper; a tree of processes, and one whose processes share their descriptors; signals that only a call's own mask blocks; those whose main stack is full, while they stand on another or on this one, and one that stands on none. The second takes all processors, so `make test` tries every fifth point of it.
-const TARGETS: [(&str, &[&str], u32); 10] = [
+/// subreaper; a tree of processes, and two whose processes share their descriptors, or memory; signals that only a call's own mask blocks; those whose main stack is full, while they stand on another or on this one, and one that stands on none. The second takes all processors, so `make test` tries every fifth point of it.
+const TARGETS: [(&str, &[&str], u32); 11] = [
     ("blocked", &["--call", "epoll_wait"], 1),
     ("cpu_regs", &[], 5),
     ("thr_sync", &[], 5),
@@ -43,6 +43,7 @@ const TARGETS: [(&str, &[&str], u32); 10] = [
     ("stack_none", &[], 3),
     ("tree", &["--what", "family"], 11),
     ("tree_shares", &["--what", "files"], 7),
+    ("tree_vm", &[], 7),
 ];
 
 /// By the agent there is no tracer: `agent` is each signal that calls a thread in, and each thread that comes.

@@ -90,6 +90,7 @@ impl Variant {
             && !matches!(self.name.as_str(), "tree.stopped" | "tree.busy")
             // nor are those called that have another's descriptors
             && !matches!(self.name.as_str(), "tree_shares.files" | "tree_shares.both" | "tree_shares.mixed")
+            && self.program != "tree_vm"
             && matches!(self.door, None | Some(Door::Launched | Door::Terminal))
     }
 
@@ -166,6 +167,11 @@ pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
                 for what in ["fs", "files", "both", "mixed"] {
                     all.push(Variant::of(&name).with(&["--what", what]));
                 }
+            }
+            "tree_vm" => {
+                all.push(Variant::of(&name));
+                // only a session's are known to belong to it
+                all.push(Variant::of(&name).with(&["--orphan"]).door(Door::Launched));
             }
             "userns" => {
                 for what in ["root", "same", "none", "threads", "tree", "parent", "ranges"] {

@@ -21,7 +21,7 @@ pub mod api;
 pub mod interrupted;
 
 /// Version of everything in this file. A peer of another version is not talked to.
-pub const WIRE_VERSION: u16 = 7;
+pub const WIRE_VERSION: u16 = 8;
 
 /// A recorder's abstract name for a key, behind the family and the NUL: "dormouse-" and sixteen letters, 'a' to 'p', of the key's half bytes, the
 /// lowest first.
@@ -226,8 +226,14 @@ pub struct SpawnRequest {
     pub sock: i32,
     /// Exit signal of the child, normally SIGCHLD.
     pub exit_signal: i32,
-    /// What it shares with the caller (`CLONE_` flags of clone(2), without CLONE_VM).
+    /// What it shares with the caller (`CLONE_` flags of clone(2)).
     pub shares: u32,
+    /// With CLONE_VM: the [`Params`] with which the child serves, in a region of its own, whose socket is in there; else 0.
+    pub params: u64,
+    /// With CLONE_VM: top of the child's stack.
+    pub stack: u64,
+    /// With CLONE_VM: where it begins, the serving entry of its own copy of the blob.
+    pub entry: u64,
 }
 
 /// Arguments of [`OP_ASIDE`].
@@ -369,6 +375,10 @@ pub const SUBREAPER_ASIDE: u32 = 2;
 /// Where the mapping of a checkpoint goes in a target: "DORM" in hex, far from where kernels and programs put anything, so that what an
 /// emergency exit left there is recognised, whether or not the kernel keeps names of anonymous mappings.
 pub const HOME: u64 = 0x444f_524d_0000;
+/// Where several processes have the same memory (CLONE_VM), each has such a mapping: their places are so many bytes apart.
+pub const HOMES_APART: u64 = 256 << 20;
+/// Most processes with the same memory.
+pub const HOMES: u64 = 64;
 /// Name of that mapping (PR_SET_VMA_ANON_NAME), shown in maps as `[anon:dormouse]`.
 pub const MAPPING_NAME: &[u8] = b"dormouse\0";
 /// Bytes for a frame's payload and the results.

@@ -210,6 +210,8 @@ impl Way {
             Way::Attach { tracer, plan, frozen } => {
                 let stopped = stop(tracer, s)?;
                 if apart {
+                    // nobody is to go in before it is known where all its threads stand
+                    tracer.wait_read()?;
                     *frozen = Some(stopped);
                     return Ok(None);
                 }
@@ -219,10 +221,17 @@ impl Way {
         }
     }
 
-    /// Goes in where all threads have been stopped.
-    pub fn enter(&mut self, s: &mut Survey, l: &Listener) -> Step<Inside> {
+    /// Goes in where all threads have been stopped, and those of all with whom it shares. `nth`: how many with the same memory have been entered.
+    pub fn enter(&mut self, s: &mut Survey, l: &Listener, nth: u64) -> Step<Inside> {
+        if nth >= wire::HOMES {
+            let why = format!("more than {} processes have the same memory (CLONE_VM)", wire::HOMES);
+            let r = Reason::new(s.describe(), why, "checkpoint it when some of them have ended");
+            return Err(Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons: vec![r] }.into());
+        }
         match self {
-            Way::Attach { tracer, plan, frozen: Some(stopped) } => go_in(tracer, plan.take(), stopped, s, l),
+            Way::Attach { tracer, plan, frozen: Some(stopped) } => {
+                go_in(tracer, plan.take().map(|p| p.after(nth)), stopped, s, l)
+            }
             _ => Err(nothing_frozen().into()),
         }
     }
@@ -267,7 +276,7 @@ impl Way {
         }
     }
 
-    /// Takes everything of ours out of a descriptor table that others have, too, before any of them runs again; [`Way::release`] has to follow.
+    /// Takes everything of ours out of a descriptor table or memory that others have, too, before any of them runs again; [`Way::release`] has to follow.
     pub fn leave(&mut self) -> Step<()> {
         match self {
             Way::Attach { tracer, .. } => Ok(tracer.leave()?),

@@ -40,8 +40,8 @@ impl Run<'_> {
     /// All that belong to it, against none of which there is a certain reason, and the ways in.
     pub(super) fn gather(&mut self, others: &mut Others) -> Step<(Vec<Survey>, Vec<Entry>)> {
         let (mut surveys, mut entries) = self.find()?;
-        if let Some(root) = surveys.first_mut() {
-            root.reasons.extend(shares::with_its_parent(root));
+        for (i, r) in shares::with_others(&surveys) {
+            surveys[i].reasons.push(r);
         }
         self.together(&mut surveys, &mut entries, others)?;
         for _ in 0..LOOKS {
@@ -147,7 +147,7 @@ impl Run<'_> {
     /// An error about one that cannot be stopped or kept as it is.
     fn unfit(&mut self, surveys: &[Survey], entries: &mut [Entry]) -> Result<()> {
         self.prepare(surveys, entries)?;
-        if let Some((pid, e)) = tree::with_memory_of_another(surveys) {
+        if let Some((pid, e)) = tree::in_vfork(surveys) {
             self.at = pid;
             return Err(e);
         }
@@ -175,7 +175,7 @@ impl Run<'_> {
     /// Whether the agent's door turns out to be shut.
     fn shut(&mut self, surveys: &[Survey]) -> Step<()> {
         let pids: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
-        let tables = shares::seen_with_table_of_another(&pids);
+        let tables = shares::seen_together(&pids);
         for s in surveys {
             let shared = || (s.door == Door::Agent && tables.contains(&s.pid)).then_some(Absent::Shares);
             if let Some(why) = s.shut_to_agent().or_else(shared) {
@@ -201,17 +201,7 @@ impl Run<'_> {
             let found = self.living(surveys)?;
             let newcomers: Vec<i32> = found.iter().map(|f| f.pid).filter(|p| !inside.contains_key(p)).collect();
             if newcomers.is_empty() {
-                let mut all = Vec::with_capacity(surveys.len());
-                for (s, e) in surveys.iter_mut().zip(entries) {
-                    self.at = s.pid;
-                    all.push(match inside.remove(&s.pid).flatten() {
-                        Some(inside) => inside,
-                        // now that nobody runs who has the same descriptors
-                        None => e.way.enter(s, &e.listener)?,
-                    });
-                }
-                self.at = self.root;
-                return Ok((all, found));
+                return Ok((self.enter_all(surveys, entries, inside)?, found));
             }
             let before = surveys.len();
             for pid in newcomers {
@@ -234,6 +224,32 @@ impl Run<'_> {
         Err(Error::new(Kind::Refused, &self.attempted, what, why, remedy).into())
     }
 
+    /// All stand still: goes in where that has not been done, as others have the same descriptors or memory.
+    fn enter_all(
+        &mut self,
+        surveys: &mut [Survey],
+        entries: &mut [Entry],
+        mut inside: BTreeMap<i32, Option<Inside>>,
+    ) -> Step<Vec<Inside>> {
+        let memories = tree::memories(surveys).unwrap_or_else(|| (0..surveys.len()).collect());
+        let mut entered = vec![0; surveys.len()];
+        let is_in = |s: &Survey| inside.get(&s.pid).is_some_and(Option::is_some);
+        surveys.iter().zip(&memories).filter(|(s, _)| is_in(s)).for_each(|(_, of)| entered[*of] += 1);
+        let mut all = Vec::with_capacity(surveys.len());
+        for ((s, e), of) in surveys.iter_mut().zip(entries).zip(&memories) {
+            self.at = s.pid;
+            all.push(match inside.remove(&s.pid).flatten() {
+                Some(inside) => inside,
+                None => {
+                    entered[*of] += 1;
+                    e.way.enter(s, &e.listener, entered[*of] - 1)?
+                }
+            });
+        }
+        self.at = self.root;
+        Ok(all)
+    }
+
     /// Stops those whose parents stand still, several at the same time, and the program first of all. A child of one that stands still has not its memory:
     /// for a child in vfork its parent would have been waited for.
     fn stop_some(
@@ -253,7 +269,7 @@ impl Run<'_> {
             true => s.pid == root,
             false => stopped.contains(&s.pid) || Some(s.pid) == first,
         };
-        let tables = shares::with_table_of_another(&surveys.iter().map(|s| s.pid).collect::<Vec<_>>());
+        let tables = shares::together(&surveys.iter().map(|s| s.pid).collect::<Vec<_>>());
         let some: Vec<(&mut Survey, &mut Entry)> =
             surveys.iter_mut().zip(entries.iter_mut()).filter(|(s, _)| stops(s)).collect();
         let pids: Vec<i32> = some.iter().map(|(s, _)| s.pid).collect();
@@ -298,7 +314,7 @@ impl Run<'_> {
         if let Some(why) = s.shut_to_agent() {
             return Err(why.into());
         }
-        let fit = || match tree::with_memory_of_parent(&s) {
+        let fit = || match tree::in_vfork_of_parent(&s) {
             Some(e) => Err(e),
             None => find::refuse(std::slice::from_ref(&s), false),
         };

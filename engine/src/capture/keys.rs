@@ -70,7 +70,7 @@ impl Asked {
 /// Of all that have any.
 pub(super) fn of_all(all: &[Recorder]) -> Vec<Keys> {
     let any = |k: &Keys| k.allocated != 0 || k.execute_only != 0 || !k.on.is_empty();
-    all.iter().map(Recorder::keys).filter(any).collect()
+    all.iter().filter(|r| r.has_own_memory()).map(Recorder::keys).filter(any).collect()
 }
 
 /// A thread that is not to be sent a signal.

@@ -70,7 +70,7 @@ pub(super) struct Seen {
 pub(super) struct Begun {
     pub process: Process,
     told: Vec<Told>,
-    /// Its mappings.
+    /// Its mappings; none: they are an earlier process's.
     pub maps: Vec<Vma>,
 }
 
@@ -172,6 +172,10 @@ pub struct Observer<'a> {
     pub(super) huge: Vec<(u64, u64)>,
     /// Of System V shared memory.
     pub(super) segments: Vec<image::v1::memory::Segment>,
+    /// Its memory is no earlier process's, which has it recorded.
+    pub(super) has_own_memory: bool,
+    /// Mappings of ours that are in it: of all who have the same memory. Addresses of the first byte, and of that after the last.
+    pub(super) ours: Vec<(u64, u64)>,
     /// Mappings with their flags, but for what came after the survey.
     pub(super) smaps: Cow<'a, [Smap]>,
     /// Its memory protection keys.
@@ -189,6 +193,7 @@ impl<'a> Observer<'a> {
         let Inside { channel, entered, sock, visited, opened } = inside;
         let mem = RemoteMem::open(survey.pid)?;
         let block = sys::api::Block::read(&mem, survey.inner_pid());
+        let ours = vec![(entered.layout.base, entered.layout.base + entered.layout.len)];
         Ok(Observer {
             survey,
             channel,
@@ -205,6 +210,8 @@ impl<'a> Observer<'a> {
             hidden: Vec::new(),
             huge: Vec::new(),
             segments: Vec::new(),
+            has_own_memory: true,
+            ours,
             keys: Default::default(),
             smaps: Cow::Borrowed(&survey.smaps),
             reported: survey.reported.clone(),
@@ -296,7 +303,8 @@ impl<'a> Observer<'a> {
             Door::Agent => self.visit()?,
         };
         let (process, told) = self.process(visited)?;
-        let maps = procfs::maps::read(self.survey.pid)?;
+        // the first who has them answers for them
+        let maps = if self.has_own_memory { procfs::maps::read(self.survey.pid)? } else { Vec::new() };
         Ok(Begun { process, told, maps })
     }
 
@@ -408,6 +416,7 @@ impl<'a> Observer<'a> {
         };
         let mut process = Process {
             pid: self.survey.inner_pid(),
+            exit_signal: Some(stat.exit_signal).filter(|s| *s != libc::SIGCHLD && self.common.several),
             pgid: status.ns_pgid.last().copied().unwrap_or(0),
             sid: status.ns_sid.last().copied().unwrap_or(0),
             foreground: stat.tty_nr != 0 && stat.tpgid == stat.pgrp,

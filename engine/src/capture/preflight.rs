@@ -10,7 +10,7 @@ pub(super) fn preflight(pid: i32, external: &crate::Externals, strictly: bool) -
     let mut all = Vec::new();
     let living = tree::living(&[pid]).map_err(|e| explain(e.into(), &attempted, "find", false))?;
     let living: Vec<i32> = living.into_iter().map(|f| f.pid).collect();
-    let tables = shares::seen_with_table_of_another(&living);
+    let tables = shares::seen_together(&living);
     for of in if living.is_empty() { vec![pid] } else { living } {
         let called = !tables.contains(&of) && sys::agent::check(of).is_ok();
         let door = if called { Door::Agent } else { Door::Attach };
@@ -24,8 +24,8 @@ pub(super) fn preflight(pid: i32, external: &crate::Externals, strictly: bool) -
             s => all.push(s?),
         }
     }
-    if let Some(root) = all.first_mut() {
-        root.reasons.extend(shares::with_its_parent(root));
+    for (i, r) in shares::with_others(&all) {
+        all[i].reasons.push(r);
     }
     find::together(&mut all, &mut Others::default())?;
     find::refuse(&all, true)?;

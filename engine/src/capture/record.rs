@@ -76,8 +76,10 @@ pub(super) struct Recorder {
     threads: Vec<Thread>,
     common: Arc<Common>,
     early: Vec<image::PageRun>,
-    /// Not the target's: the blob's mapping and the scratch frame.
+    /// Not the target's: mappings of blobs.
     ours: Vec<(u64, u64)>,
+    /// Its memory is no earlier process's.
+    has_own_memory: bool,
     before: Vec<procfs::smaps::Smap>,
     /// Not worth keeping.
     dropped: Vec<(u64, u64)>,
@@ -116,7 +118,7 @@ impl Recorder {
         let (filters, apart) = filters(obs.survey);
         seen.process.pending = pending;
         seen.process.stopped = snapshot.stopped;
-        let (l, door) = (obs.entered.layout, obs.door());
+        let door = obs.door();
         let dropped = obs.dropped();
         let mut reported = obs.reported;
         let deadline = threads.iter().filter(|t| t.sched.0 == SCHED_DEADLINE).count();
@@ -128,7 +130,8 @@ impl Recorder {
             threads,
             early: obs.early,
             common: obs.common,
-            ours: vec![(l.base, l.base + l.len)],
+            ours: obs.ours,
+            has_own_memory: obs.has_own_memory,
             door,
             filters,
             apart,
@@ -156,6 +159,9 @@ impl Recorder {
     /// Records the memory of `from`: the snapshot child, or the frozen target.
     pub fn memory(&mut self, from: i32, progress: Option<&dyn Fn(Progress)>) -> Step<()> {
         inherited::read(&mut self.seen.process, from)?;
+        if !self.has_own_memory {
+            return Ok(());
+        }
         // each walks all page tables
         let (smaps, policies) = std::thread::scope(|s| {
             let smaps = s.spawn(|| procfs::smaps::read(from));
@@ -241,6 +247,11 @@ impl Recorder {
         pages.sort_by_key(|r| r.addr);
         self.memory.pages = pages;
         Ok(())
+    }
+
+    /// Whether its memory is no earlier process's.
+    pub fn has_own_memory(&self) -> bool {
+        self.has_own_memory
     }
 
     /// Its memory protection keys.
@@ -378,6 +389,9 @@ pub(super) fn publish(
     }
     if !users.is_empty() {
         m.write_section(v1::SECTION_USERS, v1::VERSION, true, &users)?;
+    }
+    if !kinship.memory.is_empty() {
+        m.write_section(v1::SECTION_SHARED_MEMORY, v1::VERSION, true, &kinship.memory)?;
     }
     if !kinship.shares.is_empty() {
         m.write_section(v1::SECTION_SHARES, v1::VERSION, true, &kinship.shares)?;

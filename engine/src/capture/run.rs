@@ -9,12 +9,12 @@ use super::shared::Others;
 use super::shares::Connections;
 use super::tree::{self, Found, Kinship};
 use super::{door, explain, opened, shares, sink, strict, Fault, Phase, Step};
-use crate::sharing::FILES;
+use crate::sharing::{FILES, VM};
 use crate::{objects, spread, After, CaptureOptions, Captured, Error, Progress, Result};
 use image::store::{NewCheckpoint, Store};
 use image::v1::files::Files;
 use image::SessionName;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::channel::Listener;
@@ -156,7 +156,7 @@ impl<'a> Run<'a> {
         };
         self.enter(Phase::Thaw)?;
         drop(ours);
-        for i in &kinship.tables {
+        for i in &kinship.together {
             self.at = all[*i].obs.survey.pid;
             match entries[*i].way.leave() {
                 Err(f) if self.ended_meanwhile(&f) => {}
@@ -278,8 +278,9 @@ impl<'a> Run<'a> {
             }
         }
         self.at = self.root;
-        kinship.tables = shares::sharers(&shared[FILES]).collect();
-        kinship.shares = shares::kept(surveys, &begun, &kinship.parents, &shared)?;
+        let together: BTreeSet<usize> = shares::sharers(&shared[FILES]).chain(shares::sharers(&shared[VM])).collect();
+        kinship.together = together.into_iter().collect();
+        (kinship.shares, kinship.memory) = shares::kept(surveys, &begun, &kinship.parents, &shared)?;
         let members: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
         let asking = listed.iter().flatten().filter_map(objects::decides);
         all[0].survey.refuse_for(asking.collect())?;
@@ -371,7 +372,7 @@ impl<'a> Run<'a> {
         records[0].note_frozen(frozen.elapsed());
         self.enter(Phase::Publish)?;
         self.at = self.root;
-        let tables = kinship.tables.clone();
+        let together = kinship.together.clone();
         // until they are let go: when the conversation ends, the blob lets everyone run
         let talks: Vec<_> = records.iter_mut().map(|r| r.talk.take()).collect();
         let mut done = match record::publish(records, (files, kinship), incoming, self.o, began) {
@@ -390,7 +391,7 @@ impl<'a> Run<'a> {
         done.pause = Duration::ZERO;
         let mut wrong = None;
         drop(ours);
-        for i in tables.into_iter().filter(|_| after != tracer::After::Kill) {
+        for i in together.into_iter().filter(|_| after != tracer::After::Kill) {
             if let Err(f) = entries[i].way.leave() {
                 wrong.get_or_insert((pids[i], f));
             }

@@ -1,10 +1,9 @@
 //! What processes share that are no threads of each other (clone(2)): asked of the kernel (kcmp) when all of them stand still.
 use super::observe::{Begun, Observer};
-use super::tree::{sharing, VM};
 use super::{Step, Survey};
-use crate::sharing::{Groups, Kin, FILES, FS, KINDS};
-use crate::Reason;
-use image::v1::shares::Shares;
+use crate::sharing::{Groups, Kin, FILES, FS, KINDS, SIGHAND, VM};
+use crate::{Door, Reason};
+use image::v1::shares::{Memory, Shares};
 use std::collections::BTreeSet;
 use sys::channel::{Channel, Watch};
 use sys::kcmp::Resource;
@@ -15,23 +14,36 @@ use sys::program::Program;
 const AT_ONCE: usize = 2048;
 
 /// What may be shared, in the order of [`KINDS`].
-const KEPT: [Resource; KINDS.len()] = [Resource::Fs, Resource::Files];
+const KEPT: [Resource; KINDS.len()] = [Resource::Fs, Resource::Files, Resource::Sighand, Resource::Vm];
 
-/// The first with which each shares; refuses what may not be shared.
+/// The first with which each shares. Refuses memory that several have and their agents have been called in, who would have to be in the same place at once: where
+/// it cannot be seen from outside.
 pub(super) fn find(all: &mut [Observer<'_>]) -> Step<Groups> {
     let mut groups = Groups::default();
     if all.len() < 2 {
         groups.iter_mut().for_each(|of| of.push(0));
         return Ok(groups);
     }
-    if let Some((i, first)) = firsts(all, Resource::Vm)?.into_iter().enumerate().find(|(i, first)| first != i) {
-        let with = all[first].survey.pid;
-        all[i].survey.refuse_for(vec![sharing(all[i].survey, VM, with)])?;
-    }
     for (of, what) in groups.iter_mut().zip(KEPT) {
         *of = firsts(all, what)?;
     }
+    for i in sharers(&groups[VM]).filter(|i| all[*i].door() == Door::Agent) {
+        let why = "another process has its memory, too (CLONE_VM), which could not be seen from outside before their agents were called";
+        let r = Reason::new(all[i].survey.describe(), why, "use --door attach, which asks the kernel (kcmp)");
+        all[i].survey.refuse_for(vec![r])?;
+    }
+    beside(all, &groups[VM]);
     Ok(groups)
+}
+
+/// Those who have an earlier one's memory are not asked for it; and of our mappings in memory that several have, each is known to who has it recorded.
+fn beside(all: &mut [Observer<'_>], memories: &[usize]) {
+    let ours: Vec<(u64, u64)> = all.iter().map(|o| (o.entered.layout.base, o.entered.layout.len)).collect();
+    for (i, first) in memories.iter().enumerate().filter(|(i, first)| i != *first) {
+        let (base, len) = ours[i];
+        all[*first].ours.push((base, base + len));
+        all[i].has_own_memory = false;
+    }
 }
 
 /// The first with which each shares.
@@ -43,31 +55,54 @@ fn firsts(all: &mut [Observer<'_>], what: Resource) -> Step<Vec<usize>> {
     }
 }
 
-/// Those who have the descriptor table of another of them, as far as that can be seen from outside; all of them, where that cannot be seen of one.
-pub(super) fn with_table_of_another(pids: &[i32]) -> BTreeSet<i32> {
+/// Those who have the descriptor table or memory of another of them, as far as that can be seen from outside; all of them, where that cannot be seen of one.
+pub(super) fn together(pids: &[i32]) -> BTreeSet<i32> {
     seen(pids).unwrap_or_else(|| pids.iter().copied().collect())
 }
 
-/// The same, and none where it cannot be seen. Their agents are not called: one would connect, and close its connection, while another may run and fork with it.
-pub(super) fn seen_with_table_of_another(pids: &[i32]) -> BTreeSet<i32> {
+/// The same, and none where it cannot be seen. Their agents are not called: one would connect, and close its connection, while another may run and fork with it; and
+/// of one memory there is one agent.
+pub(super) fn seen_together(pids: &[i32]) -> BTreeSet<i32> {
     seen(pids).unwrap_or_default()
 }
 
 fn seen(pids: &[i32]) -> Option<BTreeSet<i32>> {
-    let firsts = sys::kcmp::firsts(pids, Resource::Files).ok()?;
-    Some(sharers(&firsts).map(|i| pids[i]).collect())
+    let tables = sys::kcmp::firsts(pids, Resource::Files).ok()?;
+    let memories = sys::kcmp::firsts(pids, Resource::Vm).ok()?;
+    let mut all: BTreeSet<i32> = sharers(&tables).map(|i| pids[i]).collect();
+    if sharers(&memories).next().is_some() {
+        // one in vfork has it for a moment only, and is waited for
+        let lasting = |i: &usize| !super::tree::is_in_vfork(pids[*i]);
+        let (lasting, memories): (Vec<i32>, Vec<usize>) =
+            (0..pids.len()).filter(lasting).map(|i| (pids[i], memories[i])).unzip();
+        all.extend(sharers(&memories).map(|i| lasting[i]));
+    }
+    Some(all)
 }
 
-/// What the program shares with its parent, which is not captured with it: a restored one would share it with nobody. Where the kernel does not tell, nothing is known.
-pub(super) fn with_its_parent(s: &Survey) -> Vec<Reason> {
-    let parent = s.stat.ppid;
-    let with = |what: &&Resource| parent > 0 && sys::kcmp::shares(s.pid, parent, **what).is_ok_and(|same| same);
-    let reason = |what: &Resource| {
-        let what = if *what == Resource::Fs { KINDS[FS].1 } else { KINDS[FILES].1 };
-        let why = format!("it shares {what} with PID {parent}, which is not captured with it");
-        Reason::new(format!("PID {}", s.pid), why, "checkpoint that process, or let it unshare(2)")
-    };
-    KEPT.iter().filter(with).map(reason).collect()
+/// What these share with processes that are not captured with them: restored, they would share it with nobody. Of those whose kernel or rights do not tell nothing is
+/// known.
+pub(super) fn with_others(all: &[Survey]) -> Vec<(usize, Reason)> {
+    let members: BTreeSet<i32> = all.iter().map(|s| s.pid).collect();
+    let pids: Vec<i32> = all.iter().map(|s| s.pid).collect();
+    let mut found = Vec::new();
+    for (what, (_, words)) in KEPT.into_iter().zip(KINDS) {
+        let Ok(sorted) = sys::kcmp::Sorted::new(&pids, what) else { continue };
+        for other in procfs::pids().unwrap_or_default().into_iter().filter(|p| !members.contains(p)) {
+            let Some(i) = sorted.find(other).ok().flatten().filter(|_| !is_below(other, &members)) else { continue };
+            let why = format!("it shares {words} with PID {other}, which is not captured with it");
+            let remedy = "checkpoint that process, or let it have its own (unshare(2), exec)";
+            found.push((i, Reason::new(all[i].describe(), why, remedy)));
+        }
+    }
+    found
+}
+
+/// Whether a process was born by one of these since they were found: it will be found, too.
+fn is_below(pid: i32, members: &BTreeSet<i32>) -> bool {
+    let parent = |pid: &i32| procfs::stat::read(*pid).ok().map(|s| s.ppid).filter(|p| *p > 0);
+    // as many generations as there are PIDs at the very most
+    std::iter::successors(parent(&pid), parent).take(1 << 22).any(|p| members.contains(&p))
 }
 
 /// Those who share.
@@ -174,7 +209,12 @@ fn inside(all: &mut [Observer<'_>], what: Resource) -> Step<Vec<usize>> {
 }
 
 /// What each shares, in the image's words; refuses what a restore could not make so again. `parents`: in the order of the processes.
-pub(super) fn kept(all: &[Survey], begun: &[Begun], parents: &[i32], groups: &Groups) -> Step<Vec<Shares>> {
+pub(super) fn kept(
+    all: &[Survey],
+    begun: &[Begun],
+    parents: &[i32],
+    groups: &Groups,
+) -> Step<(Vec<Shares>, Vec<Memory>)> {
     let kin = |(b, parent): (&Begun, &i32)| Kin { pid: b.process.pid, parent: *parent, sid: b.process.sid };
     let kin: Vec<Kin> = begun.iter().zip(parents).map(kin).collect();
     if let Err(apart) = crate::sharing::plan(&kin, groups) {
@@ -182,5 +222,7 @@ pub(super) fn kept(all: &[Survey], begun: &[Begun], parents: &[i32], groups: &Gr
     }
     let with = |kind: usize, i: usize| Some(groups[kind][i]).filter(|first| *first != i).map_or(0, |f| kin[f].pid);
     let one = |i: usize| Shares { pid: kin[i].pid, fs: with(FS, i), files: with(FILES, i) };
-    Ok((0..kin.len()).map(one).filter(|s| s.fs != 0 || s.files != 0).collect())
+    let memory = |i: usize| Memory { pid: kin[i].pid, vm: with(VM, i), sighand: with(SIGHAND, i) };
+    let shares = (0..kin.len()).map(one).filter(|s| s.fs != 0 || s.files != 0).collect();
+    Ok((shares, (0..kin.len()).map(memory).filter(|m| m.vm != 0).collect()))
 }

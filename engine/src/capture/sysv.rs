@@ -4,6 +4,7 @@ use super::{Observer, Step};
 use crate::Reason;
 use image::v1::memory::Segment;
 use std::collections::BTreeSet;
+use sys::kcmp::Resource;
 use sys::procfs;
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::procfs::pagemap::{Categories, Pagemap, Query, Region};
@@ -82,7 +83,10 @@ fn is_all(known: u64, there: u64, s: &Segment) -> bool {
 }
 
 /// How often processes are attached to it.
-fn attached(pids: impl Iterator<Item = i32>, s: &Shm) -> u64 {
+fn attached(pids: &[i32], s: &Shm) -> u64 {
+    // of those with the same memory the first
+    let firsts = sys::kcmp::firsts(pids, Resource::Vm).unwrap_or_else(|_| (0..pids.len()).collect());
+    let pids = pids.iter().enumerate().filter(|(i, _)| firsts[*i] == *i).map(|(_, pid)| *pid);
     pids.map(|pid| procfs::maps::read(pid).unwrap_or_default().iter().filter(|v| is_of(v, s)).count() as u64).sum()
 }
 
@@ -94,6 +98,8 @@ pub(super) fn shared_with_others<'a>(
     members: &[i32],
 ) -> Vec<Reason> {
     let own: Vec<&Vma> = maps.into_iter().filter(|v| matches!(v.kind(), VmaKind::SysvShm { .. })).collect();
+    let is_another = |m: &i32| *m != pid && !sys::kcmp::shares(*m, pid, Resource::Vm).is_ok_and(|same| same);
+    let others: Vec<i32> = members.iter().copied().filter(|m| !own.is_empty() && is_another(m)).collect();
     let all = if own.is_empty() { Vec::new() } else { sysvipc::shm().unwrap_or_default() };
     let reason = |v: &&Vma| {
         let what = |why: String, remedy| Reason::new(super::find::describe(v), why, remedy);
@@ -106,8 +112,7 @@ pub(super) fn shared_with_others<'a>(
             "its segment of System V shared memory ({}) is marked to go, and other processes are attached to it, which a restored one could not be",
             s.id
         );
-        let others = || attached(members.iter().copied().filter(|m| *m != pid), s);
-        (s.ends && s.attached > ours && s.attached > ours + others())
+        (s.ends && s.attached > ours && s.attached > ours + attached(&others, s))
             .then(|| what(why, "end those processes (ipcs -mp), or detach it (shmdt)"))
     };
     own.iter().filter_map(reason).collect()

@@ -2,6 +2,7 @@
 use super::observe::Observer;
 use super::{Step, Survey};
 use crate::{Error, Kind, Reason};
+use image::v1::shares::Memory;
 use image::v1::shares::Shares;
 use image::v1::tree::Zombie;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -18,8 +19,10 @@ pub(super) struct Kinship {
     pub zombies: Vec<Zombie>,
     /// What they share beyond open files.
     pub shares: Vec<Shares>,
-    /// Those who have the descriptor table of another, by their indices.
-    pub tables: Vec<usize>,
+    /// Those who have the memory of another.
+    pub memory: Vec<Memory>,
+    /// Those who have the descriptor table or memory of another, by their indices.
+    pub together: Vec<usize>,
 }
 
 /// A process that was found among those that are captured together.
@@ -95,6 +98,7 @@ fn zombie(pid: i32, parent: &Survey) -> Step<Zombie> {
         pgid: last(&status.ns_pgid),
         sid: last(&status.ns_sid),
         status: stat.exit_code,
+        exit_signal: Some(stat.exit_signal).filter(|s| *s != libc::SIGCHLD),
         comm: stat.comm.into(),
     })
 }
@@ -105,39 +109,48 @@ fn unfrozen(pid: i32, stat: &Stat, parent: &Survey) -> Error {
     Error::new(Kind::Refused, parent.attempted.clone(), object, why, remedy)
 }
 
-/// What may not be shared.
-pub(super) const VM: &str = "its memory (CLONE_VM, or it is in vfork)";
-
-/// One that has another's memory, as far as that can be seen from outside: it may be in vfork, and its parent could not be stopped.
-pub(super) fn with_memory_of_another(all: &[Survey]) -> Option<(i32, Error)> {
+/// Of each the first that has the same memory; None where the kernel does not tell.
+pub(super) fn memories(all: &[Survey]) -> Option<Vec<usize>> {
     let pids: Vec<i32> = all.iter().map(|s| s.pid).collect();
-    let Ok(firsts) = sys::kcmp::firsts(&pids, Resource::Vm) else {
-        // one of them may have ended
-        let below = all.iter().filter(|s| pids.contains(&s.stat.ppid));
-        return below.into_iter().find_map(|s| Some((s.pid, with_memory_of_parent(s)?)));
-    };
-    let (i, first) = firsts.into_iter().enumerate().find(|(i, first)| i != first)?;
-    // the child's is the news, whichever was found first
-    let (s, with) = if all[first].stat.ppid == all[i].pid { (first, i) } else { (i, first) };
-    Some((all[s].pid, with_memory(&all[s], all[with].pid)))
+    sys::kcmp::firsts(&pids, Resource::Vm).ok()
 }
 
-/// The same of one whose parent is among them.
-pub(super) fn with_memory_of_parent(s: &Survey) -> Option<Error> {
+/// One in vfork(2): it has the memory of its parent, of which a thread waits for it and cannot be stopped.
+pub(super) fn in_vfork(all: &[Survey]) -> Option<(i32, Error)> {
+    let pids: HashSet<i32> = all.iter().map(|s| s.pid).collect();
+    all.iter().filter(|s| pids.contains(&s.stat.ppid)).find_map(|s| Some((s.pid, in_vfork_of_parent(s)?)))
+}
+
+/// The same of one.
+pub(super) fn in_vfork_of_parent(s: &Survey) -> Option<Error> {
+    if !is_in_vfork(s.pid) {
+        return None;
+    }
     let parent = s.stat.ppid;
-    let shares = sys::kcmp::shares(parent, s.pid, Resource::Vm).is_ok_and(|shares| shares);
-    shares.then(|| with_memory(s, parent))
+    let why = format!("it is in vfork(2) (CLONE_VFORK): its parent, PID {parent}, waits for it, and cannot be stopped");
+    let r = Reason::new(s.describe(), why, "start it by fork, or checkpoint when it has executed a program");
+    Some(Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons: vec![r] })
 }
 
-fn with_memory(s: &Survey, of: i32) -> Error {
-    Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons: vec![sharing(s, VM, of)] }
+/// Whether a process is in vfork(2), as far as that can be seen from outside.
+pub(super) fn is_in_vfork(pid: i32) -> bool {
+    let parent = procfs::stat::read(pid).map_or(0, |s| s.ppid);
+    let shares = || sys::kcmp::shares(parent, pid, Resource::Vm).is_ok_and(|shares| shares);
+    parent > 0 && shares() && waits_in_vfork(parent)
 }
 
-/// It shares something with another, which is not kept.
-pub(super) fn sharing(s: &Survey, words: &str, with: i32) -> Reason {
-    let who = if with == s.stat.ppid { "its parent, " } else { "" };
-    let why = format!("it shares {words} with {who}PID {with}, which is not kept yet");
-    Reason::new(s.describe(), why, "start it by fork, or checkpoint when it has executed a program")
+/// Whether a thread of a process waits for a child in vfork: in the state "disk sleep" (wait_for_vfork_done in kernel/fork.c; only a fatal signal ends it), and in a
+/// call that makes one, as far as that may be seen.
+fn waits_in_vfork(pid: i32) -> bool {
+    const CALLS: [i64; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+    // one that runs again by now is seen as "running"
+    let is_one =
+        |text: &str| text.split(' ').next().and_then(|nr| nr.parse().ok()).is_some_and(|nr| CALLS.contains(&nr));
+    let waits = |tid: &i32| {
+        procfs::stat::read_task(pid, *tid).is_ok_and(|s| s.state == State::DiskSleep)
+            && procfs::task_syscall(pid, *tid, |text| is_one(text)).unwrap_or(true)
+    };
+    procfs::tasks(pid).unwrap_or_default().iter().any(waits)
 }
 
 impl Observer<'_> {

@@ -2,7 +2,7 @@
 //! capabilities that count inside.
 use super::find::Survey;
 use super::{Fault, Step};
-use crate::sharing::{Groups, FS};
+use crate::sharing::{Groups, FS, VM};
 use crate::Reason;
 use image::v1::users::Users;
 use std::collections::BTreeMap;
@@ -131,14 +131,17 @@ pub(super) fn report_others(all: &mut [Survey]) {
     }
 }
 
-/// Refuses one that shares its working directory with another: a process can enter a user namespace only without.
+/// Refuses one that shares its working directory or memory with another: a process can make a user namespace only without (unshare(2)).
 pub(super) fn refuse_shared(all: &[Survey], shared: &Groups) -> Step<()> {
-    let own = super::shares::sharers(&shared[FS]).filter(|i| all[*i].users.is_some());
-    let reason = |i: usize| {
-        let why = "it shares its working directory and umask (CLONE_FS), and is in a user namespace of its own, which is not kept together";
+    let own = |kind: usize| super::shares::sharers(&shared[kind]).filter(|i| all[*i].users.is_some());
+    let reason = |kind: usize, i: usize| {
+        let why = format!(
+            "it shares {}, and is in a user namespace of its own, which is not kept together",
+            crate::sharing::KINDS[kind].1
+        );
         Reason::new(all[i].describe(), why, "let it unshare(2) them, or start it without one of the two")
     };
-    all[0].refuse_for(own.map(reason).collect())
+    all[0].refuse_for([FS, VM].into_iter().flat_map(|kind| own(kind).map(move |i| reason(kind, i))).collect())
 }
 
 /// Refuses threads in one, where a process comes before that is not in it: no restore of that has been tried since descriptors are handed on before anybody enters.

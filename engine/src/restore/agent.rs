@@ -12,7 +12,7 @@ const SA_RESTORER: u64 = 0x0400_0000;
 
 /// Tells it. Signals that are triggers no longer get the program's own actions back.
 pub fn tell(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>) -> Step<()> {
-    let Some(page) = page(p, image) else { return Ok(()) };
+    let Some(page) = page(p, image).filter(|_| !image.shares_memory) else { return Ok(()) };
     let word = |at: usize| page[at..at + 4].try_into().map_or(0, i32::from_le_bytes);
     let mut prog = Program::new();
     for i in 0..TRIGGERS {

@@ -1,8 +1,9 @@
 //! Phase build: the program's process, as a child of ours that serves in the blob, with the init of its namespace, if it gets one; and all other processes,
 //! in the order that family.rs says.
-use super::nursery::{Nursery, Sock, Waiting};
+use super::nursery::{Nursery, Sock};
 use super::pids::Rights;
 use super::puppet::Puppet;
+use super::waiting::Waiting;
 use super::{cannot, vdso, Fault, Image, Phase, Step, Tree};
 use crate::{Pids, RestoreOptions};
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,11 +67,16 @@ pub fn build(
     let layout = Layout::new(slots, 0);
     let staging = tree.all.iter().map(super::place::staging).max().unwrap_or(0);
     let common: u64 = tree.shares().values().sum();
-    let parts = [layout.len + vdso::PARK_LEN, staging, common];
-    let at = free(&occupied(tree)?, SEARCH_FROM, parts.iter().sum())?;
+    // a blob for each that is born to another's memory, and for a helper that is
+    let together = tree.all.iter().filter(|i| i.shares_memory).count() as u64;
+    let blobs = if together == 0 { 0 } else { together + 1 };
+    let parts = [layout.len + vdso::PARK_LEN, staging, common, blobs * layout.len];
+    let len: u64 = parts.iter().sum();
+    let at = free(&occupied(tree)?, SEARCH_FROM, len)?;
     let layout = layout.at(at);
     let shares = Shares::map(at + parts[0] + parts[1], &tree.shares())?;
-    let mut n = Nursery::new(tree, (o, pids), (layout, shares), (socks, stdio, ptys), notes)?;
+    let places = Places { layout, area: (at, at + len), shares, beside: at + len - parts[3] };
+    let mut n = Nursery::new(tree, (o, pids), places, (socks, stdio, ptys), notes)?;
     match pids {
         Pids::Private => n.private()?,
         _ => n.direct()?,
@@ -96,6 +102,18 @@ fn tracers(tree: &Tree<'_>, pids: Pids) -> Step<Vec<Tracer>> {
         all.push(tracer);
     }
     Ok(all)
+}
+
+/// Where what is ours lies in all processes.
+pub struct Places {
+    /// The blob, of all but those who have another's memory, and whom those bear.
+    pub layout: Layout,
+    /// All of it: addresses of the first byte, and of that after the last.
+    pub area: (u64, u64),
+    /// Memory that several share.
+    pub shares: Shares,
+    /// Blobs of those who have another's memory, one behind the other.
+    pub beside: u64,
 }
 
 /// Memory that several processes share, mapped here so that all are born with it; unmapped here when dropped.

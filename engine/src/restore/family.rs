@@ -155,7 +155,7 @@ fn found(
 ) -> Step<Founder> {
     let dead = n.tree.zombies.iter().find(|z| z.pid == number);
     let parent = dead.map_or(parent, |z| n.tree.index(z.parent));
-    let helper = n.founder(parent, number, dead.is_some())?;
+    let helper = n.founder(parent, number, dead.map_or(0, sent))?;
     n.talk(&helper)?.run_all(&calls(how))?;
     Ok(Founder { number, helper, dies: dead.is_some() })
 }
@@ -279,12 +279,17 @@ fn belongs(z: &Zombie, above: &Image<'_>, tree: &Tree<'_>, channel: &mut Channel
     })
 }
 
+/// The signal that its parent got for it.
+fn sent(z: &Zombie) -> i32 {
+    z.exit_signal.unwrap_or(libc::SIGCHLD)
+}
+
 /// A child that ends as it had, and is not waited for. `there`: it has led a session or a group already.
 fn die(n: &mut Nursery<'_, '_>, z: &Zombie, there: Option<Helper>) -> Step<()> {
     let Some(parent) = n.tree.index(z.parent) else { return Ok(()) };
     let helper = match there {
         Some(helper) => helper,
-        None => n.founder(Some(parent), z.pid, true)?,
+        None => n.founder(Some(parent), z.pid, sent(z))?,
     };
     let (here, mut channel) = (helper.here, n.talk(&helper)?);
     if let Err(lost) = belongs(z, &n.tree.all[parent], n.tree, &mut channel)? {
@@ -315,7 +320,7 @@ fn die(n: &mut Nursery<'_, '_>, z: &Zombie, there: Option<Helper>) -> Step<()> {
     }
     // its end is no news
     let mut p = Program::new();
-    let (set, now) = (p.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_le_bytes()), p.bytes(&[0; 16]));
+    let (set, now) = (p.bytes(&super::build::set(&[sent(z)]).to_le_bytes()), p.bytes(&[0; 16]));
     p.may(libc::SYS_rt_sigtimedwait, &[set, Imm(0), now, Imm(8)]);
     n.run(parent, &p)
 }

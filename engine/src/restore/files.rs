@@ -14,6 +14,7 @@
 //!
 //! Descriptors below [`Maker::temp_base`] belong to the image, those from it on are free for temporary use; what `make` leaves
 //! open there is closed at the end of the phase.
+use super::beside::How;
 use super::puppet::Puppet;
 use super::{cannot, named, stdio, unnamed, Image, Step, Tree};
 use crate::{objects, Reason, RestoreOptions};
@@ -309,7 +310,7 @@ impl<'a> Maker<'a> {
 
     /// Makes a child of the new process that serves on its descriptor `sock`, and sends no signal when it ends; its PID there.
     pub fn spawn(&mut self, sock: i32) -> Step<i32> {
-        let made = super::nursery::spawn(&mut self.puppet.channel, 0, sock, (0, 0))?;
+        let made = super::beside::spawn(&mut self.puppet.channel, (self.puppet.pid, 0), sock, How::COPY)?;
         made.map_err(|e| super::Fault::Io("making a process".into(), e))
     }
 

@@ -1,13 +1,13 @@
 //! What is to be made: the sections of a checkpoint, read and checked for sense. A tree of processes is an [`Image`] for each.
 use super::{Fault, Step};
-use crate::sharing::{Births, Groups, Kin, Parted};
+use crate::sharing::{Births, Groups, Kin, Parted, FILES, FS, SIGHAND, VM};
 use crate::{Error, Kind};
 use ::image::v1::cgroup::{Cgroup, Cgroups};
 use ::image::v1::ended::First;
 use ::image::v1::files::{Content, Fd, Files, Lock, OpenFile};
 use ::image::v1::keys::Keys;
 use ::image::v1::rights::Rights;
-use ::image::v1::shares::Shares;
+use ::image::v1::shares::{Memory as SharedMemory, Shares};
 use ::image::v1::sysvipc::SysvIpc;
 use ::image::v1::tree::{Member, Tree as Section, Zombie};
 use ::image::v1::users::Users;
@@ -85,6 +85,10 @@ pub struct Image<'a> {
     pub shares_fs: bool,
     /// Its descriptors are those of an earlier process, which shares its table with it (CLONE_FILES).
     pub shares_files: bool,
+    /// Its memory is that of an earlier process, which shares it with it (CLONE_VM): [`Image::memory`] is empty.
+    pub shares_memory: bool,
+    /// Its signal handlers are those of an earlier process (CLONE_SIGHAND).
+    pub shares_handlers: bool,
 }
 
 /// Bytes of a siginfo.
@@ -119,6 +123,8 @@ impl<'a> Tree<'a> {
         let ended: Vec<First> = handle.manifest().read_section(v1::SECTION_ENDED)?.unwrap_or_default();
         let rights: Vec<Rights> = handle.manifest().read_section(v1::SECTION_RIGHTS)?.unwrap_or_default();
         let shares: Vec<Shares> = handle.manifest().read_section(v1::SECTION_SHARES)?.unwrap_or_default();
+        let together: Vec<SharedMemory> =
+            handle.manifest().read_section(v1::SECTION_SHARED_MEMORY)?.unwrap_or_default();
         let mut rights: BTreeMap<i32, Rights> = rights.into_iter().map(|r| (r.tid, r)).collect();
         let apart: Apart = handle.manifest().read_section(v1::SECTION_APART)?.unwrap_or_default();
         let mut apart = chains(&apart).map_err(damaged)?;
@@ -144,6 +150,8 @@ impl<'a> Tree<'a> {
                 keys: keys.iter().find(|k| k.pid == m.process.pid).cloned(),
                 shares_fs: shares.iter().any(|s| s.pid == m.process.pid && s.fs != 0),
                 shares_files: shares.iter().any(|s| s.pid == m.process.pid && s.files != 0),
+                shares_memory: together.iter().any(|s| s.pid == m.process.pid),
+                shares_handlers: together.iter().any(|s| s.pid == m.process.pid && s.sighand != 0),
                 process: m.process,
                 threads: m.threads,
                 memory: m.memory,
@@ -180,7 +188,7 @@ impl<'a> Tree<'a> {
         related(&tree).map_err(damaged)?;
         super::sysvipc::sense(&tree.ipc).map_err(damaged)?;
         super::users::sense(&tree).map_err(damaged)?;
-        tree.shared = shared(&tree, &shares).map_err(damaged)?;
+        tree.shared = shared(&tree, &shares, &together).map_err(damaged)?;
         tree.join();
         Ok(tree)
     }
@@ -207,6 +215,11 @@ impl<'a> Tree<'a> {
         let kin = |i: &Image<'_>| Kin { pid: i.process.pid, parent: i.parent, sid: i.process.sid };
         let kin: Vec<Kin> = self.all.iter().map(kin).collect();
         crate::sharing::plan(&kin, &self.shared)
+    }
+
+    /// Which has the memory of process `i`: itself, if that is its own.
+    pub fn memory_of(&self, i: usize) -> usize {
+        self.shared[VM][i]
     }
 
     /// Those whose parent is this one, and for None those whose parent is not in the image, but for the program.
@@ -281,17 +294,26 @@ fn related(tree: &Tree<'_>) -> std::result::Result<(), String> {
 }
 
 /// Of each process, with which it shares what: with an earlier one that shares with none before it.
-fn shared(tree: &Tree<'_>, all: &[Shares]) -> std::result::Result<Groups, String> {
+fn shared(tree: &Tree<'_>, all: &[Shares], together: &[SharedMemory]) -> std::result::Result<Groups, String> {
     let mut groups: Groups = std::array::from_fn(|_| (0..tree.all.len()).collect());
-    for s in all {
-        for (kind, with) in [s.fs, s.files].into_iter().enumerate().filter(|(_, with)| *with != 0) {
-            let odd = || format!("what process {} shares with process {with} makes no sense", s.pid);
-            let (i, first) = tree.index(s.pid).zip(tree.index(with)).ok_or_else(odd)?;
-            if first >= i || groups[kind][first] != first || groups[kind][i] != i {
-                return Err(odd());
-            }
-            groups[kind][i] = first;
+    let said = all.iter().flat_map(|s| [(s.pid, FS, s.fs), (s.pid, FILES, s.files)]);
+    let said = said.chain(together.iter().flat_map(|m| [(m.pid, SIGHAND, m.sighand), (m.pid, VM, m.vm)]));
+    for (pid, kind, with) in said.filter(|(_, kind, with)| *with != 0 || *kind == VM) {
+        let odd = || format!("what process {pid} shares with process {with} makes no sense");
+        let (i, first) = tree.index(pid).zip(tree.index(with)).ok_or_else(odd)?;
+        if first >= i || groups[kind][first] != first || groups[kind][i] != i {
+            return Err(odd());
         }
+        groups[kind][i] = first;
+    }
+    // who has another's handlers has its memory (clone(2))
+    let apart = (0..tree.all.len()).find(|i| groups[VM][*i] != groups[VM][groups[SIGHAND][*i]]);
+    if let Some(i) = apart {
+        return Err(format!("the signal handlers of process {} make no sense", tree.all[i].process.pid));
+    }
+    let own = |i: &&Image<'_>| i.shares_memory && (i.memory != Memory::default() || i.keys.is_some());
+    if let Some(i) = tree.all.iter().find(own) {
+        return Err(format!("memory of process {}, which has another's, makes no sense", i.process.pid));
     }
     let own = |i: &&Image<'_>| i.shares_files && !(i.files.fds.is_empty() && i.files.locks.is_empty());
     if let Some(i) = tree.all.iter().find(own) {

@@ -6,6 +6,7 @@
 
 mod agent;
 pub(crate) mod aio;
+mod beside;
 mod build;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
@@ -35,6 +36,7 @@ mod threads;
 mod unnamed;
 pub(crate) mod users;
 pub(crate) mod vdso;
+mod waiting;
 mod wake;
 
 pub(crate) use build::SPARE_FDS;
@@ -193,9 +195,15 @@ impl Run<'_> {
         let all = &mut puppets.0;
         self.enter(Phase::Fill)?;
         each(all, &tree, &mut notes, |_, p, image, notes| {
+            if image.shares_memory {
+                return Ok(());
+            }
             place::finish(p, image, o, notes)?;
             fill::tell(p, image, o)
         })?;
+        for i in (0..all.len()).filter(|i| tree.memory_of(*i) != *i) {
+            all[i].vdso_at = all[tree.memory_of(i)].vdso_at;
+        }
         self.enter(Phase::Files)?;
         each(all, &tree, &mut notes, |_, p, image, _| process::places(p, image, o))?;
         // who enters a user namespace before it has threads opens its files before, with the rights that it has here
@@ -208,7 +216,7 @@ impl Run<'_> {
                 fresh::settle(p, image)?;
             }
         }
-        init.map_or(Ok(()), nursery::Waiting::retire)?;
+        init.map_or(Ok(()), waiting::Waiting::retire)?;
         let made = match early {
             Some(made) => made,
             None => files::all(all, &tree, o, &mut notes)?,

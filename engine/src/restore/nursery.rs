@@ -1,9 +1,11 @@
 //! Where the processes of a restore are born: each by the one that is to bear it, or by a helper. In which order, family.rs says.
-use super::build::{namespaces_refused, pid_taken, range, retire_init, set, set_up_init, Shares, PR_SET_PTRACER};
+use super::beside::{self, How};
+use super::build::{namespaces_refused, pid_taken, range, set, set_up_init, Places, PR_SET_PTRACER};
 use super::fresh::Ids;
 use super::pids::Rights;
 use super::ptys::{self, Pty};
 use super::puppet::{end, reap, Puppet};
+use super::waiting::Waiting;
 use super::{build, cannot, clock, vdso, Fault, Step, Tree};
 use crate::sharing::{Births, FILES};
 use crate::{spread, Pids, RestoreOptions};
@@ -66,7 +68,9 @@ pub struct Nursery<'a, 't> {
     pub tree: &'a Tree<'t>,
     o: &'a RestoreOptions<'a>,
     pids: Pids,
-    layout: Layout,
+    places: Places,
+    /// Blobs of those who have another's memory, by process; the last is a helper's.
+    beside: BTreeMap<usize, Layout>,
     /// One for each process, one for the cradle, one for helpers.
     socks: Vec<Sock>,
     stdio: [Option<OwnedFd>; 3],
@@ -85,7 +89,6 @@ pub struct Nursery<'a, 't> {
     base: Option<Base>,
     /// Our child, the process or its init: ends with us.
     root: Option<Child>,
-    shares: Shares,
     /// Segments of System V shared memory that were made, by their old numbers.
     segments: BTreeMap<i32, i32>,
     notes: &'a mut Vec<String>,
@@ -105,16 +108,20 @@ impl<'a, 't> Nursery<'a, 't> {
     pub fn new(
         tree: &'a Tree<'t>,
         (o, pids): (&'a RestoreOptions<'a>, Pids),
-        (layout, shares): (Layout, Shares),
+        places: Places,
         (socks, stdio, ptys): (Vec<Sock>, [Option<OwnedFd>; 3], Vec<Pty>),
         notes: &'a mut Vec<String>,
     ) -> Step<Nursery<'a, 't>> {
         let n = tree.all.len();
+        let together = (0..n).filter(|i| tree.all[*i].shares_memory).chain([n]);
+        let blob = |(k, i): (u64, usize)| (i, places.layout.at(places.beside + k * places.layout.len));
+        let beside = (0..).zip(together).map(blob).collect();
         Ok(Nursery {
             tree,
             o,
             pids,
-            layout,
+            places,
+            beside,
             socks,
             stdio,
             ptys,
@@ -128,7 +135,6 @@ impl<'a, 't> Nursery<'a, 't> {
             next: n + 1,
             base: None,
             root: None,
-            shares,
             segments: BTreeMap::new(),
             notes,
         })
@@ -176,17 +182,17 @@ impl<'a, 't> Nursery<'a, 't> {
     /// Our children: the program, and the cradle where it is needed.
     fn roots(&mut self) -> Step<()> {
         let want = self.want(self.tree.all[0].process.pid);
-        let first = |sock: &Sock, n: &Self| nest::first_child(&n.layout, sock.number, range(&n.kept()), want, 0);
+        let first = |sock: &Sock, n: &Self| nest::first_child(&n.places.layout, sock.number, range(&n.kept()), want, 0);
         let child = Child(first(&self.socks[0], self).map_err(|e| pid_taken(e, want))?);
         let here = child.0;
         self.root = Some(child);
-        self.deliver(0, here, here, None)?;
+        self.deliver(0, (here, here), None, self.places.layout)?;
         if self.tree.children(None).is_empty() {
             return Ok(());
         }
         let (sock, spare) = (self.tree.all.len(), self.spare());
         let cradle = spare.into_iter().find_map(|pid| {
-            let r = nest::first_child(&self.layout, self.socks[sock].number, range(&self.kept()), pid, 0);
+            let r = nest::first_child(&self.places.layout, self.socks[sock].number, range(&self.kept()), pid, 0);
             (!is_taken(&r)).then_some(r)
         });
         let here = cradle.ok_or_else(no_spare)?.map_err(|e| pid_taken(e, 0))?;
@@ -213,7 +219,7 @@ impl<'a, 't> Nursery<'a, 't> {
         let numbers = [init_sock.as_raw_fd(), status_fd.as_raw_fd()];
         let mut kept = self.kept();
         kept.extend(numbers);
-        let init = nest::first_child(&self.layout, numbers[0], range(&kept), 0, spaces);
+        let init = nest::first_child(&self.places.layout, numbers[0], range(&kept), 0, spaces);
         let init = Child(init.map_err(namespaces_refused)?);
         let here = init.0;
         self.root = Some(init);
@@ -234,11 +240,12 @@ impl<'a, 't> Nursery<'a, 't> {
 
     /// All are there: the init of their namespace, if they have one, and what it is to wait for.
     fn inits(&mut self) -> Step<Option<(Waiting, Init)>> {
-        let (kept, layout, child, signals) = (self.kept(), self.layout, self.of(0)?.inner, set(&self.o.triggers));
+        let (kept, layout, child, signals) =
+            (self.kept(), self.places.layout, self.of(0)?.inner, set(&self.o.triggers));
         Ok(match self.base.take() {
             Some(Base { channel, init: Some(init), .. }) => {
                 let reap = wire::Reap { child, status_fd: init.numbers[1], signals };
-                Some((Waiting { channel, kept, layout, reap }, init))
+                Some((Waiting::new(channel, kept, layout, reap), init))
             }
             cradle => {
                 self.base = cradle;
@@ -263,21 +270,34 @@ impl<'a, 't> Nursery<'a, 't> {
             (None, Some(base)) => (&mut base.channel, base.here),
             (None, None) => return Err(cannot("process tree", "there is nobody to bear it", "report this")),
         };
-        match spawn(channel, pid, number, how)? {
+        match beside::spawn(channel, (above, pid), number, how)? {
             Ok(inner) if private => Ok(Ok((inner, number_here(above, inner)?))),
             r => Ok(r.map(|inner| (inner, inner))),
         }
     }
 
+    /// Where the blob lies in who is born by `parent`.
+    fn layout_of(&self, parent: Option<usize>) -> Layout {
+        parent.and_then(|p| self.born[p].as_ref()).map_or(self.places.layout, |p| p.layout)
+    }
+
+    /// How process `i` is born by one whose blob lies at `above`, and where its own comes to lie.
+    fn how(&self, i: usize, above: Layout) -> (How, Layout) {
+        let beside = self.beside.get(&i).copied();
+        let signal = self.tree.all[i].process.exit_signal.unwrap_or(libc::SIGCHLD);
+        (How { signal, shares: self.births.with[i], beside }, beside.unwrap_or(above))
+    }
+
     /// Bears a process, as a child of another, whose memory it has then; None: of what bears those without parents.
     pub fn bear_at(&mut self, parent: Option<usize>, i: usize) -> Step<()> {
         let want = self.want(self.tree.all[i].process.pid);
-        let (inner, here) = self.spawn(parent, want, i, (libc::SIGCHLD, self.births.with[i]))?;
-        self.deliver(i, inner, here, parent)
+        let (how, layout) = self.how(i, self.layout_of(parent));
+        let born = self.spawn(parent, want, i, how)?;
+        self.deliver(i, born, parent, layout)
     }
 
-    /// A process is there: as what the rest of a restore works on. `heir_of`: the process whose memory it has.
-    fn deliver(&mut self, i: usize, inner: i32, here: i32, heir_of: Option<usize>) -> Step<()> {
+    /// A process is there: as what the rest of a restore works on. `heir_of`: the process whose memory it has, as a copy or together with it; `layout`: of its blob.
+    fn deliver(&mut self, i: usize, (inner, here): (i32, i32), heir_of: Option<usize>, layout: Layout) -> Step<()> {
         if i == 0 {
             sys::fault::target(here);
         }
@@ -293,11 +313,13 @@ impl<'a, 't> Nursery<'a, 't> {
             heir: heir_of.is_some(),
             pids: self.pids,
             own_users: init.is_some_and(|i| i.own_users),
-            layout: self.layout,
-            park: self.layout.base + self.layout.len,
-            shares: self.shares.places(),
+            layout,
+            area: self.places.area,
+            park: self.places.layout.base + self.places.layout.len,
+            shares: self.places.shares.places(),
             segments: BTreeMap::new(),
-            fit: vdso::fits(&self.own_vdso, image).map_err(Fault::Cannot)?,
+            fit: vdso::fits(&self.own_vdso, &self.tree.all[self.tree.memory_of(i)], &image.threads)
+                .map_err(Fault::Cannot)?,
             vdso_at: 0,
             sock: self.socks[i].number,
             socks: self.table(i),
@@ -325,7 +347,7 @@ impl<'a, 't> Nursery<'a, 't> {
         let note = super::cgroup::put(here, image).filter(|n| !self.notes.contains(n));
         self.notes.extend(super::named(i, image, Vec::from_iter(note)));
         self.born[i] = Some(puppet);
-        self.heirs[i] = heir_of;
+        self.heirs[i] = heir_of.map(|of| self.tree.memory_of(of));
         Ok(())
     }
 
@@ -352,6 +374,9 @@ impl<'a, 't> Nursery<'a, 't> {
     /// Gives a process its memory, before it bears any other: those have it then.
     pub fn memory(&mut self, i: usize) -> Step<()> {
         let (o, tree, from) = (self.o, self.tree, self.heirs[i]);
+        if tree.all[i].shares_memory {
+            return Ok(());
+        }
         let (image, kept) = (&tree.all[i], kept(tree, i, from));
         let mut notes = Vec::new();
         super::unnamed::lend(&mut self.born, i, image)?;
@@ -380,21 +405,23 @@ impl<'a, 't> Nursery<'a, 't> {
     /// A child of `parent` for a while, which is to bear process `i`. It has the last socket: there is one at a time.
     pub fn helper(&mut self, parent: Option<usize>, i: usize) -> Step<Helper> {
         let (sock, shares) = (self.socks.len() - 1, self.births.with[i]);
+        let beside = self.beside.get(&self.tree.all.len()).copied().filter(|_| shares & libc::CLONE_VM != 0);
+        let layout = beside.unwrap_or(self.layout_of(parent));
         for pid in self.spare() {
-            match self.spawned(parent, pid, sock, (0, shares))? {
+            match self.spawned(parent, pid, sock, How { signal: 0, shares, beside })? {
                 Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
-                r => return Ok(Helper { here: r.map_err(|e| unborn(pid, &e))?.1, sock, parent }),
+                r => return Ok(Helper { here: r.map_err(|e| unborn(pid, &e))?.1, sock, parent, layout }),
             }
         }
         Err(no_spare())
     }
 
-    /// A child of `parent` of this number, that stays until it is ended; one that its parent is to wait for, or not.
-    pub fn founder(&mut self, parent: Option<usize>, pid: i32, waited_for: bool) -> Step<Helper> {
-        let sock = self.next;
+    /// A child of `parent` of this number, that stays until it is ended. `signal`: what its parent is sent then.
+    pub fn founder(&mut self, parent: Option<usize>, pid: i32, signal: i32) -> Step<Helper> {
+        let (sock, layout) = (self.next, self.layout_of(parent));
         self.next += 1;
-        let exit_signal = if waited_for { libc::SIGCHLD } else { 0 };
-        Ok(Helper { here: self.spawn(parent, pid, sock, (exit_signal, 0))?.1, sock, parent })
+        let here = self.spawn(parent, pid, sock, How { signal, shares: 0, beside: None })?.1;
+        Ok(Helper { here, sock, parent, layout })
     }
 
     /// Numbers that nothing in the image has, of which some may be taken here.
@@ -417,10 +444,11 @@ impl<'a, 't> Nursery<'a, 't> {
     pub fn bear_by(&mut self, helper: &Helper, i: usize) -> Step<()> {
         let mut channel = self.talk(helper)?;
         let want = self.want(self.tree.all[i].process.pid);
-        let made = spawn(&mut channel, want, self.socks[i].number, (libc::SIGCHLD, self.births.with[i]))?;
+        let (how, layout) = self.how(i, helper.layout);
+        let made = beside::spawn(&mut channel, (helper.here, want), self.socks[i].number, how)?;
         let inner = made.map_err(|e| unborn(want, &e))?;
         let here = if self.pids == Pids::Private { number_here(helper.here, inner)? } else { inner };
-        self.deliver(i, inner, here, helper.parent)
+        self.deliver(i, (inner, here), helper.parent, layout)
     }
 
     /// Ends a helper: its children become the reaper's.
@@ -431,6 +459,10 @@ impl<'a, 't> Nursery<'a, 't> {
         let mut p = Program::new();
         let any = libc::__WALL as u64;
         p.call(libc::SYS_wait4, &[inner.into(), Imm(0), Imm(any), Imm(0)]);
+        if helper.layout.base != self.layout_of(helper.parent).base {
+            // it had its parent's memory
+            p.call(libc::SYS_munmap, &[Imm(helper.layout.base), Imm(helper.layout.len)]);
+        }
         match (helper.parent, self.base.as_mut()) {
             (Some(i), _) => drop(self.of(i)?.channel.run_all(&p)?),
             (None, Some(base)) => drop(base.channel.run_all(&p)?),
@@ -520,34 +552,6 @@ impl<'a, 't> Nursery<'a, 't> {
     }
 }
 
-/// The init of a private namespace, which can still be asked.
-pub struct Waiting {
-    channel: Channel,
-    kept: Vec<i32>,
-    layout: Layout,
-    reap: wire::Reap,
-}
-
-impl Waiting {
-    /// The next process or thread that is made in its namespace gets this number (pid_namespaces(7)): nobody else makes any.
-    pub fn number(&mut self, tid: i32) -> Step<()> {
-        let (mut p, text) = (Program::new(), (tid - 1).to_string());
-        let path = p.cstr(b"/proc/sys/kernel/ns_last_pid");
-        let fd = p.call(libc::SYS_open, &[path, Imm((libc::O_WRONLY | libc::O_CLOEXEC) as u64)]);
-        p.named("opening /proc/sys/kernel/ns_last_pid");
-        let bytes = p.bytes(text.as_bytes());
-        p.call(libc::SYS_write, &[fd.arg(), bytes, Imm(text.len() as u64)]);
-        p.named("writing /proc/sys/kernel/ns_last_pid");
-        p.call(libc::SYS_close, &[fd.arg()]);
-        Ok(self.channel.run_all(&p).map(drop)?)
-    }
-
-    /// It lets go of everything, and waits for the program.
-    pub fn retire(mut self) -> Step<()> {
-        retire_init(&mut self.channel, &self.kept, &self.layout, self.reap)
-    }
-}
-
 /// What process `i` keeps of the memory of `from`, with which it was born.
 fn kept(tree: &Tree<'_>, i: usize, from: Option<usize>) -> Vec<super::place::Kept> {
     from.map_or_else(Vec::new, |from| super::place::inherited(&tree.all[i], &tree.all[from]))
@@ -571,6 +575,8 @@ pub struct Helper {
     sock: usize,
     /// Who has borne it; None: what bears those without parents.
     parent: Option<usize>,
+    /// Where its blob lies.
+    layout: Layout,
 }
 
 /// Closes these descriptors, ascending: those that follow each other in one call.
@@ -595,20 +601,6 @@ fn is_taken(r: &sys::Result<i32>) -> bool {
 
 fn no_spare() -> Fault {
     cannot("PIDs", "none is free for a helper", "use --pids private")
-}
-
-/// How one is born: its exit signal, and what it shares with who bears it (CLONE_ flags).
-type How = (i32, i32);
-
-/// Lets a process make another; its PID as it knows it, or the kernel's answer.
-pub fn spawn(channel: &mut Channel, pid: i32, sock: i32, (signal, shares): How) -> Step<std::io::Result<i32>> {
-    let mut q = Vec::with_capacity(16);
-    for v in [pid, sock, signal, shares] {
-        q.extend_from_slice(&v.to_le_bytes());
-    }
-    let a = channel.ask(wire::OP_SPAWN, &q)?;
-    let r = a.get(..8).and_then(|b| b.try_into().ok()).map_or(-1, i64::from_le_bytes);
-    Ok(if r < 0 { Err(std::io::Error::from_raw_os_error(-r as i32)) } else { Ok(r as i32) })
 }
 
 fn unborn(pid: i32, e: &std::io::Error) -> Fault {

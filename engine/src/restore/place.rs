@@ -204,7 +204,8 @@ fn clear(p: &mut Puppet, kept: &[Kept]) -> Step<()> {
         at += part.len;
     }
     let shares = p.shares.values().map(|(at, len)| (*at, at + len));
-    let mut all: Vec<_> = std::iter::once((p.layout.base, at)).chain(shares).collect();
+    let ours = [(p.layout.base, p.layout.base + p.layout.len), (p.park, at)];
+    let mut all: Vec<_> = ours.into_iter().chain(shares).collect();
     all.extend(kept.iter().map(|k| k.range));
     all.sort_unstable();
     unmap_all_but(&mut prog, &all);

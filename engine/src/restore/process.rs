@@ -148,7 +148,8 @@ fn in_foreground() -> bool {
 pub fn attributes(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Step<()> {
     let i = &image.process;
     let mut prog = Program::new();
-    for (n, action) in i.sigactions.chunks_exact(32).enumerate() {
+    // those that are another's it has set
+    for (n, action) in i.sigactions.chunks_exact(32).enumerate().filter(|_| !image.shares_handlers) {
         let sig = n as i32 + 1;
         if sig != libc::SIGKILL && sig != libc::SIGSTOP {
             let a = prog.bytes(action);

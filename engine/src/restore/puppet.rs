@@ -34,6 +34,8 @@ pub struct Puppet {
     pub own_users: bool,
     /// Where the blob lies in it.
     pub layout: Layout,
+    /// Where blobs and what else is ours lie in all processes: addresses of the first byte, and of that after the last.
+    pub area: (u64, u64),
     /// Address where our own vDSO waits for its place.
     pub park: u64,
     /// Memory that it shares with other processes, by its number: where it lies for the moment, and bytes.

@@ -1,8 +1,8 @@
 //! The threads: started all at once, then each sets in itself what only it can set.
 use super::fresh::Ids;
-use super::nursery::Waiting;
 use super::process::Soft;
 use super::puppet::Puppet;
+use super::waiting::Waiting;
 use super::{cannot, creds, Fault, Image, Step};
 use crate::Pids;
 use ::image::v1::process::Thread;

@@ -44,10 +44,11 @@ pub fn sense(tree: &Tree<'_>) -> Result<(), String> {
         if let Some(pid) = u.members.iter().find(|pid| tree.index(**pid).is_none() || !seen.insert(**pid)) {
             return Err(format!("the user namespace of process {pid} makes no sense"));
         }
-        let sharing = tree.all.iter().find(|i| i.shares_fs && u.members.contains(&i.process.pid));
+        let shares = |i: &&Image<'_>| i.shares_fs || i.shares_memory;
+        let sharing = tree.all.iter().find(|i| shares(i) && u.members.contains(&i.process.pid));
         if let Some(i) = sharing {
             return Err(format!(
-                "the user namespace of process {}, which shares its directory, makes no sense",
+                "the user namespace of process {}, which shares its directory or memory, makes no sense",
                 i.process.pid
             ));
         }

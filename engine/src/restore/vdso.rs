@@ -8,6 +8,7 @@ use super::puppet::Puppet;
 use super::{cannot, Fault, Image, Step};
 use crate::Reason;
 use ::image::v1::memory::{Vma, BACKING_VDSO, BACKING_VVAR};
+use ::image::v1::process::Thread;
 use ::image::{PageSource, PAGE_SIZE};
 use std::os::unix::fs::FileExt;
 use sys::procfs::maps::VmaKind;
@@ -68,8 +69,8 @@ fn same_parts(own: &[Part], image: &[Part]) -> bool {
             .all(|i| own[i].name == image[i].name && own[i].len == image[i].len && at(own, i) == at(image, i))
 }
 
-/// How our vDSO can stand in for the program's, or why it cannot.
-pub fn fits(own: &[Part], image: &Image<'_>) -> Result<Fit, Reason> {
+/// How our vDSO can stand in for the program's, or why it cannot. `threads`: of who has the memory of `image`.
+pub fn fits(own: &[Part], image: &Image<'_>, threads: &[Thread]) -> Result<Fit, Reason> {
     let theirs = of_image(image);
     let refuse = |why: &str| {
         let remedy = "restore an earlier checkpoint, or under the kernel that it was checkpointed on";
@@ -85,7 +86,7 @@ pub fn fits(own: &[Part], image: &Image<'_>) -> Result<Fit, Reason> {
         Some(old) if parts && old == ours => return Ok(Fit::Same),
         Some(old) => {
             let inside = |rip: u64| (place.start..place.start + place.len).contains(&rip);
-            if image.threads.iter().any(|t| inside(t.regs[16])) {
+            if threads.iter().any(|t| inside(t.regs[16])) {
                 return refuse("this kernel's is another one, and a thread was stopped inside the program's");
             }
             if parts && symbols(&old) == symbols(&ours) {
@@ -214,12 +215,12 @@ fn forwarded(mut old: Vec<u8>, old_at: u64, ours: &[u8], new_at: u64) -> Vec<u8>
     old
 }
 
-/// Where ours comes to lie if it cannot take the program's place: near it, where nothing is mapped or will grow to, the blob
-/// (`blob`: its range) included.
-fn near(place: &Part, vmas: &[Vma], blob: (u64, u64), len: u64) -> Step<u64> {
+/// Where ours comes to lie if it cannot take the program's place: near it, where nothing is mapped or will grow to, nor anything of
+/// ours is (`area`).
+fn near(place: &Part, vmas: &[Vma], area: (u64, u64), len: u64) -> Step<u64> {
     let from = place.start.saturating_sub(REACH).max(1 << 20);
     let mut used: Vec<(u64, u64)> = vmas.iter().map(super::build::taken).collect();
-    used.push(blob);
+    used.push(area);
     used.sort_unstable();
     let at = super::build::free(&used, from, len)?;
     if at + len > place.start + REACH {
@@ -241,8 +242,7 @@ pub fn settle(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
     let targets: Vec<u64> = match p.fit {
         Fit::Same => theirs.iter().map(|t| t.start).collect(),
         Fit::Forward => {
-            let blob = (p.layout.base, p.park + PARK_LEN);
-            let base = near(place, &image.memory.vmas, blob, len)?;
+            let base = near(place, &image.memory.vmas, p.area, len)?;
             own.iter()
                 .scan(base, |at, x| {
                     let here = *at;

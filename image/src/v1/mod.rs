@@ -56,6 +56,8 @@ pub const SECTION_APART: u32 = 28;
 pub const SECTION_CGROUPS: u32 = 29;
 /// Section: `Vec<users::Users>`; not there if all processes are in the user namespace that the recorder took for the program's surroundings.
 pub const SECTION_USERS: u32 = 31;
+/// Section: `Vec<shares::Memory>`, of each process that has the memory of an earlier one; not there if none does.
+pub const SECTION_SHARED_MEMORY: u32 = 32;
 
 /// Every section that this build reads, for the refusal of unknown ones.
 pub const KNOWN: &[u32] = &[
@@ -75,6 +77,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_APART,
     SECTION_CGROUPS,
     SECTION_USERS,
+    SECTION_SHARED_MEMORY,
 ];
 
 /// Version of each section that this build writes.

@@ -12,6 +12,8 @@ pub struct Process {
     pub pgid: i32,
     /// Session, likewise; 0: outside the namespace.
     pub sid: i32,
+    /// What its parent is sent when it ends (clone(2)): a signal, or 0: nothing. None: SIGCHLD.
+    pub exit_signal: Option<i32>,
     /// Foreground process group of its controlling terminal was its own.
     pub foreground: bool,
     /// Device of the controlling terminal; 0: none.

@@ -52,6 +52,8 @@ pub struct Zombie {
     pub sid: i32,
     /// Wait status, as wait4(2) gives it.
     pub status: i32,
+    /// What its parent has been sent for it: a signal, or 0: nothing. None: SIGCHLD.
+    pub exit_signal: Option<i32>,
     /// Name.
     pub comm: ByteBuf,
 }

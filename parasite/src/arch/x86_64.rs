@@ -90,6 +90,29 @@ pub unsafe fn clone3_thread(args: *const u64, size: u64, slot: u64) -> i64 {
     ret
 }
 
+/// clone3 whose child, a process that shares this memory, starts at `entry`, the serving entry of a blob of its own, with `params` on its own stack (set in `args`).
+///
+/// # Safety
+/// `args` is a valid `struct clone_args` of `size` bytes with a stack of its own for the child; `params` is the child's alone.
+#[inline(always)]
+pub unsafe fn clone3_process(args: *const u64, size: u64, entry: u64, params: u64) -> i64 {
+    let ret: i64;
+    // SAFETY: the child never returns into this frame: it serves on its own stack.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "mov rdi, r12",
+            "jmp r13",
+            "2:",
+            inlateout("rax") 435i64 => ret, in("rdi") args, in("rsi") size, in("r12") params, in("r13") entry,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    ret
+}
+
 /// Makes the snapshot child through a middle process that shares this memory and ends at once, so that the child
 /// is reparented to the nearest subreaper. When it returns the child has no descriptor of ours, and is in another session. Returns the middle's PID or -errno; the child's goes to `*out`.
 ///

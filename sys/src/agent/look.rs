@@ -35,7 +35,7 @@ pub enum Absent {
     Keyed(i32),
     /// This thread blocks its signal.
     Blocks(i32),
-    /// Another process has its descriptors, too.
+    /// Another process has its descriptors or memory, too.
     Shares,
     /// Signals wait for it, which only ptrace can look at.
     Pending,
@@ -61,7 +61,7 @@ impl fmt::Display for Absent {
             Absent::Dispatched => write!(f, "its system calls are dispatched to itself (prctl PR_SET_SYSCALL_USER_DISPATCH), or were, and its agent's may be none"),
             Absent::Stack(tid) => write!(f, "thread {tid} has no alternate signal stack of its agent's, and may stand where there is no room for a signal"),
             Absent::Keyed(tid) => write!(f, "the stack or thread-local storage of thread {tid} has a memory protection key, and could not be used in a signal"),
-            Absent::Shares => write!(f, "another process has its descriptors, too (CLONE_FILES), and may run while its agent connects"),
+            Absent::Shares => write!(f, "another process has its descriptors or memory, too (CLONE_FILES, CLONE_VM), and may run while its agent connects"),
             Absent::Blocks(tid) => write!(f, "thread {tid} blocks its agent's signal ({AGENT_SIGNAL})"),
             Absent::Pending => write!(f, "more signals of its own are pending than the agent can look at"),
             Absent::Late(tid) => write!(f, "thread {tid} did not come into the agent in time"),

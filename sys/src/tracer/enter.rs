@@ -96,7 +96,7 @@ fn borrow_scratch(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan
     let (tid, at) = match &tasks.borrowed {
         Some(b) => (b.tid, b.at),
         None => {
-            let (tid, at) = scratch::pick(tasks, mem, tid, plan.stack, len(tasks, tid))?;
+            let (tid, at) = scratch::pick(tasks, mem, tid, (plan.stack, plan.nth), len(tasks, tid))?;
             let mut was = vec![0; len(tasks, tid) as usize];
             mem.read(at, &mut was)?;
             tasks.borrowed = Some(Borrowed { tid, at, was });
@@ -170,7 +170,8 @@ fn map_fresh(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, l: Layout) -> Result
     for (start, len) in &plan.stale {
         must(tasks, tid, plan, libc::SYS_munmap, [*start, *len, 0, 0, 0, 0])?;
     }
-    let map = [HOME, l.len, 5, 0x4022, u64::MAX, 0]; // PROT_READ|PROT_EXEC, PRIVATE|ANONYMOUS|NORESERVE
+    let home = HOME + plan.nth * wire::HOMES_APART;
+    let map = [home, l.len, 5, 0x4022, u64::MAX, 0]; // PROT_READ|PROT_EXEC, PRIVATE|ANONYMOUS|NORESERVE
     match must(tasks, tid, plan, libc::SYS_mmap, map) {
         Err(e) if e.errno() == Some(libc::EAGAIN) => Err(no_room(tasks.pid, l.len)),
         r => Ok(l.at(r?)),

@@ -32,6 +32,17 @@ pub struct EntryPlan {
     pub visit_calls: Vec<u8>,
     /// Mappings that an earlier attach left behind (start, bytes): they go first.
     pub stale: Vec<(u64, u64)>,
+    /// How many processes with the same memory (CLONE_VM) have been entered before it: each has places of its own. See [`EntryPlan::after`].
+    pub nth: u64,
+}
+
+impl EntryPlan {
+    /// The way in beside the blobs of `nth` processes that have the same memory. What is left of an earlier attach the first of them has taken away, and what lies there
+    /// now is theirs.
+    pub fn after(self, nth: u64) -> EntryPlan {
+        let stale = if nth == 0 { self.stale } else { Vec::new() };
+        EntryPlan { stale, nth, ..self }
+    }
 }
 
 const SYSCALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
@@ -72,23 +83,26 @@ pub fn prepare(pid: i32, addr: &[u8], visit: Visit, visit_calls: Vec<u8>) -> Res
         visit,
         visit_calls,
         stale: stale(&maps),
+        nth: 0,
     })
 }
 
-/// What an emergency exit of an earlier attach left: private anonymous mappings at our own place. An agent's region, which begins with no code, is in
+/// What an emergency exit of an earlier attach left: private anonymous mappings at our own places. An agent's region, which begins with no code, is in
 /// use as long as it is there.
 fn stale(maps: &[Vma]) -> Vec<(u64, u64)> {
     if maps.iter().any(|v| v.start == crate::inject::HOME && !v.perms.exec) {
         return Vec::new();
     }
-    let mut next = crate::inject::HOME;
     let mut found = Vec::new();
-    for v in maps.iter().filter(|v| v.start >= crate::inject::HOME) {
-        if v.start != next || v.has_file() || v.perms.shared {
-            break;
+    for home in crate::inject::homes() {
+        let mut next = home;
+        for v in &maps[maps.partition_point(|v| v.start < home)..] {
+            if v.start != next || v.has_file() || v.perms.shared {
+                break;
+            }
+            found.push((v.start, v.len()));
+            next = v.end;
         }
-        found.push((v.start, v.len()));
-        next = v.end;
     }
     found
 }

@@ -222,6 +222,8 @@ pub struct Tracer {
     pid: i32,
     /// It has been asked to let its target go, and has not answered yet.
     releasing: bool,
+    /// It has said that the threads' states are read.
+    read: bool,
 }
 
 impl Tracer {
@@ -246,7 +248,7 @@ impl Tracer {
                 super::server::run(b, restored())
             }
             Ok(nix::unistd::ForkResult::Parent { child }) => {
-                Ok(Tracer { sock: Some(a), pid: child.as_raw(), releasing: false })
+                Ok(Tracer { sock: Some(a), pid: child.as_raw(), releasing: false, read: false })
             }
         }
     }
@@ -283,10 +285,22 @@ impl Tracer {
     /// which are told and suspended where that is permitted. `known`: threads that were seen to be the program's; of others it is looked whether they
     /// are io_uring's, which are left alone.
     pub fn freeze(&mut self, pid: i32, filtered: bool, known: Vec<i32>) -> Result<Frozen> {
+        self.read = false;
         match self.ask(Ask::Freeze { pid, filtered, known })? {
             Tell::Frozen(f) => Ok(f),
             t => Err(odd(&t)),
         }
+    }
+
+    /// Waits until the states of all threads are read.
+    pub fn wait_read(&mut self) -> Result<()> {
+        if !self.read {
+            match self.answer()? {
+                Tell::Read => self.read = true,
+                t => return Err(odd(&t)),
+            }
+        }
+        Ok(())
     }
 
     /// Begins to bring the blob in: calls are made in one thread, and nothing is run in the others before [`Tracer::enter`].
@@ -296,10 +310,7 @@ impl Tracer {
 
     /// The blob is in; it will connect to the plan's address.
     pub fn enter(&mut self) -> Result<Entered> {
-        match self.answer()? {
-            Tell::Read => {}
-            t => return Err(odd(&t)),
-        }
+        self.wait_read()?;
         match self.ask(Ask::Go)? {
             Tell::Entered(e) => Ok(*e),
             t => Err(odd(&t)),

@@ -15,6 +15,8 @@ use crate::{Error, Result};
 const RED_ZONE: u64 = 128;
 /// Frames begin at multiples of this.
 const ALIGN: u64 = 64;
+/// Bytes of the main stack's lowest for each process that has it: more than a frame with all of today's extended state (AMX: 11 KiB).
+const LOWEST: u64 = 16 << 10;
 /// How many threads are looked at for room.
 const MAX_TRIED: usize = 64;
 
@@ -29,10 +31,17 @@ pub struct Borrowed {
     pub was: Vec<u8>,
 }
 
-/// Picks a thread, `first` if it can be, and a place of `len` bytes for its frame. `stack`: the main stack when it was last seen.
-pub fn pick(tasks: &Tasks, mem: &RemoteMem, first: i32, stack: Option<(u64, u64)>, len: u64) -> Result<(i32, u64)> {
+/// Picks a thread, `first` if it can be, and a place of `len` bytes for its frame. `stack`: the main stack when it was last seen; `nth`: how many processes with
+/// the same memory may have frames there at the same time (all are cured at once when their recorder dies).
+pub fn pick(
+    tasks: &Tasks,
+    mem: &RemoteMem,
+    first: i32,
+    (stack, nth): (Option<(u64, u64)>, u64),
+    len: u64,
+) -> Result<(i32, u64)> {
     let main = stack.and_then(|s| mapping(tasks.pid, s.1 - 1));
-    if let Some(at) = for_first(tasks, mem, first, main, len) {
+    if let Some(at) = for_first(tasks, mem, first, (main, nth), len) {
         return Ok((first, at));
     }
     let others = tasks.all.iter().filter(|(tid, t)| **tid != first && t.stopped).map(|(tid, _)| *tid);
@@ -44,12 +53,26 @@ pub fn pick(tasks: &Tasks, mem: &RemoteMem, first: i32, stack: Option<(u64, u64)
     })
 }
 
-fn for_first(tasks: &Tasks, mem: &RemoteMem, tid: i32, main: Option<(u64, u64)>, len: u64) -> Option<u64> {
+fn for_first(
+    tasks: &Tasks,
+    mem: &RemoteMem,
+    tid: i32,
+    (main, nth): (Option<(u64, u64)>, u64),
+    len: u64,
+) -> Option<u64> {
     let rsp = tasks.all.get(&tid)?.regs.rsp;
     match main {
         Some(m) if m.0 < rsp && rsp <= m.1 => below(tasks, mem, tid, len, main),
-        Some(m) if never_written(mem, m, len) && is_free(tasks, 0, m.0, len) => Some(m.0),
-        _ => below(tasks, mem, tid, len, None),
+        Some((start, end)) => {
+            let at = start + nth * LOWEST;
+            let fits = len <= LOWEST && never_written(mem, (at, end), len) && is_free(tasks, 0, at, len);
+            if fits {
+                Some(at)
+            } else {
+                below(tasks, mem, tid, len, None)
+            }
+        }
+        None => below(tasks, mem, tid, len, None),
     }
 }
 
@@ -71,7 +94,7 @@ fn mapping(pid: i32, addr: u64) -> Option<(u64, u64)> {
 
 fn never_written(mem: &RemoteMem, main: (u64, u64), len: u64) -> bool {
     let mut b = vec![1; len as usize];
-    main.1 - main.0 >= len && mem.read(main.0, &mut b).is_ok() && b.iter().all(|b| *b == 0)
+    main.1.saturating_sub(main.0) >= len && mem.read(main.0, &mut b).is_ok() && b.iter().all(|b| *b == 0)
 }
 
 /// No other thread than `but` stands there.

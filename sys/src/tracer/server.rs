@@ -184,6 +184,11 @@ impl Server {
     fn read(&mut self) -> Result<Tell> {
         let Some(tasks) = self.tasks.as_mut() else { return Err(Error::Unfit { what: "nothing is frozen".into() }) };
         tasks.read_state()?;
+        // before anybody goes in who has the same memory, and would unmap it
+        if tasks.all.values().any(|t| crate::inject::is_home(t.regs.rip)) {
+            let what = "a thread is just leaving an earlier checkpoint that was broken off".into();
+            return Err(Error::Unfit { what });
+        }
         self.fds = procfs::fd::numbers(tasks.pid).map_err(|e| Error::Unfit { what: e.to_string() })?;
         Ok(Tell::Read)
     }
@@ -194,11 +199,6 @@ impl Server {
         };
         let pid = tasks.pid;
         let server = if tasks.all.contains_key(&pid) { pid } else { tasks.all.keys().next().copied().unwrap_or(pid) };
-        let leaving = |rip: u64| plan.stale.iter().any(|s| (s.0..s.0 + s.1).contains(&rip));
-        if tasks.all.values().any(|t| leaving(t.regs.rip)) {
-            let what = "a thread is just leaving an earlier checkpoint that was broken off".into();
-            return Err(Error::Unfit { what });
-        }
         let sock = &mut self.sock;
         let go = || match read_msg(sock)? {
             Some(Ask::Go) => Ok(()),
