@@ -396,6 +396,11 @@ impl<'a> Observer<'a> {
 
         let status = &self.survey.status;
         let stat = procfs::stat::read(procfs::first::by(pid))?;
+        // its first thread's, even if that has ended
+        let exit_signal = match self.survey.ended {
+            None => stat.exit_signal,
+            Some(_) => procfs::stat::read(pid)?.exit_signal,
+        };
         // of the thread whose rights /proc tells as the process's
         let securebits =
             told.iter().find(|t| t.tid == procfs::first::by(pid)).map_or(0, |t| t.securebits.max(0) as u32);
@@ -416,7 +421,7 @@ impl<'a> Observer<'a> {
         };
         let mut process = Process {
             pid: self.survey.inner_pid(),
-            exit_signal: Some(stat.exit_signal).filter(|s| *s != libc::SIGCHLD && self.common.several),
+            exit_signal: Some(exit_signal).filter(|s| *s != libc::SIGCHLD),
             pgid: status.ns_pgid.last().copied().unwrap_or(0),
             sid: status.ns_sid.last().copied().unwrap_or(0),
             foreground: stat.tty_nr != 0 && stat.tpgid == stat.pgrp,
