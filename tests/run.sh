@@ -16,6 +16,7 @@ missing() { # programs and packages that the tests need, as apt names them
     # Below /root or a home it is of no use to the ordinary user of the tests.
     [ -x /usr/bin/python3 ] || echo python3
     echo '#include <stdio.h>' | gcc -E - >/dev/null 2>&1 || echo libc6-dev
+    command -v go >/dev/null || echo golang-go
     command -v musl-gcc >/dev/null || echo musl-tools
     command -v setpriv >/dev/null || echo util-linux
     command -v curl >/dev/null || echo curl

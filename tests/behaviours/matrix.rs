@@ -166,6 +166,7 @@ fn checkpoint_again(bed: &mut Bed, target: &mut Target, program: &str) -> Result
 
 /// Programs that cannot have new PIDs, and why.
 const NOT_FRESH: &[(&str, &str)] = &[
+    ("go_runtime", "where its C library keeps its TID is not known: it is neither glibc nor musl"),
     ("thr_sync", "it holds a robust mutex, which names it by its TID"),
     ("tree", "its processes know each other by their PIDs"),
     ("tree_dontfork", "its processes know each other by their PIDs"),

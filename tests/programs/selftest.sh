@@ -50,7 +50,7 @@ once() { # once USER EXPECTED PROGRAM ARGS...
 
 users=me
 [ "$(id -u)" = 0 ] && users="me nobody"
-[ $# -gt 0 ] && programs="$*" || programs=$(cd "$here" && ls -- *.c | sed 's/\.c$//')
+[ $# -gt 0 ] && programs="$*" || programs=$(cd "$here" && ls -- *.c *.go | sed 's/\.[a-z]*$//')
 for user in $users; do
     for program in $programs; do
         list=("")

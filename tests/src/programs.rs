@@ -83,6 +83,8 @@ impl Variant {
     /// signals by raw calls.
     pub fn agent(&self) -> bool {
         !self.program.starts_with("static_")
+            // which has no C library that would load it
+            && self.program != "go_runtime"
             && self.program != "sig_masked"
             // a signal could be the end of it
             && self.program != "thr_pkru"
@@ -107,7 +109,11 @@ impl Variant {
 /// Every row of the matrix, from the sources that are there.
 pub fn variants(stage: &Stage) -> Result<Vec<Variant>> {
     let mut names: Vec<String> = std::fs::read_dir(sources())?
-        .filter_map(|e| e.ok()?.file_name().to_str()?.strip_suffix(".c").map(str::to_owned))
+        .filter_map(|e| {
+            let file = e.ok()?.file_name();
+            let file = file.to_str()?;
+            file.strip_suffix(".c").or(file.strip_suffix(".go")).map(str::to_owned)
+        })
         .filter(|name| !APART.contains(&name.as_str()))
         .collect();
     names.sort();
