@@ -1,11 +1,14 @@
 //! `--strict`: what is only reported otherwise is refused, wherever it comes to light, and the program is none the worse for it.
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
+use dormouse_tests::bed::LIMIT;
 use dormouse_tests::job::{Line, Mode, MODES};
-use dormouse_tests::run::Ran;
+use dormouse_tests::pty::Pty;
+use dormouse_tests::run::{self, Ran};
 use dormouse_tests::target::{Start, Target};
 use dormouse_tests::{proc, store, unharmed, Bed, Case};
 use nix::sys::signal::Signal;
 use std::fs;
+use std::os::fd::AsRawFd;
 
 pub fn cases() -> Vec<Case> {
     let mut all = Case::by_both_doors("strict/in-the-freeze", in_the_freeze);
@@ -13,6 +16,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::by_both_doors("strict/of-a-child", of_a_child));
     all.extend(Case::by_both_doors("strict/everything-is-kept", everything));
     all.extend(Case::by_both_doors("strict/given-up", given_up));
+    all.extend(Case::by_both_doors("strict/another-terminal", another_terminal));
     all.extend(Case::each("strict/by-looking", by_looking));
     for (mode, name) in MODES {
         all.extend(Case::each(&format!("strict/session/{name}"), move |bed| session(bed, mode)));
@@ -92,6 +96,49 @@ fn everything(bed: &mut Bed, agent: bool) -> Result<()> {
     target.gone(bed)?;
     target.restore(bed)?;
     target.prove(bed).map(drop)
+}
+
+/// A terminal that is neither what the program is on nor inside it: nobody can give it back. By an option another takes its place.
+fn another_terminal(bed: &mut Bed, agent: bool) -> Result<()> {
+    let (dir, pty) = (bed.folder()?, Pty::new((24, 80))?);
+    let path = fs::read_link(format!("/proc/self/fd/{}", pty.slave().as_raw_fd()))?;
+    nix::unistd::fchown(pty.slave(), Some(bed.who.uid().into()), None)?;
+    let script = format!(
+        "import os, time
+there = os.open('{}', os.O_RDWR | os.O_NOCTTY)
+os.dup2(there, 40)
+os.close(there)
+os.rename('begun', 'ready')
+while not os.path.exists('gate'): time.sleep(0.002)
+os.write(40, b'x')
+print(os.ttyname(40) if os.isatty(40) else os.readlink('/proc/self/fd/40'), file=open('said.new', 'w'), flush=True)
+os.rename('said.new', 'said')",
+        path.display()
+    );
+    fs::write(dir.join("begun"), "")?;
+    let door = if agent { "agent" } else { "attach" };
+    let mut c = bed.launcher_command(&["--json", "--name", "job", "--door", door, "--detach", "--"]);
+    c.args(["python3", "-c", &script]).current_dir(&dir);
+    let pid = bed.run(&mut c)?.expect(0)?.json()?["pid"].as_i64().context("no pid")? as i32;
+    run::until("ready", LIMIT, || Ok(dir.join("ready").exists()))?;
+    let lost = "a terminal from outside that is not the program's own";
+    says(bed.ctl(&["checkpoint", "job", "--strict"])?, &[lost])?;
+    ensure!(store::numbers(bed, "job").is_empty(), "a checkpoint was made");
+    unharmed::entirely(pid)?;
+    let made = bed.ctl_json(&["checkpoint", "job", "--kill"])?;
+    ensure!(made["door"] == door && made["reported"][0].as_str().is_some_and(|l| l.contains(lost)), "{made}");
+    run::until("its end", LIMIT, || Ok(!proc::alive(pid)))?;
+    bed.ctl(&["restore", "job", "--detach"])?.refused(3, &["its other end is outside", "--external 40=PATH"])?;
+    let instead = dir.join("instead");
+    fs::write(&instead, "")?;
+    std::os::unix::fs::chown(&instead, Some(bed.who.uid()), None)?;
+    let option = format!("40={}", instead.display());
+    bed.ctl(&["restore", "job", "--detach", "--external", &option])?.expect(0)?;
+    fs::write(dir.join("gate"), "")?;
+    run::until("its answer", LIMIT, || Ok(dir.join("said").exists()))?;
+    let said = fs::read_to_string(dir.join("said"))?;
+    ensure!(said.trim() == instead.to_string_lossy() && fs::read_to_string(&instead)? == "x", "it says {said}");
+    Ok(())
 }
 
 /// What is given up by an option is reported and not refused; nor is what becomes of 0, 1 and 2.

@@ -51,6 +51,16 @@ impl Object for Stdio {
             // a terminal that is not a standard stream: the first standard stream that is one stands for it
             if e.stdio < 0 {
                 e.stdio = o.terminal_stdio();
+                if f.decided.is_none() && !is_its_own(f, o) {
+                    let then = match e.stdio {
+                        -1 => "a restore has to be told what takes its place (--external)".into(),
+                        n => format!("after a restore it is the restoring command's descriptor {n}"),
+                    };
+                    o.reported.push(format!(
+                        "{}: a terminal from outside that is not the program's own: {then}",
+                        f.describe()
+                    ));
+                }
             }
             if let Ok(t) = sys::tty::get(&o.descriptor(f.first_fd())?) {
                 e.termios = t.termios.into();
@@ -74,6 +84,14 @@ impl Object for Stdio {
         }
         Ok(encode(&e))
     }
+}
+
+/// Whether a terminal is the one that the program is on: its controlling terminal, by that or another name, or one of its standard streams.
+fn is_its_own(f: &FileView, o: &Observer<'_>) -> bool {
+    let device = |f: &FileView| f.stat.as_ref().map(|s| s.rdev);
+    let named = device(f).is_some_and(|d| (d.major, d.minor) == (5, 0));
+    let controlling = o.survey.stat.tty().is_some_and(|tty| device(f) == Some(tty));
+    named || controlling || o.files().iter().any(|g| g.is_terminal() && g.stdio() >= 0 && device(g) == device(f))
 }
 
 /// " 127.0.0.1:80 -> 127.0.0.1:4711" of a connection.
