@@ -93,6 +93,10 @@ pub struct Checkpoint {
     /// Refuse what would be reported as not kept, but for what --external gives up
     #[arg(long)]
     pub strict: bool,
+    /// Enter threads in strict seccomp mode, too (root): should ctl's tracer be killed (SIGKILL) in one of the few
+    /// instants in which such a thread makes a call for us, the kernel kills that thread
+    #[arg(long)]
+    pub risk_seccomp_strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -240,6 +244,9 @@ pub struct Check {
     /// As for checkpoint
     #[arg(long, conflicts_with = "what")]
     pub strict: bool,
+    /// As for checkpoint
+    #[arg(long, conflicts_with = "what")]
+    pub risk_seccomp_strict: bool,
 }
 
 #[derive(Debug, Args)]

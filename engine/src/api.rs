@@ -82,6 +82,9 @@ pub struct CaptureOptions<'a> {
     pub labels: BTreeMap<String, String>,
     /// What would be reported as not kept is refused, but for what was given up on purpose: by `external`, by the program (dormouse_drop).
     pub strict: bool,
+    /// Threads in strict seccomp mode are entered, which takes CAP_SYS_ADMIN. Each of a dozen calls in such a thread brings it, for some microseconds,
+    /// into the danger of being killed if our tracer is killed.
+    pub risk_strict: bool,
     /// Told how far it is.
     pub progress: Option<&'a dyn Fn(Progress)>,
 }

@@ -48,6 +48,8 @@ pub struct Summary {
     pub whole_time_again: Vec<(i32, String)>,
     /// Seccomp filters, of the thread that has the most.
     pub seccomp_filters: usize,
+    /// Threads in strict seccomp mode, of all processes.
+    pub strict_seccomp: usize,
     /// Mappings.
     pub mappings: usize,
     /// Bytes of address space.
@@ -174,6 +176,7 @@ pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
             .map(|t| (t.tid, sys::syscalls::name(t.restarted_call)))
             .collect(),
         seccomp_filters: image.threads.iter().map(|t| image.filters_of(t.tid).len()).max().unwrap_or(0),
+        strict_seccomp: tree.all.iter().flat_map(|i| &i.threads).filter(|t| t.strict_seccomp).count(),
         mappings: vmas.len(),
         mapped_bytes: vmas.iter().filter(mapped).map(|v| v.end - v.start).sum(),
         recorded_bytes: image.memory.pages.iter().map(|r| r.pages * page).sum(),
@@ -260,6 +263,9 @@ impl fmt::Display for Summary {
         )?;
         if self.seccomp_filters > 0 {
             writeln!(f, "seccomp      {} filters", self.seccomp_filters)?;
+        }
+        if self.strict_seccomp > 0 {
+            writeln!(f, "seccomp      {} threads in strict mode", self.strict_seccomp)?;
         }
         for (tid, call) in &self.whole_time_again {
             writeln!(f, "in a call    thread {tid}: {call}, whose whole time starts again")?;

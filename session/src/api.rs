@@ -142,6 +142,8 @@ pub struct CheckpointRequest<'a> {
     pub external: Externals,
     /// What would be reported as not kept is refused ([`engine::CaptureOptions::strict`]); always so if the session was started with it.
     pub strict: bool,
+    /// Threads in strict seccomp mode are entered all the same ([`engine::CaptureOptions::risk_strict`]).
+    pub risk_strict: bool,
     /// Told how far it is.
     pub progress: Option<&'a dyn Fn(Progress)>,
 }

@@ -214,6 +214,7 @@ fn take(
         others: Some(&others),
         external: request.external.clone(),
         strict: request.strict || live.triggers.strict,
+        risk_strict: request.risk_strict,
         labels,
         progress: request.progress,
     };

@@ -22,6 +22,7 @@ mod refusal;
 mod resume;
 mod rights;
 mod seccomp;
+mod seccomp_strict;
 mod sessions;
 mod strict;
 mod sysv;
@@ -63,6 +64,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(resume::cases());
     all.extend(rights::cases());
     all.extend(seccomp::cases());
+    all.extend(seccomp_strict::cases());
     all.extend(sessions::cases());
     all.extend(strict::cases());
     all.extend(sysv::cases());

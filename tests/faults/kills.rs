@@ -104,6 +104,19 @@ pub fn cases() -> Vec<Case> {
         let name = format!("{}-{}/thr_seccomp", kill.site, kill.action);
         let body = move |bed: &mut Bed| every_point(bed, kill, "thr_seccomp", &["--what", "nested"], &[], 3);
         all.push(Case::new(&name, Who::Root, body).limit(240));
+        // of strict threads only the death of our tracer can harm one, in the few instants that the option's name tells of
+        for (what, step) in [("alone", 3), ("several", 5)] {
+            let name = format!("{}-{}/seccomp_strict-{what}", kill.site, kill.action);
+            let args: &'static [&str] = if what == "alone" { &["--what", "alone"] } else { &["--what", "several"] };
+            let body = move |bed: &mut Bed, step: u32| match kill.victim {
+                Victim::Tracer => strict(bed, kill, args, step),
+                // of several processes it would be any
+                Victim::Target if what == "alone" => Ok(()),
+                _ => every_point(bed, kill, "seccomp_strict", args, &[], step),
+            };
+            all.push(Case::new(&name, Who::Root, move |bed| body(bed, step)).limit(240));
+            all.push(Case::new(format!("{name}-every"), Who::Root, move |bed| body(bed, 1)).limit(240).full());
+        }
         // A checkpoint that is to kill or stop takes another way from the record on.
         for option in ["--kill", "--stop"] {
             let name = format!("{}-{}/thr_join{option}", kill.site, kill.action);
@@ -138,6 +151,68 @@ pub fn cases() -> Vec<Case> {
         }
     }
     all
+}
+
+/// The tracer dies at any point of a checkpoint of strict threads. Between its changing a call that such a thread has entered and the kernel's look at that the thread
+/// is lost, which is documented: so many calls are made in one, and at no other point anything happens to it.
+fn strict(bed: &mut Bed, kill: Kill, args: &[&str], step: u32) -> Result<()> {
+    /// The calls of a visit, and the one that makes a thread for us.
+    const CALLS: u32 = 20;
+    let (mut lost, threads) = (0, if args == ["--what", "several"] { 2 } else { 1 });
+    for n in (1..TOO_MANY).step_by(step as usize) {
+        let fault = format!("{}:{n}:{}", kill.site, kill.action);
+        let mut target = Start::program("seccomp_strict").args(args.iter().copied()).ready(bed)?;
+        let all = strict_threads(target.pid);
+        ensure!(all == threads, "{all} strict threads, not {threads}");
+        let ran = bed.ctl_fault(&fault, &target.checkpoint_args(&[]))?;
+        bed.reap();
+        // a child that is lost is not there when it is looked for again
+        let child_lost = args == ["--what", "alone"] && strict_threads(target.pid) == 0;
+        if ran.code() == 0 && !child_lost {
+            ensure!(lost > 0 && lost <= CALLS * threads / step + 1, "{lost} threads were lost in {n} points");
+            println!("{} points, a thread was lost at {lost}", n - 1);
+            return target.prove(bed).map(drop);
+        }
+        let code = ran.code();
+        ensure!([0, 3, 8, 9].contains(&code), "{}: exit code {code}\n{}", ran.command, ran.said());
+        if code != 0 {
+            ran.refused(code, &["cannot checkpoint", "; "])?;
+        }
+        // one that was made for us ends as it finds itself alone
+        let settled = || !is_traced(target.pid) && strict_threads(target.pid) <= threads;
+        run::until("nobody is traced", SOON, || Ok(settled()))?;
+        match strict_threads(target.pid) {
+            now if now == threads => {
+                target.unharmed_but_for_the_documented()?;
+                target.checkpoint(bed).context("the next checkpoint")?;
+                target.prove(bed).map(drop)
+            }
+            now if now + 1 == threads => {
+                lost += 1;
+                target.end(bed)
+            }
+            now => Err(anyhow::anyhow!("{now} strict threads are left")),
+        }
+        .with_context(|| format!("with DORMOUSE_FAULT={fault}"))?;
+        bed.log.clear();
+    }
+    anyhow::bail!("{}:{TOO_MANY} still happens", kill.site)
+}
+
+/// The lines of /proc/PID/task/TID/status of all threads of a process and those below it.
+fn statuses(pid: i32) -> Vec<String> {
+    let of = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let tasks = std::iter::once(pid).chain(proc::descendants(pid)).flat_map(of);
+    tasks.filter_map(|e| std::fs::read_to_string(e.path().join("status")).ok()).collect()
+}
+
+fn strict_threads(pid: i32) -> u32 {
+    let lives = |s: &&String| s.contains("Seccomp:\t1\n") && !s.contains("State:\tZ") && !s.contains("State:\tX");
+    statuses(pid).iter().filter(lives).count() as u32
+}
+
+fn is_traced(pid: i32) -> bool {
+    statuses(pid).iter().any(|s| !s.contains("TracerPid:\t0\n"))
 }
 
 /// A signal with a handler waits for a stopped program, and the tracer dies at any point of a checkpoint: once the program is continued, the
@@ -225,7 +300,9 @@ fn one_point(
     let args = target.checkpoint_args(options);
     let ran = bed.ctl_fault(fault, &args)?;
     bed.reap();
-    if ran.code() != 0 && !options.is_empty() && store::numbers(bed, &session) == [1, 2] {
+    // where memory is copied in the freeze the checkpoint is there before it is let go
+    let before_thaw = !options.is_empty() || target.is_copied();
+    if ran.code() != 0 && before_thaw && store::numbers(bed, &session) == [1, 2] {
         return complete(bed, target).map(|()| true);
     }
     if kill.victim == Victim::Target && (ran.code() == 8 || !proc::alive(target.pid)) {

@@ -23,6 +23,9 @@ pub enum Door {
     OnTerminal,
 }
 
+/// Option of ctl by which threads in strict seccomp mode are entered.
+pub const RISK: &str = "--risk-seccomp-strict";
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -215,6 +218,8 @@ impl Target {
         let mut args = vec!["checkpoint".to_owned()];
         args.extend(self.named());
         args.extend(["--door", if self.agent { "agent" } else { "attach" }].map(String::from));
+        // without which it is always refused
+        args.extend((self.program == "seccomp_strict").then(|| RISK.to_owned()));
         args.extend(options.iter().map(|o| o.to_string()));
         args
     }
@@ -248,9 +253,14 @@ impl Target {
         }
     }
 
+    /// Whether its memory is copied in the freeze, for a process of it can have no snapshot child.
+    pub fn is_copied(&self) -> bool {
+        self.program == "seccomp_strict"
+    }
+
     /// Whether it has processes below it, or may have.
     fn is_tree(&self) -> bool {
-        self.program.starts_with("tree") || self.program == "userns"
+        self.program.starts_with("tree") || ["userns", "seccomp_strict"].contains(&self.program.as_str())
     }
 
     /// A checkpoint that kills it.

@@ -19,7 +19,7 @@ pub fn run(out: &Out, state: &StateDir, args: &Check) -> Result<Done, Error> {
 
 /// Whether a process can be checkpointed. No state directory is needed for that.
 pub fn process(out: &Out, pid: i32, args: &Check) -> Result<Done, Error> {
-    let notes = engine::preflight(pid, &externals(&args.external), args.strict)?;
+    let notes = engine::preflight(pid, &externals(&args.external), args.strict, args.risk_seccomp_strict)?;
     report(out, json!({ "pid": pid }), &format!("PID {pid} can be checkpointed"), notes)
 }
 

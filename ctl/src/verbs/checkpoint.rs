@@ -32,6 +32,7 @@ pub fn run(out: &Out, state: &StateDir, args: &Checkpoint) -> Result<Done, Error
             door: args.door.into(),
             external: externals(&args.external),
             strict: args.strict,
+            risk_strict: args.risk_seccomp_strict,
             progress: Some(&tick),
         },
     )?;

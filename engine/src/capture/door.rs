@@ -318,7 +318,7 @@ fn nothing_frozen() -> sys::Error {
 
 /// Stops all threads; what is asked of the leader before anything is run in it.
 fn stop(tracer: &mut Tracer, s: &mut Survey) -> Step<Frozen> {
-    let frozen = tracer.freeze(s.pid, s.is_filtered(), s.threads.keys().copied().collect())?;
+    let frozen = tracer.freeze(s.pid, s.is_under_seccomp(), s.threads.keys().copied().collect())?;
     s.still(&frozen.tids)?;
     s.seccomp_frozen(frozen.filters.clone())?;
     Ok(frozen)

@@ -46,6 +46,10 @@ pub struct Survey {
     pub(super) door: Door,
     /// Of its seccomp filters.
     pub(super) judge: Judge,
+    /// A thread in strict seccomp mode may be brought into the danger that it is in if our tracer is killed.
+    pub(super) risk: bool,
+    /// In the freeze: seccomp is suspended in all threads.
+    pub(super) suspended: bool,
     /// The filters of each thread, where there are any.
     pub(super) chains: Chains,
     /// What the caller decided about external ends.
@@ -97,7 +101,13 @@ impl Survey {
 
 /// Looks at a process without touching it. `door`: by which it is to be entered; `shut`: what stands against that.
 /// Its open files are judged by [`together`].
-pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shut: Vec<Reason>) -> Result<Survey> {
+pub fn survey(
+    pid: i32,
+    attempted: String,
+    (external, risk): (&Externals, bool),
+    door: Door,
+    shut: Vec<Reason>,
+) -> Result<Survey> {
     let refused = |o: &str, w: &str, r: &str| Error::new(Kind::Refused, attempted.clone(), o, w, r);
     let me = std::process::id() as i32;
     if pid <= 0 || !procfs::pid_exists(pid) {
@@ -157,6 +167,8 @@ pub fn survey(pid: i32, attempted: String, external: &Externals, door: Door, shu
         raised: None,
         door,
         judge: Judge::default(),
+        risk,
+        suspended: false,
         chains: Chains::default(),
         external: external.clone(),
         private: false,

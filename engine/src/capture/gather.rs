@@ -117,7 +117,8 @@ impl Run<'_> {
             let listener = Listener::new()?;
             self.called |= way.opens();
             way.open(&listener)?;
-            let s = find::survey(pid, self.attempted.clone(), &self.o.external, way.door(), shut)?;
+            let s =
+                find::survey(pid, self.attempted.clone(), (&self.o.external, self.o.risk_strict), way.door(), shut)?;
             Ok((s, Entry { way, listener, ready: false }))
         };
         match looked() {

@@ -89,8 +89,10 @@ impl Phase {
 
 /// Looks for everything that would make a checkpoint of a process and those below it fail, and changes nothing. Gives what would be
 /// reported as not kept; `strict`: refuses it. What only the freeze shows is not foreseen.
-pub fn preflight(pid: i32, external: &Externals, strict: bool) -> Result<Vec<String>> {
-    preflight::preflight(pid, external, strict)
+///
+/// `risk_strict`: as [`CaptureOptions::risk_strict`].
+pub fn preflight(pid: i32, external: &Externals, strict: bool, risk_strict: bool) -> Result<Vec<String>> {
+    preflight::preflight(pid, external, strict, risk_strict)
 }
 
 /// Makes a checkpoint of a process and all below it. The calling process must be single-threaded.

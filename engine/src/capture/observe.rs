@@ -544,6 +544,10 @@ impl<'a> Observer<'a> {
     pub(super) fn ask_for_a_child(&mut self, subreaper: bool, adopted: bool) -> Step<Option<Judge>> {
         // it would be reparented to the target itself, which would see it; with children of its own, being no subreaper for a
         // moment could lose it an orphan
+        if !self.survey.threads.contains_key(&self.entered.server) {
+            self.noted.push(super::seccomp::NO_STRICT_CHILD.into());
+            return Ok(None);
+        }
         let sees = self.survey.inner_pid() == 1
             || adopted
             || subreaper && procfs::children(self.survey.pid).map_or(true, |c| !c.is_empty());

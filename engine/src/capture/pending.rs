@@ -56,12 +56,18 @@ impl Observer<'_> {
                 // whose it takes first could be told, but not where the others begin
                 return Err(self.too_many());
             }
+            if own != 0 && self.survey.is_strict(tid) {
+                return Err(self.nobody_to_take(tid));
+            }
             if own != 0 {
                 all.threads.push((tid, self.take(own, Some(tid), slot)?));
             }
         }
         if shared != 0 {
             // one that came from kill(2) can be queued for the process by the leader only (kernel/signal.c, do_rt_sigqueueinfo)
+            if self.survey.is_strict(pid) {
+                return Err(self.nobody_to_take(pid));
+            }
             let leader = self.entered.visited.iter().position(|t| *t == pid);
             if leader.is_none() && server != pid {
                 return Err(self.too_many());
@@ -100,6 +106,14 @@ impl Observer<'_> {
             return Err(self.too_many());
         }
         Ok(all)
+    }
+
+    /// Whoever takes signals in a thread's place needs calls that strict mode forbids, again and again.
+    fn nobody_to_take(&self, tid: i32) -> Fault {
+        let why = "signals wait for it, which it alone could be asked for, and it is in strict seccomp mode";
+        let reason =
+            Reason::new(format!("thread {tid}"), why, "checkpoint when it has taken them; all run on as before");
+        Error { kind: Kind::Refused, attempted: self.survey.attempted.clone(), reasons: vec![reason] }.into()
     }
 
     /// The agent's door is shut for it; on the other, of several processes, nobody can look.

@@ -5,7 +5,7 @@ use super::{explain, shares, strict, tree};
 use crate::{Door, Result};
 
 /// Looks at a process and all below it; gives what is not kept.
-pub(super) fn preflight(pid: i32, external: &crate::Externals, strictly: bool) -> Result<Vec<String>> {
+pub(super) fn preflight(pid: i32, external: &crate::Externals, strictly: bool, risk: bool) -> Result<Vec<String>> {
     let attempted = format!("checkpoint PID {pid}");
     let mut all = Vec::new();
     let living = tree::living(&[pid]).map_err(|e| explain(e.into(), &attempted, "find", false))?;
@@ -14,7 +14,7 @@ pub(super) fn preflight(pid: i32, external: &crate::Externals, strictly: bool) -
     for of in if living.is_empty() { vec![pid] } else { living } {
         let called = !tables.contains(&of) && sys::agent::check(of).is_ok();
         let door = if called { Door::Agent } else { Door::Attach };
-        let look = |door| find::survey(of, attempted.clone(), external, door, Vec::new());
+        let look = |door| find::survey(of, attempted.clone(), (external, risk), door, Vec::new());
         let s = match look(door) {
             Ok(s) if door == Door::Agent && s.shut_to_agent().is_some() => look(Door::Attach),
             s => s,

@@ -1,5 +1,6 @@
 //! Seccomp filters of a target: what they are, and whether we may work inside it. Who has CAP_SYS_ADMIN is told them by the kernel, and may suspend them
 //! while the program is frozen; anybody else knows what the program's agent has kept, and works inside only if all that is called there is let through.
+//! Strict mode, too, may be suspended, but a thread that is about to make a call then ends if the tracer does: that is for whoever asks for it.
 use super::find::Survey;
 use super::threads::Facts;
 use super::Step;
@@ -19,12 +20,38 @@ impl Survey {
         self.status.seccomp == Some(FILTERS) || self.threads.values().any(|f| f.filters != Some(0))
     }
 
+    /// Threads in strict mode.
+    fn strict_threads(&self) -> impl Iterator<Item = i32> + '_ {
+        self.threads.iter().filter(|(_, f)| f.strict).map(|(tid, _)| *tid)
+    }
+
+    /// Whether a thread is in strict mode.
+    pub(super) fn is_strict(&self, tid: i32) -> bool {
+        self.threads.get(&tid).is_some_and(|f| f.strict)
+    }
+
+    /// Whether the tracer is to suspend seccomp.
+    pub(super) fn is_under_seccomp(&self) -> bool {
+        self.is_filtered() || self.strict_threads().next().is_some()
+    }
+
+    /// Why threads in strict mode are not entered, and what to do.
+    fn strict_reasons(&self, suspends: bool) -> Vec<Reason> {
+        let remedy = match (suspends, self.risk) {
+            (true, true) => return Vec::new(),
+            (true, false) => "pass --risk-seccomp-strict, by which the mode is suspended: then only the death of our own tracer in one of a few instants would kill it",
+            (false, _) => "run ctl as root, who may suspend the mode, with --risk-seccomp-strict; or let it use a filter instead (SECCOMP_MODE_FILTER)",
+        };
+        let first = procfs::first::by(self.pid);
+        let object = |tid: i32| if tid == first { self.object() } else { format!("thread {tid}") };
+        let why = "it is in strict seccomp mode: the first foreign system call would kill it";
+        self.strict_threads().map(|tid| Reason::new(object(tid), why, remedy)).collect()
+    }
+
     /// Before the freeze: every reason that can be seen by then.
     pub(super) fn seccomp(&mut self) {
-        if is_strict(&self.status) {
-            let why = "it is in strict seccomp mode: the first foreign system call would kill it";
-            self.reasons.push(Reason::new(self.object(), why, "start it without strict seccomp"));
-        }
+        let reasons = self.strict_reasons(may_suspend());
+        self.reasons.extend(reasons);
         if !self.is_filtered() {
             return;
         }
@@ -43,16 +70,21 @@ impl Survey {
 
     /// Why its agent cannot be called: what filters there are it does not know, but the kernel may tell.
     pub(super) fn unknown_to_agent(&self) -> Option<Absent> {
+        if self.strict_threads().next().is_some() {
+            return Some(Absent::Seccomp("a thread's mode is strict".into()));
+        }
         let why = if self.is_filtered() { kept(self.pid).err() } else { None };
         why.map(|why| Absent::Seccomp(why.to_string()))
     }
 
     /// In the freeze. `told`: what the kernel says, where it does.
     pub(super) fn seccomp_frozen(&mut self, told: Option<Chains>) -> Step<()> {
+        self.suspended = told.is_some();
+        self.refuse_for(self.strict_reasons(self.suspended))?;
         if !self.is_filtered() {
             return Ok(());
         }
-        let suspended = told.is_some();
+        let suspended = self.suspended;
         self.chains = match told.map_or_else(|| kept(self.pid).map(|k| k.chains), Ok) {
             Ok(chains) => chains,
             Err(why) => return self.refuse_for(vec![unknown(self.object(), &why)]),
@@ -67,6 +99,7 @@ impl Survey {
     /// In the freeze, when every thread has been asked: those that have others than were told, set since the survey or not seen by the agent.
     pub(super) fn come_under_seccomp(&self, tids: &[i32]) -> Vec<Reason> {
         let other = |tid: &&i32| match self.threads.get(tid).map(|f| f.filters) {
+            _ if self.is_strict(**tid) && !(self.suspended && self.risk) => true,
             Some(Some(n)) => n as usize != self.chains.of(**tid).len(),
             Some(None) => self.chains.of(**tid).is_empty(),
             None => false,
@@ -155,11 +188,8 @@ fn unknown(object: String, unknown: &Unknown) -> Reason {
     Reason::new(object, why, remedy)
 }
 
-/// Why a thread in strict mode is refused, and what to do.
-pub(super) const STRICT_THREAD: (&str, &str) = (
-    "it is in strict seccomp mode: the first foreign system call would kill it",
-    "checkpoint when it has ended, or let it use a filter instead (SECCOMP_MODE_FILTER)",
-);
+/// Why no snapshot child can be made where all threads are in strict mode.
+pub(super) const NO_STRICT_CHILD: &str = "the pause was as long as the copying of memory: all its threads are in strict seccomp mode, and so would a snapshot child be, with nobody to suspend it";
 
 /// Whether a thread is in strict mode.
 pub(super) fn is_strict(s: &Status) -> bool {

@@ -37,6 +37,8 @@ pub struct Facts {
     pub rights: Rights,
     /// How many seccomp filters it has; None: that is not told (kernels before 5.9).
     pub filters: Option<u32>,
+    /// It is in strict seccomp mode.
+    pub strict: bool,
     /// It was the one by which the process was looked at.
     leads: bool,
     /// What the kernel said of it, to see whether that is still so.
@@ -170,11 +172,11 @@ fn fact(w: &Whole<'_>, tid: i32, said: Vec<u8>, known: &mut BTreeMap<i32, Facts>
     }
     let status = procfs::status::read_task(w.leader.pid, tid)?;
     let inner_tid = status.ns_pid.last().copied().filter(|_| w.private).unwrap_or(tid);
-    let odd = match (tid == w.leader.pid || s.state == procfs::State::Zombie, super::seccomp::is_strict(&status)) {
-        (true, _) => None,
-        (false, true) => Some((super::seccomp::STRICT_THREAD.0.to_string(), super::seccomp::STRICT_THREAD.1)),
-        (false, false) => apart(w, tid)?,
+    let odd = match tid == w.leader.pid || s.state == procfs::State::Zombie {
+        true => None,
+        false => apart(w, tid)?,
     };
+    let strict = super::seccomp::is_strict(&status);
     let refusal = odd.map(|(why, remedy)| reason(tid, &s.comm, why, remedy));
     let sched = (s.policy, s.rt_priority, s.nice as i32);
     let (io_flusher, mce_kill) = (s.is_io_flusher(), s.mce_kill());
@@ -184,7 +186,8 @@ fn fact(w: &Whole<'_>, tid: i32, said: Vec<u8>, known: &mut BTreeMap<i32, Facts>
     let filters = super::seccomp::count(&status);
     let comm = s.comm;
     let status = None;
-    let facts = Facts { comm, sched, affinity, io_flusher, mce_kill, inner_tid, rights, filters, leads, said, status };
+    let facts =
+        Facts { comm, sched, affinity, io_flusher, mce_kill, inner_tid, rights, filters, strict, leads, said, status };
     known.insert(tid, facts);
     Ok(refusal)
 }
@@ -303,5 +306,6 @@ fn thread(t: &ThreadState, signal: Pending, f: &Facts, told: &Told) -> Thread {
         mempolicy: told.mempolicy(),
         pending: Vec::new(),
         restarted_call: sys::restart::whole_time_again(&t.regs).filter(|_| again).unwrap_or(-1),
+        strict_seccomp: f.strict,
     }
 }

@@ -167,7 +167,10 @@ impl Observer<'_> {
 
     /// The visited threads' answers and the serving one's.
     pub(super) fn server_told(&mut self, mut all: Vec<Told>, server: ServerTold, r: &Reply) -> Vec<Told> {
-        all.push(Told::new(self.entered.server, r.bytes(server.buf).to_vec(), server.answers.map(|c| r.raw(c))));
+        // a thread that was made for us is none of the program's
+        if self.survey.threads.contains_key(&self.entered.server) {
+            all.push(Told::new(self.entered.server, r.bytes(server.buf).to_vec(), server.answers.map(|c| r.raw(c))));
+        }
         self.report_threads(&all, r.raw(server.keyring));
         all
     }

@@ -180,6 +180,13 @@ impl<'a> Tree<'a> {
             if image.apart.contains_key(&pid) {
                 return Err(damaged(format!("other seccomp filters of process {pid} than its own make no sense")));
             }
+            let both = |t: &&Thread| t.strict_seccomp && !image.filters_of(t.tid).is_empty();
+            if let Some(t) = image.threads.iter().find(both) {
+                return Err(damaged(format!(
+                    "seccomp filters and strict mode of thread {} make no sense together",
+                    t.tid
+                )));
+            }
             sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
         }
         if keys.iter().any(super::keys::nonsense) {

@@ -1,6 +1,6 @@
 //! Seccomp filters: set last of all, by the tracer, when nothing is called any more but what unmaps the blob: those that all threads have in common by the leader for
 //! all, which so share them as before, then by each thread what it has beyond. So the filters have to let through what sets the next, and the leader's that;
-//! or they are suspended meanwhile, which takes CAP_SYS_ADMIN.
+//! or they are suspended meanwhile, which takes CAP_SYS_ADMIN. A thread in strict mode, which can have no filters, comes into it by the last call that is made in it.
 use super::puppet::Puppet;
 use super::{Image, Step};
 use crate::Reason;
@@ -12,8 +12,11 @@ use sys::tracer::{SetFilter, SetFilters};
 
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
 const PR_SET_SECCOMP: u64 = 22;
+const SECCOMP_MODE_STRICT: u64 = 1;
 const SECCOMP_MODE_FILTER: u64 = 2;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
+/// The call that brings a thread into strict mode.
+const STRICT: SetFilter = (libc::SYS_prctl, [PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0]);
 /// Bytes of struct sock_fprog.
 const FPROG: usize = 16;
 
@@ -194,11 +197,17 @@ pub fn prepare(p: &Puppet, image: &Image<'_>) -> Step<SetFilters> {
         filters.iter().zip(&s.calls).filter_map(one).collect()
     };
     let calls = put(&image.filters, &plan.leader);
-    let threads = plan.own.iter().map(|(i, (filters, s))| (*i, put(filters, s))).collect();
+    let mut threads: BTreeMap<usize, Vec<SetFilter>> =
+        plan.own.iter().map(|(i, (filters, s))| (*i, put(filters, s))).collect();
+    let is_strict = |i: usize| image.threads[i].strict_seccomp;
+    for i in (1..image.threads.len()).filter(|i| is_strict(*i)) {
+        threads.entry(i).or_default().push(STRICT);
+    }
+    let strict = (image.ended.is_none() && is_strict(0)).then_some(STRICT);
     if !bytes.is_empty() {
         p.mem.write(start, &bytes)?;
     }
-    Ok(SetFilters { calls, common: plan.common, threads, suspend: plan.suspends() || plan.ends })
+    Ok(SetFilters { calls, common: plan.common, threads, suspend: plan.suspends() || plan.ends, strict })
 }
 
 #[cfg(test)]

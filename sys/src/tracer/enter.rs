@@ -2,6 +2,7 @@
 //! SETREGS into a chain whose end is `rt_sigreturn` on a complete frame, and so is the blob.
 use super::raw;
 use super::scratch::{self, Borrowed};
+use super::strict;
 use super::tasks::{Task, Tasks};
 use super::{EntryPlan, Visit};
 use crate::inject::{Layout, HOME, MAPPING_NAME};
@@ -12,11 +13,11 @@ use std::io;
 use std::mem::offset_of;
 
 /// All signals; the kernel keeps SIGKILL and SIGSTOP out by itself.
-const ALL_SIGNALS: u64 = u64::MAX;
+pub(super) const ALL_SIGNALS: u64 = u64::MAX;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
 /// Registers that make a system call at `syscall; ret`, with the stack at a frame.
-fn call_regs(base: &Regs, gadget: u64, frame: u64, nr: i64, a: [u64; 6]) -> Regs {
+pub(super) fn call_regs(base: &Regs, gadget: u64, frame: u64, nr: i64, a: [u64; 6]) -> Regs {
     Regs {
         rax: nr as u64,
         orig_rax: u64::MAX,
@@ -36,16 +37,41 @@ fn call_regs(base: &Regs, gadget: u64, frame: u64, nr: i64, a: [u64; 6]) -> Regs
 /// Makes one system call in a stopped thread. If the tracer dies meanwhile, the call completes and the thread goes on
 /// where it was.
 pub fn remote_call(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u64; 6]) -> Result<i64> {
-    let (Some(t), Some(frame)) = (tasks.all.get_mut(&tid), &tasks.borrowed) else {
+    let Some(frame) = tasks.borrowed.as_ref().map(|b| b.at) else {
         return Err(Error::Died { doing: crate::syscalls::name(nr), pid: tasks.pid });
     };
-    // whatever fails from here on, it is cured
+    if tasks.all.get(&tid).is_some_and(|t| t.strict) {
+        return strict_call(tasks, tid, plan, frame, nr, a);
+    }
+    led(tasks, tid, |tasks| {
+        let regs = tasks.all.get(&tid).map(|t| call_regs(&t.regs, plan.syscall_ret, frame, nr, a));
+        raw::set_regs(tid, &regs.unwrap_or_default())?;
+        led_through(tasks, tid)
+    })
+}
+
+/// The same in a strict thread, whose emergency frame is at `frame`.
+pub(super) fn strict_call(
+    tasks: &mut Tasks,
+    tid: i32,
+    plan: &EntryPlan,
+    frame: u64,
+    nr: i64,
+    a: [u64; 6],
+) -> Result<i64> {
+    led(tasks, tid, |tasks| strict::call(tasks, tid, plan, frame, nr, a))
+}
+
+/// What leads a thread through a call of ours: whatever fails from here on, it is cured.
+fn led(tasks: &mut Tasks, tid: i32, lead: impl FnOnce(&mut Tasks) -> Result<i64>) -> Result<i64> {
+    let Some(t) = tasks.all.get_mut(&tid) else {
+        return Err(Error::Died { doing: "a call inside".into(), pid: tasks.pid });
+    };
     t.entered = true;
     t.out = None;
     open(tid, t)?;
-    raw::set_regs(tid, &call_regs(&t.regs, plan.syscall_ret, frame.at, nr, a))?;
     t.calling = true;
-    let r = led_through(tasks, tid);
+    let r = lead(tasks);
     if let Some(t) = tasks.all.get_mut(&tid) {
         t.calling = false;
     }
@@ -61,18 +87,11 @@ fn open(tid: i32, t: &mut Task) -> Result<()> {
     Ok(())
 }
 
-/// To the call's entry, then to its exit; other stops (a SIGCONT's) in between are passed over.
+/// To the call's entry, then to its exit.
 fn led_through(tasks: &mut Tasks, tid: i32) -> Result<i64> {
     raw::set_sigmask(tid, ALL_SIGNALS)?;
-    let mut seen = 0;
-    while seen < 2 {
-        if let Some(t) = tasks.all.get_mut(&tid) {
-            t.stopped = false;
-        }
-        raw::to_syscall(tid)?;
-        tasks.wait_stop(tid)?;
-        seen += tasks.all.get(&tid).is_some_and(|t| t.at_syscall) as u32;
-    }
+    tasks.until_syscall(tid)?;
+    tasks.until_syscall(tid)?;
     Ok(raw::regs(tid)?.rax as i64)
 }
 
@@ -91,7 +110,11 @@ fn must(tasks: &mut Tasks, tid: i32, plan: &EntryPlan, nr: i64, a: [u64; 6]) -> 
 /// Borrows memory of the target for a frame (and the mapping's name behind it), and keeps what was there. Gives the thread whose
 /// frame it is: `tid` if that can be.
 fn borrow_scratch(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, plan: &EntryPlan) -> Result<i32> {
-    let len = |tasks: &Tasks, tid: i32| name_offset(tasks, tid) + MAPPING_NAME.len() as u64 + 1;
+    let len = |tasks: &Tasks, tid: i32| match tasks.all.get(&tid) {
+        // it makes a thread that serves
+        Some(t) if t.strict => strict::scratch(tasks, tid),
+        _ => name_offset(tasks, tid) + MAPPING_NAME.len() as u64 + 1,
+    };
     // borrowed already: what is there now is ours
     let (tid, at) = match &tasks.borrowed {
         Some(b) => (b.tid, b.at),
@@ -119,12 +142,13 @@ fn give_back_scratch(tasks: &mut Tasks, mem: &RemoteMem) -> Result<()> {
 }
 
 /// Offset of the name behind the frame.
-fn name_offset(tasks: &Tasks, tid: i32) -> u64 {
+pub(super) fn name_offset(tasks: &Tasks, tid: i32) -> u64 {
     tasks.all.get(&tid).map_or(0, |t| sigframe::size(t.xstate.len()) as u64)
 }
 
 /// Maps the blob, fills everything in, and sends the serving thread and all others (to run `plan.visit`) into it. Gives the serving
-/// thread: `tid` if it has room for a frame. `go`: waits until something may be run in other threads than the leader.
+/// thread, `tid` if it has room for a frame, or one that was made for us where all are strict, and the others by slot. `go`: waits until
+/// something may be run in other threads than the leader.
 pub fn enter(
     tasks: &mut Tasks,
     mem: &RemoteMem,
@@ -132,7 +156,7 @@ pub fn enter(
     plan: &EntryPlan,
     before: &[i32],
     go: impl FnOnce() -> Result<()>,
-) -> Result<(Layout, i32)> {
+) -> Result<(Layout, i32, Vec<i32>)> {
     let tid = borrow_scratch(tasks, mem, tid, plan)?;
     let mut go = Some(go);
     if let Some(go) = go.take_if(|_| tid != tasks.pid) {
@@ -141,6 +165,13 @@ pub fn enter(
             return Err(e);
         }
     }
+    let tid = match tasks.all.get(&tid).filter(|t| t.strict) {
+        None => tid,
+        Some(_) => match strict::helper(tasks, mem, tid, plan).and_then(|_| borrow_scratch(tasks, mem, tid, plan)) {
+            Ok(helper) => helper,
+            Err(e) => return Err(not_in(tasks, mem, tid, e)),
+        },
+    };
     let others: Vec<i32> = match plan.visit {
         Visit::None => Vec::new(),
         Visit::All => tasks.all.iter().filter(|(t, k)| **t != tid && k.stopped).map(|(t, _)| *t).collect(),
@@ -149,20 +180,22 @@ pub fn enter(
     let l = Layout::new(others.len() as u64, frame as u64);
     let l = match map_fresh(tasks, tid, plan, l) {
         Ok(l) => l,
-        Err(e) => {
-            // not in yet: out of the call of ours, then the stack is what it was
-            let out = tasks.bring_to_stop(&[tid]).and_then(|()| tasks.cure(tid));
-            let _ = out.and_then(|()| give_back_scratch(tasks, mem));
-            return Err(e);
-        }
+        Err(e) => return Err(not_in(tasks, mem, tid, e)),
     };
     let r = in_mapping(tasks, mem, tid, plan, &l, &others)
         .and_then(|()| go.map_or(Ok(()), |go| go()))
-        .and_then(|()| send_all_in(tasks, mem, tid, &l, &others));
+        .and_then(|()| send_all_in(tasks, mem, tid, plan, &l, &others));
     if r.is_err() {
         let _ = leave_mapping(tasks, mem, tid, plan, &l, before);
     }
-    r.map(|()| (l, tid))
+    r.map(|()| (l, tid, others))
+}
+
+/// Not in yet: out of the call of ours, then the stack is what it was.
+fn not_in(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, e: Error) -> Error {
+    let out = tasks.bring_to_stop(&[tid]).and_then(|()| tasks.cure(tid));
+    let _ = out.and_then(|()| give_back_scratch(tasks, mem));
+    e
 }
 
 /// What an earlier attach left goes, and a fresh mapping comes.
@@ -212,16 +245,40 @@ fn in_mapping(
         }
     }
     mem.write(l.base, payload::BLOB)?;
-    mem.write(l.params(), &l.params_bytes(&plan.addr, -1, true, others.len() as u32))?;
+    let visitors = others.iter().filter(|t| !is_strict(tasks, t)).count();
+    mem.write(l.params(), &l.params_bytes(&plan.addr, -1, true, visitors as u32))?;
     mem.write(l.frame(0), &tasks.emergency_frame(tid, l.frame(0), l.sigreturn()))?;
     prepare_visits(tasks, mem, l, plan, others)
 }
 
-fn send_all_in(tasks: &mut Tasks, mem: &RemoteMem, tid: i32, l: &Layout, others: &[i32]) -> Result<()> {
+/// Whether it makes its calls one by one, and is not sent in.
+fn is_strict(tasks: &Tasks, tid: &i32) -> bool {
+    tasks.all.get(tid).is_some_and(|t| t.strict)
+}
+
+fn send_all_in(
+    tasks: &mut Tasks,
+    mem: &RemoteMem,
+    tid: i32,
+    plan: &EntryPlan,
+    l: &Layout,
+    others: &[i32],
+) -> Result<()> {
+    let (n, ncalls) = (others.len() as u64, (plan.visit_calls.len() / size_of::<wire::Call>()) as u64);
+    for (i, t) in others.iter().enumerate() {
+        if !is_strict(tasks, t) {
+            continue;
+        }
+        let i = i as u64;
+        strict::visit(tasks, mem, *t, plan, l.frame(i + 1), super::visit_place(l, n, ncalls, i))?;
+    }
     send_in(tasks, tid, l, (l.serve_entry(), l.params(), l.stack()), l.frame(0), true)?;
     // it leaves through its frame in the mapping now; and the snapshot must see the program's stack
     give_back_scratch(tasks, mem)?;
     for (i, t) in others.iter().enumerate() {
+        if is_strict(tasks, t) {
+            continue;
+        }
         let i = i as u64;
         let way = (l.thread_entry(), l.slot(i), l.thread_stack(i));
         send_in(tasks, *t, l, way, l.frame(i + 1), !payload::PARKED_KEEP_XSTATE)?;
@@ -243,7 +300,9 @@ fn prepare_visits(tasks: &Tasks, mem: &RemoteMem, l: &Layout, plan: &EntryPlan, 
         if at.buf + super::VISIT_BUF > l.buffer() + crate::inject::BUFFER || at.results + ncalls * 8 > l.buffer() {
             return Err(Error::Unfit { what: format!("{} threads are more than one visit can hold", others.len()) });
         }
-        slots.extend_from_slice(&l.slot_bytes(i, wire::SLOT_RUN, ncalls as u32, at.calls, at.results, true));
+        // a strict one has made its calls by then
+        let state = if is_strict(tasks, t) { wire::SLOT_IDLE } else { wire::SLOT_RUN };
+        slots.extend_from_slice(&l.slot_bytes(i, state, ncalls as u32, at.calls, at.results, true));
         let mut c = plan.visit_calls.clone();
         for call in c.chunks_exact_mut(size_of::<wire::Call>()) {
             for k in 0..6 {
@@ -341,6 +400,8 @@ pub fn leave_mapping(
         }
     }
     let connection = if left { None } else { connection(tasks.pid, mem, tid, l, before) };
+    // a helper may have ended, by itself
+    let tid = if tasks.all.contains_key(&tid) { tid } else { tasks.all.keys().next().copied().unwrap_or(tid) };
     let tid = borrow_scratch(tasks, mem, tid, plan)?;
     for t in entered.iter().filter(|t| **t != tid) {
         tasks.cure(*t)?;
@@ -361,5 +422,7 @@ pub fn leave_mapping(
     // from the exit of that call to a stop from which the kernel restarts the interrupted call, then its own state
     tasks.bring_to_stop(&[tid])?;
     tasks.cure(tid)?;
-    give_back_scratch(tasks, mem)
+    give_back_scratch(tasks, mem)?;
+    let helper = tasks.all.iter().find(|(_, t)| t.helper).map(|(tid, _)| *tid);
+    helper.map_or(Ok(()), |helper| strict::end(tasks, helper))
 }

@@ -105,6 +105,8 @@ pub struct SetFilters {
     pub threads: BTreeMap<usize, Vec<SetFilter>>,
     /// They would not let through what comes after them: they are suspended until it is let go.
     pub suspend: bool,
+    /// The leader's last call of all, by which it comes into strict mode. Those of other threads are the last of theirs.
+    pub strict: Option<SetFilter>,
 }
 
 /// Requests to the tracer.

@@ -6,7 +6,7 @@
 //! 2. A thread on another stack (a coroutine's may be small, and other things lie below it): the lowest bytes of the main stack, if
 //!    they were never written.
 //! 3. If they were, below its red zone, where its mapping has the room; else that of another thread, which then serves.
-use super::tasks::Tasks;
+use super::tasks::{Task, Tasks};
 use crate::mem::RemoteMem;
 use crate::procfs::vma_at;
 use crate::{Error, Result};
@@ -44,7 +44,9 @@ pub fn pick(
     if let Some(at) = for_first(tasks, mem, first, (main, nth), len) {
         return Ok((first, at));
     }
-    let others = tasks.all.iter().filter(|(tid, t)| **tid != first && t.stopped).map(|(tid, _)| *tid);
+    let strict = tasks.all.get(&first).is_some_and(|t| t.strict);
+    let is_other = |(tid, t): &(&i32, &Task)| **tid != first && t.stopped && t.strict == strict;
+    let others = tasks.all.iter().filter(is_other).map(|(tid, _)| *tid);
     let found = others.take(MAX_TRIED).find_map(|tid| Some((tid, below(tasks, mem, tid, len, None)?)));
     found.ok_or_else(|| Error::Unfit {
         what:

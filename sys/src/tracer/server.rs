@@ -1,7 +1,7 @@
 //! The tracer process's main loop.
 use super::proto::{read_msg, write_msg, After, Ask, Entered, Frozen, LastCalls, Snapshot, Tell, ThreadState};
 use super::tasks::Tasks;
-use super::{enter, raw, wake, EntryPlan};
+use super::{enter, raw, strict, wake, EntryPlan};
 use crate::inject::Layout;
 use crate::mem::RemoteMem;
 use crate::pidfd::PidFd;
@@ -177,6 +177,9 @@ impl Server {
         tasks.freeze(known)?;
         procfs::first::has_ended(pid);
         let tids: Vec<i32> = tasks.all.keys().copied().collect();
+        if filtered && strict::mark(tasks) {
+            strict::not_for_the_oom_killer();
+        }
         let filters = if filtered { suspended(tasks)? } else { None };
         Ok(Tell::Frozen(Frozen { tids, ended: Vec::new(), filters }))
     }
@@ -186,8 +189,7 @@ impl Server {
         tasks.read_state()?;
         // before anybody goes in who has the same memory, and would unmap it
         if tasks.all.values().any(|t| crate::inject::is_home(t.regs.rip)) {
-            let what = "a thread is just leaving an earlier checkpoint that was broken off".into();
-            return Err(Error::Unfit { what });
+            return Err(still_leaving());
         }
         self.fds = procfs::fd::numbers(tasks.pid).map_err(|e| Error::Unfit { what: e.to_string() })?;
         Ok(Tell::Read)
@@ -199,14 +201,17 @@ impl Server {
         };
         let pid = tasks.pid;
         let server = if tasks.all.contains_key(&pid) { pid } else { tasks.all.keys().next().copied().unwrap_or(pid) };
+        let server = strict::server(tasks, server);
+        if strict::left_behind(tasks) {
+            return Err(still_leaving());
+        }
         let sock = &mut self.sock;
         let go = || match read_msg(sock)? {
             Some(Ask::Go) => Ok(()),
             _ => Err(Error::Peer { peer: "recorder", what: "it does not want to go in any more".into() }),
         };
-        let (layout, server) = enter::enter(tasks, mem, server, &plan, &self.fds, go)?;
+        let (layout, server, visited) = enter::enter(tasks, mem, server, &plan, &self.fds, go)?;
         tasks.hold = false;
-        let visited = tasks.all.iter().filter(|(t, k)| **t != server && k.entered).map(|(t, _)| *t).collect();
         self.inside = Some(Inside { plan, layout, server });
         Ok(Tell::Entered(Box::new(Entered { layout, visited, server })))
     }
@@ -301,6 +306,10 @@ fn suspended(tasks: &Tasks) -> Result<Option<Chains>> {
     Ok(Some(chains))
 }
 
+fn still_leaving() -> Error {
+    Error::Unfit { what: "a thread is just leaving an earlier checkpoint that was broken off".into() }
+}
+
 fn kill(pid: i32, sig: i32) -> Result<()> {
     // SAFETY: kill takes two integers.
     if unsafe { libc::kill(pid, sig) } < 0 {
@@ -318,7 +327,7 @@ pub(super) fn snapshot(tasks: &Tasks) -> Snapshot {
         shared_pending: bufs(&tasks.shared_pending),
         thread_pending: Vec::new(),
     };
-    for (tid, t) in &tasks.all {
+    for (tid, t) in tasks.all.iter().filter(|(_, t)| !t.helper) {
         s.stopped |= t.group_stop;
         if !t.pending.is_empty() {
             s.thread_pending.push((*tid, bufs(&t.pending)));

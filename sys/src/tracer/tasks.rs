@@ -54,6 +54,10 @@ pub struct Task {
     pub held: Vec<i32>,
     /// It was in a group stop when it was frozen.
     pub group_stop: bool,
+    /// It is in strict seccomp mode: it makes calls of ours one by one, and stands still as it was otherwise.
+    pub strict: bool,
+    /// It is no thread of the program's, but made to serve where all of those are strict. It ends when it is let go.
+    pub helper: bool,
 }
 
 const SIGCONT_BIT: u64 = 1 << (libc::SIGCONT - 1);
@@ -79,6 +83,8 @@ pub struct Tasks {
     pub lost: bool,
     /// It is being restored: not cured but killed if it is not woken.
     pub adopted: bool,
+    /// A thread is being made for us: the next that is not known is that one.
+    pub making: bool,
     sigfd: nix::sys::signalfd::SignalFd,
 }
 
@@ -100,6 +106,7 @@ impl Tasks {
             hold: true,
             lost: false,
             adopted: false,
+            making: false,
             sigfd,
         })
     }
@@ -223,6 +230,10 @@ impl Tasks {
     /// Takes news of one thread until it is stopped (-1: of any, until there is none).
     fn pump_of(&mut self, of: i32) -> Result<()> {
         while let Some((tid, e)) = raw::poll_event(of) {
+            if self.making && !self.all.contains_key(&tid) {
+                self.making = false;
+                self.all.insert(tid, Task { helper: true, ..Task::seized() });
+            }
             let Some(t) = self.all.get_mut(&tid) else { continue };
             match e {
                 Event::Gone => {
@@ -309,11 +320,29 @@ impl Tasks {
         Ok(())
     }
 
+    /// Lets a thread go on until it stands at the entry of a system call or its exit; other stops (a SIGCONT's) in between are passed over.
+    pub fn until_syscall(&mut self, tid: i32) -> Result<()> {
+        loop {
+            if let Some(t) = self.all.get_mut(&tid) {
+                t.stopped = false;
+            }
+            raw::to_syscall(tid)?;
+            self.wait_stop(tid)?;
+            if self.all.get(&tid).is_none_or(|t| t.at_syscall) {
+                return Ok(());
+            }
+        }
+    }
+
     /// Brings a thread to a stop from which the kernel restarts its call by itself: not the exit of a system call of ours.
     pub fn bring_to_stop(&mut self, tids: &[i32]) -> Result<()> {
         for tid in tids {
             let Some(t) = self.all.get_mut(tid) else { continue };
-            raw::interrupt(*tid)?;
+            match raw::interrupt(*tid) {
+                // it has ended by itself, as it does where the blob lets everybody go
+                Err(Error::Died { .. }) if t.helper => continue,
+                r => r?,
+            }
             if t.stopped {
                 t.stopped = false;
                 raw::cont(*tid, 0)?;
@@ -541,6 +570,8 @@ impl Task {
             spoilt: false,
             held: Vec::new(),
             group_stop: false,
+            strict: false,
+            helper: false,
         }
     }
 }

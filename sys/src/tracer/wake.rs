@@ -36,6 +36,10 @@ pub fn wake(tasks: &mut Tasks, tids: &[i32], states: &[ThreadState], last: LastC
         last_call(tasks, pid, last.syscall, *call)?;
     }
     last_call(tasks, pid, last.syscall, (libc::SYS_munmap, [last.unmap.0, last.unmap.1, 0]))?;
+    // from here on it can make no call of ours
+    if let Some(strict) = f.strict {
+        last_call(tasks, pid, last.syscall, strict)?;
+    }
     match last.end {
         Some(status) => end_leader(tasks, &last, status),
         None => set_state(pid, leader, xstate),
