@@ -1,6 +1,7 @@
 //! Rings of io_uring(7): what they tell of themselves in fdinfo (io_uring/fdinfo.c), by calls that change nothing, and in their memory; and how a new one is
 //! brought where an old one was.
 use crate::procfs::{read_with, ParseError, Pid};
+use crate::program::{Arg::Imm, CallId, Program, Reply};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
@@ -12,10 +13,18 @@ pub const CQE: usize = 16;
 pub const SETUP_CQSIZE: u32 = 1 << 3;
 /// IORING_SETUP_SUBMIT_ALL: an entry that makes no sense does not end the submission of those after it.
 pub const SETUP_SUBMIT_ALL: u32 = 1 << 7;
+/// IORING_SETUP_TASKRUN_FLAG: a flag of the submission queue tells that something waits to be done by a call.
+pub const SETUP_TASKRUN_FLAG: u32 = 1 << 9;
+/// IORING_SETUP_SINGLE_ISSUER: one thread submits, who set it up or enabled it; from others io_uring_register(2) and io_uring_enter(2) with
+/// requests fail with EEXIST, also when that thread has ended.
+pub const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
+/// IORING_SETUP_DEFER_TASKRUN: completions come only when that thread asks for them; from others, asking fails with EEXIST.
+pub const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 /// IORING_SETUP_NO_SQARRAY: the submission queue has no indices.
 pub const SETUP_NO_SQARRAY: u32 = 1 << 16;
 /// IORING_OFF_SQES
 const OFF_SQES: libc::off_t = 0x1000_0000;
+const ENTER_GETEVENTS: u32 = 1;
 const SYS_SETUP: libc::c_long = 425;
 const SYS_ENTER: libc::c_long = 426;
 const SYS_REGISTER: libc::c_long = 427;
@@ -140,6 +149,70 @@ fn check(r: libc::c_long) -> io::Result<i32> {
     Ok(r as i32)
 }
 
+/// Whether asking for completions is for another thread than the caller only; gives those that had no room that room.
+pub fn defers(ring: &impl AsFd) -> bool {
+    // SAFETY: to submit nothing and wait for no completion takes integers and a null pointer.
+    let r =
+        unsafe { libc::syscall(SYS_ENTER, ring.as_fd().as_raw_fd(), 0, 0, ENTER_GETEVENTS, std::ptr::null::<u8>(), 0) };
+    check(r).is_err_and(|e| e.raw_os_error() == Some(libc::EEXIST))
+}
+
+/// Asks, inside, whether a ring of one thread is the thread's that runs the program: [`is_owner`] says what the answer means.
+pub fn ask_owner(p: &mut Program, fd: i32) -> CallId {
+    // told before it is seen that nothing is asked
+    p.may(SYS_REGISTER, &[fd.into(), Imm(REGISTER_PROBE.into()), Imm(0), Imm(0)])
+}
+
+/// Of [`ask_owner`].
+pub fn is_owner(r: &Reply, c: CallId) -> bool {
+    r.raw(c) != -i64::from(libc::EEXIST) && r.raw(c) != i64::MIN
+}
+
+/// The questions of [`ask`] to a ring of one thread, as calls of that thread's.
+pub struct Questions {
+    general: CallId,
+    napi: CallId,
+    eventfd: CallId,
+}
+
+impl Questions {
+    /// Asks them of descriptor `fd`.
+    pub fn ask(p: &mut Program, fd: i32) -> Questions {
+        let mut register = |what: u32, arg, n| p.may(SYS_REGISTER, &[fd.into(), Imm(what.into()), arg, Imm(n)]);
+        let napi = register(REGISTER_NAPI, Imm(1), 1);
+        let (none, probe) = (p.bytes(&(-1i32).to_ne_bytes()), p.bytes(&[0; 16]));
+        let mut register = |what: u32, arg, n| p.may(SYS_REGISTER, &[fd.into(), Imm(what.into()), arg, Imm(n)]);
+        Questions { general: register(REGISTER_PROBE, probe, 0), napi, eventfd: register(REGISTER_EVENTFD, none, 1) }
+    }
+
+    /// What they tell; provided buffers are asked for by [`ask_groups`].
+    pub fn answers(&self, r: &Reply) -> Asked {
+        let is = |c: CallId, e: i32| r.raw(c) == -i64::from(e);
+        Asked {
+            single_issuer: is(self.general, libc::EEXIST),
+            restricted: is(self.general, libc::EACCES),
+            polls: r.raw(self.general) == 0 && tells() && is(self.napi, libc::EINVAL),
+            eventfd: is(self.eventfd, libc::EBUSY),
+            untold: !tells(),
+            ..Asked::default()
+        }
+    }
+}
+
+/// Asks, inside, for groups of provided buffers: -ENOENT: there is no such group.
+pub fn ask_groups(p: &mut Program, fd: i32, groups: std::ops::Range<u32>) -> Vec<CallId> {
+    let one = |group: u32| {
+        let mut status = [0; STATUS];
+        status[..4].copy_from_slice(&group.to_ne_bytes());
+        let status = p.bytes(&status);
+        p.may(SYS_REGISTER, &[fd.into(), Imm(REGISTER_PBUF_STATUS.into()), status, Imm(1)])
+    };
+    groups.map(one).collect()
+}
+
+/// Bytes of struct io_uring_buf_status.
+const STATUS: usize = 40;
+
 /// The errno of a call of which nothing but that is wanted; 0: it succeeded.
 fn errno_of_register(ring: &impl AsFd, what: u32, arg: *mut libc::c_void, n: u32) -> i32 {
     // SAFETY: the callers' arguments are null, an address that is never mapped, or memory of the size that the operation has, exclusively borrowed.
@@ -179,7 +252,7 @@ fn napi(ring: &impl AsFd) -> i32 {
 
 /// ENOENT: there is no such group of provided buffers.
 fn provided(ring: &impl AsFd, group: u16) -> i32 {
-    let mut status = [0u32; 10];
+    let mut status = [0u32; STATUS / 4];
     status[0] = group.into();
     errno_of_register(ring, REGISTER_PBUF_STATUS, status.as_mut_ptr().cast(), 1)
 }
@@ -378,16 +451,10 @@ impl Memory {
 
     /// Lets a new ring have `n` requests that do nothing, so that its counters are those of one that has had as many.
     pub fn advance(&self, ring: &impl AsFd, n: u32) -> io::Result<()> {
-        self.sqes.write(0, &vec![0; self.entries.0 as usize * SQE])?;
-        if self.array {
-            let indices: Vec<u8> = (0..self.entries.0).flat_map(u32::to_ne_bytes).collect();
-            self.rings.write(self.o.sq[6], &indices)?;
-        }
-        let at_once = self.entries.0.min(self.entries.1);
+        self.prepare(n)?;
         let mut done = 0;
         while done < n {
-            let some = at_once.min(n - done);
-            self.rings.set(self.o.sq[1], done + some)?;
+            let some = self.at_once().min(n - done);
             // SAFETY: to submit requests without waiting takes integers and a null pointer; those in the queue do nothing (IORING_OP_NOP).
             let r =
                 unsafe { libc::syscall(SYS_ENTER, ring.as_fd().as_raw_fd(), some, 0, 0, std::ptr::null::<u8>(), 0) };
@@ -397,13 +464,75 @@ impl Memory {
             done += some;
             self.rings.set(self.o.cq[0], done)?;
         }
+        self.has_had(n)
+    }
+
+    /// As many requests as both queues have room for: a power of two.
+    fn at_once(&self) -> u32 {
+        self.entries.0.min(self.entries.1)
+    }
+
+    /// Fills the queue with `n` requests that do nothing. The kernel takes no more at once than it has entries, wherever the tail is.
+    fn prepare(&self, n: u32) -> io::Result<()> {
+        self.sqes.write(0, &vec![0; self.entries.0 as usize * SQE])?;
+        if self.array {
+            let indices: Vec<u8> = (0..self.entries.0).flat_map(u32::to_ne_bytes).collect();
+            self.rings.write(self.o.sq[6], &indices)?;
+        }
+        self.rings.set(self.o.sq[1], n)
+    }
+
+    /// That it counts `n` requests.
+    fn has_had(&self, n: u32) -> io::Result<()> {
         let c = (self.rings.word(self.o.sq[0])?, self.rings.word(self.o.cq[1])?);
         if c != (n, n) {
             return Err(io::Error::other(format!("it counts {} requests and {} completions instead of {n}", c.0, c.1)));
         }
         Ok(())
     }
+
+    /// The same for a ring that only one thread may submit to: `run` runs programs there, in which the ring is `fd`.
+    pub fn advance_by<E: From<io::Error>>(
+        &self,
+        fd: i32,
+        n: u32,
+        mut run: impl FnMut(&Program) -> Result<Reply, E>,
+    ) -> Result<(), E> {
+        self.prepare(n)?;
+        let mut p = Program::new();
+        let (prot, len) = (libc::PROT_READ | libc::PROT_WRITE, Imm(self.rings.len as u64));
+        let map = p.call(libc::SYS_mmap, &[Imm(0), len, prot.into(), libc::MAP_SHARED.into(), fd.into(), Imm(0)]);
+        p.named("mapping a ring for a moment");
+        let at = run(&p)?.get(map)? as u64;
+        let (some, head) = (self.at_once(), Imm(at + u64::from(self.o.cq[0])));
+        // wakes nobody: it is the call that adds to a word of memory, here that so many completions were read
+        let add = (FUTEX_OP_ADD | FUTEX_OP_SHIFT) << 28 | some.trailing_zeros() << 12;
+        let (wake, nobody) = (libc::FUTEX_WAKE_OP | libc::FUTEX_PRIVATE_FLAG, Imm(0));
+        let mut left = n;
+        while left > 0 {
+            let mut p = Program::new();
+            while left > 0 && p.len() < AT_ONCE {
+                let now = some.min(left);
+                p.call(SYS_ENTER, &[fd.into(), Imm(now.into()), Imm(0), Imm(0), Imm(0), Imm(0)]);
+                p.named("a request that does nothing");
+                p.call(libc::SYS_futex, &[head, wake.into(), nobody, nobody, head, Imm(add.into())]);
+                left -= now;
+            }
+            run(&p)?;
+        }
+        let mut p = Program::new();
+        p.call(libc::SYS_munmap, &[Imm(at), len]);
+        run(&p)?;
+        Ok(self.has_had(n)?)
+    }
 }
+
+/// Calls of one program.
+const AT_ONCE: usize = 4000;
+/// linux/futex.h
+const FUTEX_OP_ADD: u32 = 1;
+/// The number to add is a power of two, of which the exponent is given.
+const FUTEX_OP_SHIFT: u32 = 8;
 
 #[cfg(test)]
 mod tests {

@@ -57,7 +57,6 @@ pub fn cases() -> Vec<Case> {
     for (what, why) in [
         ("sqpoll", "(IORING_SETUP_SQPOLL), which is not kept yet"),
         ("files", "1 places for files are registered, and the kernel tells only paths of them"),
-        ("single", "it belongs to one thread (IORING_SETUP_SINGLE_ISSUER"),
         ("eventfd", "an eventfd is registered (IORING_REGISTER_EVENTFD)"),
         ("poll", "1 requests are in flight, and wait for a descriptor"),
         ("timeout", "it has had 2 requests and 1 completions"),
@@ -74,6 +73,11 @@ pub fn cases() -> Vec<Case> {
             }
         }));
     }
+    all.extend(Case::by_both_doors("uring_owner/ended", |bed, agent| {
+        let mut target = Start::program("uring_owner").args(["--what", "ended"]).by_agent(agent).ready(bed)?;
+        let why = "it belongs to one thread (IORING_SETUP_SINGLE_ISSUER), which is none of the program's, or has ended";
+        refused_in_the_freeze(bed, &mut target, &["descriptor ", why])
+    }));
     all.extend(Case::by_both_doors("mem_mlock/in-the-window", locked_in_the_window));
     all.extend(Case::each("sysv_shm/removed", segment_removed));
     all.extend(Case::each("fd_mqueue/gone", queue_gone));
