@@ -56,7 +56,6 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("tree_shares/outside", a_sharer_outside));
     for (what, why) in [
         ("sqpoll", "(IORING_SETUP_SQPOLL), which is not kept yet"),
-        ("files", "1 places for files are registered, and the kernel tells only paths of them"),
         ("eventfd", "an eventfd is registered (IORING_REGISTER_EVENTFD)"),
         ("poll", "1 requests are in flight, and wait for a descriptor"),
         ("timeout", "it has had 2 requests and 1 completions"),
@@ -68,9 +67,18 @@ pub fn cases() -> Vec<Case> {
         all.extend(Case::by_both_doors(&format!("uring/{what}"), move |bed, agent| {
             let mut target = Start::program("uring").args(["--what", what]).by_agent(agent).ready(bed)?;
             match what {
-                "sqpoll" | "files" => refused(bed, &mut target, &["descriptor ", why]),
+                "sqpoll" => refused(bed, &mut target, &["descriptor ", why]),
                 _ => refused_in_the_freeze(bed, &mut target, &["descriptor ", why]),
             }
+        }));
+    }
+    for (what, why) in [
+        ("pipe", "is registered at place 3, and of all files but sockets the kernel tells only the path"),
+        ("closed", "is registered at place 3, of which the process has no descriptor"),
+    ] {
+        all.extend(Case::by_both_doors(&format!("uring_files/{what}"), move |bed, agent| {
+            let mut target = Start::program("uring_files").args(["--what", what]).by_agent(agent).ready(bed)?;
+            refused(bed, &mut target, &["descriptor ", why, "IORING_UNREGISTER_FILES"])
         }));
     }
     all.extend(Case::by_both_doors("uring_owner/ended", |bed, agent| {

@@ -4,7 +4,7 @@
 #include <sys/eventfd.h>
 
 static const char *about = "three rings of io_uring, one without indices, one large with a thread that waits in it, used before, idle: completions that wait to be read, a registered buffer, prepared entries, more requests";
-static const char *usage = "  --what sqpoll|files|eventfd|poll|timeout|submitted|buffers|worker|registered   one ring, which is refused\n";
+static const char *usage = "  --what sqpoll|eventfd|poll|timeout|submitted|buffers|worker|registered   one ring, which is refused\n";
 
 static const char *what;
 static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
@@ -37,7 +37,6 @@ static void refused(void) {
     if (thread) return;
     nothing(&one, 1);
     static struct __kernel_timespec hour = {.tv_sec = 3600};
-    if (!strcmp(what, "files")) MUST(syscall(SYS_io_uring_register, one.fd, IORING_REGISTER_FILES, file, 1));
     if (!strcmp(what, "eventfd")) {
         int fd = MUST(eventfd(0, 0));
         MUST(syscall(SYS_io_uring_register, one.fd, IORING_REGISTER_EVENTFD, &fd, 1));

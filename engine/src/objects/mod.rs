@@ -51,7 +51,7 @@ pub use tcp::Tcp;
 pub use udp::Udp;
 pub use unix::{UnixListen, UnixPair};
 pub use uring::Uring;
-pub(crate) use uring::{check_owners as uring_owners, strays as uring_strays, RING};
+pub(crate) use uring::{check_owners as uring_owners, most_places as uring_places, strays as uring_strays, RING};
 
 /// How a kind of open file is captured.
 pub trait Object: Sync {

@@ -14,8 +14,8 @@ use std::os::fd::OwnedFd;
 use sys::procfs::{self, maps::VmaKind};
 use sys::program::{Arg::Imm, Program};
 use sys::uring::{
-    Asked, Content, Memory, Questions, Told, SETUP_DEFER_TASKRUN, SETUP_NO_SQARRAY, SETUP_SINGLE_ISSUER,
-    SETUP_SUBMIT_ALL, SETUP_TASKRUN_FLAG,
+    Asked, Content, Memory, Questions, Told, REGISTER_FILES, SETUP_DEFER_TASKRUN, SETUP_NO_SQARRAY,
+    SETUP_SINGLE_ISSUER, SETUP_SUBMIT_ALL, SETUP_TASKRUN_FLAG,
 };
 
 /// A ring.
@@ -42,10 +42,6 @@ fn lasting(t: &Told) -> Vec<(String, &'static str)> {
             "a thread of the kernel's, {tid}, submits its requests (IORING_SETUP_SQPOLL), which is not kept yet"
         );
         all.push((why, "set it up without IORING_SETUP_SQPOLL"));
-    }
-    if t.files > 0 {
-        let why = format!("{} places for files are registered, and the kernel tells only paths of them", t.files);
-        all.push((why, "let the program unregister them (IORING_UNREGISTER_FILES), or close the ring"));
     }
     if t.personalities > 0 {
         all.push(("credentials are registered (IORING_REGISTER_PERSONALITY), which are not kept yet".into(), CLOSE));
@@ -114,6 +110,34 @@ fn refused(a: &Asked) -> Vec<(String, &'static str)> {
     .collect()
 }
 
+/// The registered files, a descriptor for each place. All that is told of one is a path: of a socket that says which open file it is, for it is never opened by it.
+fn places(t: &Told, all: &[FileView], pid: i32) -> std::result::Result<Vec<i32>, (String, &'static str)> {
+    let mut fds = vec![-1; t.places as usize];
+    let unregister =
+        "let the program unregister it (IORING_UNREGISTER_FILES, IORING_REGISTER_FILES_UPDATE), or close the ring";
+    for (place, path) in &t.files {
+        let is = || format!("{} is registered at place {place}", path.escape_ascii());
+        if !path.starts_with(b"socket:[") {
+            let why = format!(
+                "{}, and of all files but sockets the kernel tells only the path, not which open file it is",
+                is()
+            );
+            return Err((why, unregister));
+        }
+        match (all.iter().find(|v| v.link == *path && v.pid == pid), fds.get_mut(*place as usize)) {
+            (Some(v), Some(fd)) => *fd = v.first_fd(),
+            (_, Some(_)) => {
+                return Err((
+                    format!("{}, of which the process has no descriptor, or has it from another", is()),
+                    unregister,
+                ))
+            }
+            (_, None) => return Err((format!("{}, and there are {} places", is(), t.places), LATER)),
+        }
+    }
+    Ok(fds)
+}
+
 fn reasons(f: &FileView, all: Vec<(String, &'static str)>) -> Vec<Reason> {
     all.into_iter().map(|(why, remedy)| Reason::new(f.describe(), why, remedy)).collect()
 }
@@ -147,9 +171,10 @@ impl Object for Uring {
         f.link == RING
     }
 
-    fn inspect(&self, f: &FileView, _all: &[FileView], pid: i32) -> Vec<Reason> {
-        let told = sys::uring::told(pid, f.first_fd()).ok().flatten();
-        reasons(f, told.as_ref().map(lasting).unwrap_or_default())
+    fn inspect(&self, f: &FileView, all: &[FileView], pid: i32) -> Vec<Reason> {
+        let Some(told) = sys::uring::told(pid, f.first_fd()).ok().flatten() else { return Vec::new() };
+        let files = places(&told, all, pid).err();
+        reasons(f, lasting(&told).into_iter().chain(files).collect())
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
@@ -166,6 +191,8 @@ impl Object for Uring {
             return Ok(Vec::new());
         };
         refuse(o, momentary(&told, 0))?;
+        let files = places(&told, o.files(), pid);
+        refuse(o, files.as_ref().err().cloned().into_iter().collect())?;
         let ring = o.descriptor(fd)?;
         let (asked, of, owned) = judged(o, &ring, fd)?;
         if registered(o, &of)? {
@@ -207,13 +234,14 @@ impl Object for Uring {
             cqes: c.cqes.into(),
             buffers: told.buffers,
             owner: of.map_or(0, |of| o.inner_tid(of.tid)),
+            files: files.unwrap_or_default(),
         }))
     }
 }
 
 /// Said of each ring, for nothing tells it.
 const UNTOLD: &str =
-    "what the kernel does not tell of a ring is lost at a restore: limits and sharing of its workers, tags of buffers, registered ring descriptors of \
+    "what the kernel does not tell of a ring is lost at a restore: limits and sharing of its workers, tags of buffers and files, which places for files the kernel chooses from, registered ring descriptors of \
      other threads, and requests in flight, where others with several completions hide them; it has IORING_SETUP_SUBMIT_ALL, and not \
      IORING_SETUP_COOP_TASKRUN; with IORING_SETUP_DEFER_TASKRUN it has IORING_SETUP_TASKRUN_FLAG";
 
@@ -321,7 +349,7 @@ impl Remake for Uring {
     fn check(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
         let Ok(u) = files::decode::<uring::Uring>(f) else { return Vec::new() };
         let why = match sys::uring::setup(u.sq_entries, u.cq_entries, u.flags) {
-            Ok((_, o)) if o.words() == u.offsets => return Vec::new(),
+            Ok((ring, o)) if o.words() == u.offsets => return no_places(&ring, c, f, u.files.len()),
             Ok(_) => "in a ring of this kernel things lie at other places, which the program knows".to_string(),
             Err(e) => format!("no such ring can be set up here: {e}"),
         };
@@ -356,11 +384,39 @@ impl Remake for Uring {
             p.named("registering the ring's buffers (see RLIMIT_MEMLOCK)");
             m.run_in(u.owner, p)?;
         }
+        if !u.files.is_empty() {
+            let open: Vec<i32> = u.files.iter().map(|fd| if m.is_closed(*fd) { -1 } else { *fd }).collect();
+            let mut p = Program::new();
+            let list = p.bytes(&open.iter().flat_map(|fd| fd.to_le_bytes()).collect::<Vec<u8>>());
+            p.call(libc::SYS_io_uring_register, &[fd.into(), Imm(REGISTER_FILES.into()), list, Imm(open.len() as u64)]);
+            p.named("registering the ring's files (see RLIMIT_NOFILE)");
+            m.run_in(u.owner, p)?;
+        }
         for v in m.image.memory.vmas.iter().filter(|v| v.backing == BACKING_URING && v.share == u.ino) {
             map(m, v, fd)?;
         }
         Ok(())
     }
+}
+
+/// That a ring of this process does not take so many places for registered files.
+fn no_places(ring: &OwnedFd, c: &Checker<'_>, f: &OpenFile, n: usize) -> Vec<Reason> {
+    let taken = || {
+        let _raised = sys::rlimit::Raised::for_descriptors(n as u64)?;
+        sys::uring::has_places(ring, n)
+    };
+    let refused = |e| {
+        let why = format!("{n} places for registered files are not to be had here: {e}");
+        Reason::new(c.describe(f), why, format!("raise the hard limit of open files first: ulimit -Hn {n}"))
+    };
+    if n == 0 { None } else { taken().err() }.map(refused).into_iter().collect()
+}
+
+/// The most places for registered files that a ring of a tree has: so high has the limit of descriptors to be (io_uring_register(2)).
+pub(crate) fn most_places(tree: &crate::restore::Tree<'_>) -> u64 {
+    let places = |f: &OpenFile| files::decode::<uring::Uring>(f).map_or(0, |u| u.files.len() as u64);
+    let rings = tree.all.iter().flat_map(|i| i.own_files()).filter(|(_, f)| f.kind == Kind::Uring as u32);
+    rings.map(|(_, f)| places(f)).max().unwrap_or(0)
 }
 
 /// Maps a ring at its old place. The kernel maps a ring nowhere but where it finds room itself, and does not move it; so all other room is taken for a moment.

@@ -36,4 +36,6 @@ pub struct Uring {
     pub buffers: Vec<(u64, u64)>,
     /// The thread that it belongs to (IORING_SETUP_SINGLE_ISSUER): its TID as the program knows it; 0: it belongs to none.
     pub owner: i32,
+    /// Registered files: a descriptor for each place; -1: an empty one.
+    pub files: Vec<i32>,
 }
