@@ -15,6 +15,10 @@ pub const CQE: usize = 16;
 pub const SETUP_CQSIZE: u32 = 1 << 3;
 /// IORING_SETUP_SUBMIT_ALL: an entry that makes no sense does not end the submission of those after it.
 pub const SETUP_SUBMIT_ALL: u32 = 1 << 7;
+/// IORING_SETUP_SQPOLL: a thread of the kernel's submits, with the credentials of who set it up.
+pub const SETUP_SQPOLL: u32 = 1 << 1;
+/// IORING_SETUP_SQ_AFF: that thread stays on one CPU.
+pub const SETUP_SQ_AFF: u32 = 1 << 2;
 /// IORING_SETUP_TASKRUN_FLAG: a flag of the submission queue tells that something waits to be done by a call.
 pub const SETUP_TASKRUN_FLAG: u32 = 1 << 9;
 /// IORING_SETUP_SINGLE_ISSUER: one thread submits, who set it up or enabled it; from others io_uring_register(2) and io_uring_enter(2) with
@@ -27,6 +31,7 @@ pub const SETUP_NO_SQARRAY: u32 = 1 << 16;
 /// IORING_OFF_SQES
 const OFF_SQES: libc::off_t = 0x1000_0000;
 const ENTER_GETEVENTS: u32 = 1;
+const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 const SYS_SETUP: libc::c_long = 425;
 const SYS_ENTER: libc::c_long = 426;
 const SYS_REGISTER: libc::c_long = 427;
@@ -190,9 +195,9 @@ struct Params {
 /// Bytes of `struct io_uring_params`.
 pub const PARAMS: usize = size_of::<Params>();
 
-/// `struct io_uring_params` for a ring of so many entries.
-pub fn params(sq: u32, cq: u32, flags: u32) -> Vec<u8> {
-    let words = [sq, cq, flags | SETUP_CQSIZE];
+/// `struct io_uring_params` for a ring of so many entries; `cpu`: with [`SETUP_SQ_AFF`].
+pub fn params(sq: u32, cq: u32, flags: u32, cpu: u32) -> Vec<u8> {
+    let words = [sq, cq, flags | SETUP_CQSIZE, cpu];
     let mut b: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
     b.resize(PARAMS, 0);
     b
@@ -223,9 +228,10 @@ impl Offsets {
     }
 }
 
-/// A ring of this process, and where things lie in it.
+/// A ring of this process, and where things lie in it; none has a thread of the kernel's.
 pub fn setup(sq: u32, cq: u32, flags: u32) -> io::Result<(OwnedFd, Offsets)> {
-    let mut p = Params { cq_entries: cq, flags: flags | SETUP_CQSIZE, ..Params::default() };
+    let flags = (flags | SETUP_CQSIZE) & !(SETUP_SQPOLL | SETUP_SQ_AFF);
+    let mut p = Params { cq_entries: cq, flags, ..Params::default() };
     // SAFETY: the call reads and writes one Params.
     let fd = check(unsafe { libc::syscall(SYS_SETUP, sq, &raw mut p) })?;
     // SAFETY: the descriptor was just made and nobody else owns it.
@@ -395,7 +401,7 @@ impl Memory {
         self.entries.0.min(self.entries.1)
     }
 
-    /// Fills the queue with `n` requests that do nothing. The kernel takes no more at once than it has entries, wherever the tail is.
+    /// Fills the queue with requests that do nothing, of which the first `n` are submitted. The kernel takes no more at once than it has entries, wherever the tail is.
     fn prepare(&self, n: u32) -> io::Result<()> {
         self.sqes.write(0, &vec![0; self.entries.0 as usize * SQE])?;
         if self.array {
@@ -414,31 +420,37 @@ impl Memory {
         Ok(())
     }
 
-    /// The same for a ring that only one thread may submit to: `run` runs programs there, in which the ring is `fd`.
+    /// The same for a ring that only one thread, or one of the kernel's, may submit to: `run` runs programs there, in which the ring is `fd`.
     pub fn advance_by<E: From<io::Error>>(
         &self,
         fd: i32,
         n: u32,
         mut run: impl FnMut(&Program) -> Result<Reply, E>,
     ) -> Result<(), E> {
-        self.prepare(n)?;
+        self.prepare(0)?;
         let mut p = Program::new();
         let (prot, len) = (libc::PROT_READ | libc::PROT_WRITE, Imm(self.rings.len as u64));
         let map = p.call(libc::SYS_mmap, &[Imm(0), len, prot.into(), libc::MAP_SHARED.into(), fd.into(), Imm(0)]);
         p.named("mapping a ring for a moment");
         let at = run(&p)?.get(map)? as u64;
-        let (some, head) = (self.at_once(), Imm(at + u64::from(self.o.cq[0])));
-        // wakes nobody: it is the call that adds to a word of memory, here that so many completions were read
-        let add = (FUTEX_OP_ADD | FUTEX_OP_SHIFT) << 28 | some.trailing_zeros() << 12;
+        let (some, [tail, head]) = (self.at_once(), [self.o.sq[1], self.o.cq[0]].map(|o| Imm(at + u64::from(o))));
+        // wakes nobody: it is the call that adds to a word of memory, a power of two
         let (wake, nobody) = (libc::FUTEX_WAKE_OP | libc::FUTEX_PRIVATE_FLAG, Imm(0));
+        let add = |p: &mut Program, word, many: u32| {
+            let what = (FUTEX_OP_ADD | FUTEX_OP_SHIFT) << 28 | many.trailing_zeros() << 12;
+            p.call(libc::SYS_futex, &[word, wake.into(), nobody, nobody, word, Imm(what.into())]);
+        };
         let mut left = n;
         while left > 0 {
             let mut p = Program::new();
             while left > 0 && p.len() < AT_ONCE {
-                let now = some.min(left);
-                p.call(SYS_ENTER, &[fd.into(), Imm(now.into()), Imm(0), Imm(0), Imm(0), Imm(0)]);
-                p.named("a request that does nothing");
-                p.call(libc::SYS_futex, &[head, wake.into(), nobody, nobody, head, Imm(add.into())]);
+                let now = some.min(1 << left.ilog2());
+                add(&mut p, tail, now);
+                // a thread of the kernel's that submits is woken, and waited for
+                let (many, how) = (Imm(now.into()), Imm((ENTER_GETEVENTS | ENTER_SQ_WAKEUP).into()));
+                p.call(SYS_ENTER, &[fd.into(), many, many, how, Imm(0), Imm(0)]);
+                p.named("requests that do nothing");
+                add(&mut p, head, now);
                 left -= now;
             }
             run(&p)?;

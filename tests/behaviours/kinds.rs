@@ -55,7 +55,6 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("tree_shares/by-attach", sharers_by_attach));
     all.extend(Case::each("tree_shares/outside", a_sharer_outside));
     for (what, why) in [
-        ("sqpoll", "(IORING_SETUP_SQPOLL), which is not kept yet"),
         ("eventfd", "an eventfd is registered (IORING_REGISTER_EVENTFD)"),
         ("poll", "1 requests are in flight, and wait for a descriptor"),
         ("timeout", "it has had 2 requests and 1 completions"),
@@ -66,10 +65,7 @@ pub fn cases() -> Vec<Case> {
     ] {
         all.extend(Case::by_both_doors(&format!("uring/{what}"), move |bed, agent| {
             let mut target = Start::program("uring").args(["--what", what]).by_agent(agent).ready(bed)?;
-            match what {
-                "sqpoll" => refused(bed, &mut target, &["descriptor ", why]),
-                _ => refused_in_the_freeze(bed, &mut target, &["descriptor ", why]),
-            }
+            refused_in_the_freeze(bed, &mut target, &["descriptor ", why])
         }));
     }
     for (what, why) in [
@@ -79,6 +75,15 @@ pub fn cases() -> Vec<Case> {
         all.extend(Case::by_both_doors(&format!("uring_files/{what}"), move |bed, agent| {
             let mut target = Start::program("uring_files").args(["--what", what]).by_agent(agent).ready(bed)?;
             refused(bed, &mut target, &["descriptor ", why, "IORING_UNREGISTER_FILES"])
+        }));
+    }
+    for (what, why) in [
+        ("epoll", "(IORING_SETUP_SQPOLL), and it is in an epoll set, which together is not kept yet"),
+        ("attached", "submits the requests of several rings (IORING_SETUP_SQPOLL with IORING_SETUP_ATTACH_WQ)"),
+    ] {
+        all.extend(Case::by_both_doors(&format!("uring_sqpoll/{what}"), move |bed, agent| {
+            let mut target = Start::program("uring_sqpoll").args(["--what", what]).by_agent(agent).ready(bed)?;
+            refused_in_the_freeze(bed, &mut target, &["descriptor ", why])
         }));
     }
     all.extend(Case::by_both_doors("uring_owner/ended", |bed, agent| {

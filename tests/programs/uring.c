@@ -4,7 +4,7 @@
 #include <sys/eventfd.h>
 
 static const char *about = "three rings of io_uring, one without indices, one large with a thread that waits in it, used before, idle: completions that wait to be read, a registered buffer, prepared entries, more requests";
-static const char *usage = "  --what sqpoll|eventfd|poll|timeout|submitted|buffers|worker|registered   one ring, which is refused\n";
+static const char *usage = "  --what eventfd|poll|timeout|submitted|buffers|worker|registered   one ring, which is refused\n";
 
 static const char *what;
 static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
@@ -32,9 +32,7 @@ static void worked_for(void) {
     }
 }
 static void refused(void) {
-    bool thread = !strcmp(what, "sqpoll");
-    if (!make(&one, 4, thread ? IORING_SETUP_SQPOLL : 0, 0)) skip("no such ring");
-    if (thread) return;
+    if (!make(&one, 4, 0, 0)) skip("no such ring");
     nothing(&one, 1);
     static struct __kernel_timespec hour = {.tv_sec = 3600};
     if (!strcmp(what, "eventfd")) {

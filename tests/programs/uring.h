@@ -15,8 +15,9 @@ struct ring {
 };
 static unsigned *word(struct ring *r, unsigned at) { return (unsigned *)(r->rings + at); }
 
-static bool make(struct ring *r, unsigned entries, unsigned flags, unsigned completions) {
-    r->p = (struct io_uring_params){.flags = flags, .cq_entries = completions, .sq_thread_idle = 100};
+static bool made(struct ring *r, unsigned entries, struct io_uring_params p) {
+    unsigned flags = p.flags;
+    r->p = p;
     r->fd = (int)syscall(SYS_io_uring_setup, entries, &r->p);
     if (r->fd < 0) return false;
     size_t bytes = r->p.cq_off.cqes + r->p.cq_entries * sizeof(struct io_uring_cqe), indices = r->p.sq_off.array + r->p.sq_entries * 4;
@@ -25,6 +26,9 @@ static bool make(struct ring *r, unsigned entries, unsigned flags, unsigned comp
     r->sqes = MUST(mmap(NULL, r->p.sq_entries * sizeof *r->sqes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->fd, IORING_OFF_SQES));
     if (!(flags & IORING_SETUP_NO_SQARRAY)) for (unsigned i = 0; i < r->p.sq_entries; i++) word(r, r->p.sq_off.array)[i] = r->p.sq_entries - 1 - i;
     return true;
+}
+static inline bool make(struct ring *r, unsigned entries, unsigned flags, unsigned completions) {
+    return made(r, entries, (struct io_uring_params){.flags = flags, .cq_entries = completions});
 }
 // The entry at the program's tail. In the ring with indices they run backwards.
 static struct io_uring_sqe *entry(struct ring *r, int op, int fd, void *at, unsigned len, uint64_t data) {
@@ -36,7 +40,7 @@ static struct io_uring_sqe *entry(struct ring *r, int op, int fd, void *at, unsi
     if (op == IORING_OP_NOP || op == IORING_OP_TIMEOUT || op == IORING_OP_POLL_ADD) e->off = 0;
     return e;
 }
-static int enter(struct ring *r, unsigned wait) {
+static inline int enter(struct ring *r, unsigned wait) {
     unsigned n = r->tail - *word(r, r->p.sq_off.tail);
     __atomic_store_n(word(r, r->p.sq_off.tail), r->tail, __ATOMIC_RELEASE);
     return (int)syscall(SYS_io_uring_enter, r->fd, n, wait, wait ? IORING_ENTER_GETEVENTS : 0, NULL, 0);
@@ -54,8 +58,8 @@ static int result_of(struct ring *r, uint64_t data) {
     __atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
     return result;
 }
-static void finished(struct ring *r, uint64_t data, int result) { CHECK_EQ(result, result_of(r, data), "result of completion %llu", (unsigned long long)data); }
-static void nothing(struct ring *r, uint64_t data) {
+static inline void finished(struct ring *r, uint64_t data, int result) { CHECK_EQ(result, result_of(r, data), "result of completion %llu", (unsigned long long)data); }
+static inline void nothing(struct ring *r, uint64_t data) {
     entry(r, IORING_OP_NOP, -1, NULL, 0, data);
     CHECK_EQ(1, enter(r, 1), "a request taken (errno %d)", errno);
     finished(r, data, 0);

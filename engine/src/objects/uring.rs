@@ -1,7 +1,7 @@
 //! Rings of io_uring(7) with no request in flight. A new one is set up, has as many requests that do nothing as the old one had requests, and so counts like
 //! it; then its memory is given the old content, and is mapped where it was. What the kernel tells of a ring is sys/src/uring.rs; what it does not tell is
 //! reported.
-use super::{encode, Object};
+use super::{encode, polled, Object};
 use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Checker, Made, Maker, Remake};
 use crate::restore::{cannot, Step};
@@ -15,7 +15,7 @@ use sys::procfs::{self, maps::VmaKind};
 use sys::program::{Arg::Imm, Program};
 use sys::uring::{
     Asked, Content, Memory, Questions, Told, REGISTER_FILES, SETUP_DEFER_TASKRUN, SETUP_NO_SQARRAY,
-    SETUP_SINGLE_ISSUER, SETUP_SUBMIT_ALL, SETUP_TASKRUN_FLAG,
+    SETUP_SINGLE_ISSUER, SETUP_SQPOLL, SETUP_SUBMIT_ALL, SETUP_TASKRUN_FLAG,
 };
 
 /// A ring.
@@ -31,18 +31,12 @@ const REGISTER_BUFFERS: u64 = 0;
 /// Where room begins (vm.mmap_min_addr), and up to where it may be refused.
 const LOWEST: [u64; 2] = [0x1000, 0x10000];
 
-const CLOSE: &str = "let the program close the ring, or run it without io_uring";
+pub(super) const CLOSE: &str = "let the program close the ring, or run it without io_uring";
 const LATER: &str = "it runs on as before; checkpoint it when the ring is idle";
 
 /// What fdinfo tells that the program does not change from one moment to the next.
 fn lasting(t: &Told) -> Vec<(String, &'static str)> {
     let mut all = Vec::new();
-    if let Some(tid) = t.thread {
-        let why = format!(
-            "a thread of the kernel's, {tid}, submits its requests (IORING_SETUP_SQPOLL), which is not kept yet"
-        );
-        all.push((why, "set it up without IORING_SETUP_SQPOLL"));
-    }
     if t.personalities > 0 {
         all.push(("credentials are registered (IORING_REGISTER_PERSONALITY), which are not kept yet".into(), CLOSE));
     }
@@ -200,6 +194,13 @@ impl Object for Uring {
             refuse(o, vec![(why.into(), "let the program unregister it (IORING_UNREGISTER_RING_FDS)")])?;
         }
         refuse(o, refused(&asked))?;
+        let (polled, cpu) = match told.thread {
+            Some(tid) => {
+                refuse(o, polled::reasons(o, f, &told, (tid, of.as_ref().map(|of| of.tid))))?;
+                polled::flags(tid, &told)
+            }
+            None => (0, 0),
+        };
         let failed = |e: std::io::Error| {
             let why =
                 format!("its memory cannot be looked at ({e}): it may be the program's own (IORING_SETUP_NO_MMAP)");
@@ -214,10 +215,13 @@ impl Object for Uring {
             refuse(o, vec![("it has wide entries (IORING_SETUP_SQE128), which are not kept yet".into(), CLOSE)])?;
             return Ok(Vec::new());
         };
-        let flags = SETUP_SUBMIT_ALL | owned | if array { 0 } else { SETUP_NO_SQARRAY };
+        let flags = SETUP_SUBMIT_ALL | owned | polled | if array { 0 } else { SETUP_NO_SQARRAY };
         let (offsets, c) = read(&ring, &told, flags).map_err(failed)?;
         refuse(o, [momentary(&told, c.flags.0), lasting(&told)].concat())?;
         o.reported.push(format!("{}: {}", f.describe(), UNTOLD));
+        if polled != 0 {
+            o.reported.push(format!("{}: {}", f.describe(), polled::UNTOLD));
+        }
         Ok(encode(&uring::Uring {
             ino: f.stat.as_ref().map_or(0, |s| s.ino),
             sq_entries: told.entries.0,
@@ -235,6 +239,7 @@ impl Object for Uring {
             buffers: told.buffers,
             owner: of.map_or(0, |of| o.inner_tid(of.tid)),
             files: files.unwrap_or_default(),
+            cpu,
         }))
     }
 }
@@ -348,6 +353,9 @@ fn has_array(ring: &OwnedFd, t: &Told, told: impl FnOnce() -> Option<Told>) -> s
 impl Remake for Uring {
     fn check(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
         let Ok(u) = files::decode::<uring::Uring>(f) else { return Vec::new() };
+        if let Some(why) = polled::unlike(c, &u) {
+            return vec![Reason::new(c.describe(f), why.0, why.1)];
+        }
         let why = match sys::uring::setup(u.sq_entries, u.cq_entries, u.flags) {
             Ok((ring, o)) if o.words() == u.offsets => return no_places(&ring, c, f, u.files.len()),
             Ok(_) => "in a ring of this kernel things lie at other places, which the program knows".to_string(),
@@ -358,45 +366,62 @@ impl Remake for Uring {
     }
 
     fn notes(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<String> {
-        vec![format!("{}: {UNTOLD}", c.describe(f))]
+        let polled = files::decode::<uring::Uring>(f).is_ok_and(|u| u.flags & SETUP_SQPOLL != 0);
+        let all = [Some(UNTOLD), polled.then_some(polled::UNTOLD)];
+        all.into_iter().flatten().map(|what| format!("{}: {what}", c.describe(f))).collect()
     }
 
     fn make(&self, m: &mut Maker<'_>, _id: u32, f: &OpenFile) -> Step<Made> {
         let u: uring::Uring = files::decode(f)?;
-        let mut p = Program::new();
-        let params = p.inout(&sys::uring::params(u.sq_entries, u.cq_entries, u.flags));
-        let fd = p.call(libc::SYS_io_uring_setup, &[Imm(u.sq_entries.into()), params.arg()]);
-        p.named("setting up a ring of io_uring");
-        let r = m.run_in(u.owner, p)?;
-        m.take(r.get(fd))
+        if u.flags & SETUP_SQPOLL != 0 {
+            return polled::stand_in(m);
+        }
+        set_up(m, &u)
     }
 
     fn finish(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<()> {
         let u: uring::Uring = files::decode(f)?;
-        let Some(fd) = m.fds(id).first().copied() else { return Ok(()) };
-        let ring = m.borrow_fd(fd)?;
-        fill(m, &ring, fd, &u)?;
-        if !u.buffers.is_empty() {
-            let mut p = Program::new();
-            let words = u.buffers.iter().flat_map(|(at, len)| [at.to_le_bytes(), len.to_le_bytes()]);
-            let (list, n) = (p.bytes(&words.flatten().collect::<Vec<u8>>()), Imm(u.buffers.len() as u64));
-            p.call(libc::SYS_io_uring_register, &[fd.into(), Imm(REGISTER_BUFFERS), list, n]);
-            p.named("registering the ring's buffers (see RLIMIT_MEMLOCK)");
-            m.run_in(u.owner, p)?;
+        match m.fds(id).first().copied() {
+            Some(fd) if u.flags & SETUP_SQPOLL == 0 => complete(m, fd, &u),
+            _ => Ok(()),
         }
-        if !u.files.is_empty() {
-            let open: Vec<i32> = u.files.iter().map(|fd| if m.is_closed(*fd) { -1 } else { *fd }).collect();
-            let mut p = Program::new();
-            let list = p.bytes(&open.iter().flat_map(|fd| fd.to_le_bytes()).collect::<Vec<u8>>());
-            p.call(libc::SYS_io_uring_register, &[fd.into(), Imm(REGISTER_FILES.into()), list, Imm(open.len() as u64)]);
-            p.named("registering the ring's files (see RLIMIT_NOFILE)");
-            m.run_in(u.owner, p)?;
-        }
-        for v in m.image.memory.vmas.iter().filter(|v| v.backing == BACKING_URING && v.share == u.ino) {
-            map(m, v, fd)?;
-        }
-        Ok(())
     }
+}
+
+/// The new ring: a descriptor.
+pub(super) fn set_up(m: &mut Maker<'_>, u: &uring::Uring) -> Step<Made> {
+    let mut p = Program::new();
+    let params = p.inout(&sys::uring::params(u.sq_entries, u.cq_entries, u.flags, u.cpu));
+    let fd = p.call(libc::SYS_io_uring_setup, &[Imm(u.sq_entries.into()), params.arg()]);
+    p.named("setting up a ring of io_uring");
+    let r = m.run_in(u.owner, p)?;
+    m.take(r.get(fd))
+}
+
+/// What a new ring gets when it has its number.
+pub(super) fn complete(m: &mut Maker<'_>, fd: i32, u: &uring::Uring) -> Step<()> {
+    let ring = m.borrow_fd(fd)?;
+    fill(m, &ring, fd, u)?;
+    if !u.buffers.is_empty() {
+        let mut p = Program::new();
+        let words = u.buffers.iter().flat_map(|(at, len)| [at.to_le_bytes(), len.to_le_bytes()]);
+        let (list, n) = (p.bytes(&words.flatten().collect::<Vec<u8>>()), Imm(u.buffers.len() as u64));
+        p.call(libc::SYS_io_uring_register, &[fd.into(), Imm(REGISTER_BUFFERS), list, n]);
+        p.named("registering the ring's buffers (see RLIMIT_MEMLOCK)");
+        m.run_in(u.owner, p)?;
+    }
+    if !u.files.is_empty() {
+        let open: Vec<i32> = u.files.iter().map(|fd| if m.is_closed(*fd) { -1 } else { *fd }).collect();
+        let mut p = Program::new();
+        let list = p.bytes(&open.iter().flat_map(|fd| fd.to_le_bytes()).collect::<Vec<u8>>());
+        p.call(libc::SYS_io_uring_register, &[fd.into(), Imm(REGISTER_FILES.into()), list, Imm(open.len() as u64)]);
+        p.named("registering the ring's files (see RLIMIT_NOFILE)");
+        m.run_in(u.owner, p)?;
+    }
+    for v in m.image.memory.vmas.iter().filter(|v| v.backing == BACKING_URING && v.share == u.ino) {
+        map(m, v, fd)?;
+    }
+    Ok(())
 }
 
 /// That a ring of this process does not take so many places for registered files.
@@ -469,7 +494,7 @@ fn fill(m: &mut Maker<'_>, ring: &OwnedFd, fd: i32, u: &uring::Uring) -> Step<()
     let (_, offsets) = sys::uring::setup(u.sq_entries, u.cq_entries, u.flags).map_err(failed)?;
     let memory = Memory::map(ring, (u.sq_entries, u.cq_entries), offsets, array).map_err(failed)?;
     match u.owner {
-        0 => memory.advance(ring, u.done).map_err(failed)?,
+        0 if u.flags & SETUP_SQPOLL == 0 => memory.advance(ring, u.done).map_err(failed)?,
         owner => memory.advance_by(fd, u.done, |p| m.run_in(owner, p.clone()))?,
     }
     let content = Content {

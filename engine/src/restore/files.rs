@@ -440,6 +440,11 @@ pub fn all(
     Ok(open)
 }
 
+/// Rings of io_uring whose requests a thread of the kernel's submits: it has the credentials of who makes the ring.
+pub fn polled(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+    objects::polled_rings(&mut Maker::early(p, image, o, notes, &mut Begun::default()))
+}
+
 /// Finishes those of a process that are open: those that watch, or those that do not.
 fn finish(m: &mut Maker<'_>, image: &Image<'_>, watches: bool) -> Step<()> {
     for (id, f) in image.own_files() {

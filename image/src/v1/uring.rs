@@ -38,4 +38,6 @@ pub struct Uring {
     pub owner: i32,
     /// Registered files: a descriptor for each place; -1: an empty one.
     pub files: Vec<i32>,
+    /// The CPU of the kernel's thread that submits, with IORING_SETUP_SQ_AFF.
+    pub cpu: u32,
 }

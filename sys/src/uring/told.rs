@@ -12,6 +12,8 @@ pub struct Told {
     pub cq: (u32, u32),
     /// TID of the kernel's thread that submits (IORING_SETUP_SQPOLL).
     pub thread: Option<i32>,
+    /// The CPU on which it is, or was.
+    pub cpu: Option<u32>,
     /// Places for registered files.
     pub places: u32,
     /// What is in those that are not empty: the place, and the file's path as /proc has it ("socket:[12]").
@@ -70,6 +72,7 @@ fn parse(text: &str) -> Option<Told> {
             "CqHead" => told.cq.0 = number().ok()?,
             "CachedCqTail" => told.cq.1 = number().ok()?,
             "SqThread" => told.thread = value.parse().ok().filter(|n| *n >= 0),
+            "SqThreadCpu" => told.cpu = value.parse().ok(),
             "UserFiles" => told.places = number().ok()?,
             "NAPI" => told.napi = value != "disabled",
             _ => seen -= 1,
