@@ -104,6 +104,7 @@ pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Che
     }
     reasons.extend(crate::restore::sysvipc::check(&tree.ipc, &rights));
     reasons.extend(crate::restore::hugetlb::check(tree));
+    reasons.extend(crate::objects::uring_owners(tree));
     match reasons.is_empty() {
         true => Ok(all),
         false => Err(Error { kind: Kind::Refused, attempted: format!("restore {}", o.what), reasons }),

@@ -1,8 +1,11 @@
 //! Rings of io_uring(7): what they tell of themselves in fdinfo (io_uring/fdinfo.c), by calls that change nothing, and in their memory; and how a new one is
 //! brought where an old one was.
-use crate::procfs::{read_with, ParseError, Pid};
+use crate::program::{Arg::Imm, CallId, Program, Reply};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+mod told;
+pub use told::{told, Told};
 
 /// Bytes of an entry of the submission queue, and of the completion queue.
 pub const SQE: usize = 64;
@@ -12,107 +15,32 @@ pub const CQE: usize = 16;
 pub const SETUP_CQSIZE: u32 = 1 << 3;
 /// IORING_SETUP_SUBMIT_ALL: an entry that makes no sense does not end the submission of those after it.
 pub const SETUP_SUBMIT_ALL: u32 = 1 << 7;
+/// IORING_SETUP_SQPOLL: a thread of the kernel's submits, with the credentials of who set it up.
+pub const SETUP_SQPOLL: u32 = 1 << 1;
+/// IORING_SETUP_SQ_AFF: that thread stays on one CPU.
+pub const SETUP_SQ_AFF: u32 = 1 << 2;
+/// IORING_SETUP_TASKRUN_FLAG: a flag of the submission queue tells that something waits to be done by a call.
+pub const SETUP_TASKRUN_FLAG: u32 = 1 << 9;
+/// IORING_SETUP_SINGLE_ISSUER: one thread submits, who set it up or enabled it; from others io_uring_register(2) and io_uring_enter(2) with
+/// requests fail with EEXIST, also when that thread has ended.
+pub const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
+/// IORING_SETUP_DEFER_TASKRUN: completions come only when that thread asks for them; from others, asking fails with EEXIST.
+pub const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 /// IORING_SETUP_NO_SQARRAY: the submission queue has no indices.
 pub const SETUP_NO_SQARRAY: u32 = 1 << 16;
 /// IORING_OFF_SQES
 const OFF_SQES: libc::off_t = 0x1000_0000;
+const ENTER_GETEVENTS: u32 = 1;
+const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 const SYS_SETUP: libc::c_long = 425;
 const SYS_ENTER: libc::c_long = 426;
 const SYS_REGISTER: libc::c_long = 427;
+/// IORING_REGISTER_FILES: descriptors, -1 for an empty place.
+pub const REGISTER_FILES: u32 = 2;
 const REGISTER_EVENTFD: u32 = 4;
 const REGISTER_PROBE: u32 = 8;
 const REGISTER_PBUF_STATUS: u32 = 26;
 const REGISTER_NAPI: u32 = 27;
-
-/// What its fdinfo says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told {
-    /// Entries of the submission and the completion queue.
-    pub entries: (u32, u32),
-    /// The kernel's head of the submission queue, and the program's tail.
-    pub sq: (u32, u32),
-    /// The program's head of the completion queue, and the kernel's tail.
-    pub cq: (u32, u32),
-    /// TID of the kernel's thread that submits (IORING_SETUP_SQPOLL).
-    pub thread: Option<i32>,
-    /// Places for registered files.
-    pub files: u32,
-    /// Registered buffers: address and bytes; zeros: an empty place.
-    pub buffers: Vec<(u64, u64)>,
-    /// Requests that wait for a descriptor to become ready.
-    pub polls: usize,
-    /// Completions that had no room.
-    pub overflow: usize,
-    /// Registered credentials.
-    pub personalities: usize,
-    /// It polls network devices.
-    pub napi: bool,
-    /// Indices of entries between head and tail of the submission queue, as far as they are shown.
-    pub submitted: Vec<u32>,
-    /// Those entries have 128 bytes (IORING_SETUP_SQE128).
-    pub wide_sqes: bool,
-    /// Entries of the completion queue have 32 bytes (IORING_SETUP_CQE32); only told where some wait to be read.
-    pub wide_cqes: bool,
-}
-
-/// Parses fdinfo; None: nothing of a ring is there (another thread was at it).
-fn parse(text: &str) -> Option<Told> {
-    let (mut told, mut section) = (Told::default(), "");
-    let mut seen = 0;
-    for line in text.lines().filter(|l| !l.trim().is_empty()) {
-        if line.starts_with(' ') {
-            match section {
-                "SQEs" => {
-                    told.submitted.extend(line.trim().split(':').next().and_then(|n| n.parse::<u32>().ok()));
-                    told.wide_sqes |= line.contains(" e0:");
-                }
-                "CQEs" => told.wide_cqes |= line.contains("extra1:"),
-                "UserBufs" => told.buffers.push(buffer(line)?),
-                "PollList" => told.polls += 1,
-                "CqOverflowList" => told.overflow += 1,
-                "Personalities" => told.personalities += 1,
-                _ => {}
-            }
-            continue;
-        }
-        let (key, value) = line.split_once(':')?;
-        let value = value.trim();
-        let number = || value.parse::<u32>();
-        section = key;
-        seen += 1;
-        match key {
-            "SqMask" => told.entries.0 = u32::from_str_radix(value.trim_start_matches("0x"), 16).ok()?.wrapping_add(1),
-            "CqMask" => told.entries.1 = u32::from_str_radix(value.trim_start_matches("0x"), 16).ok()?.wrapping_add(1),
-            "CachedSqHead" => told.sq.0 = number().ok()?,
-            "SqTail" => told.sq.1 = number().ok()?,
-            "CqHead" => told.cq.0 = number().ok()?,
-            "CachedCqTail" => told.cq.1 = number().ok()?,
-            "SqThread" => told.thread = value.parse().ok().filter(|n| *n >= 0),
-            "UserFiles" => told.files = number().ok()?,
-            "NAPI" => told.napi = value != "disabled",
-            _ => seen -= 1,
-        }
-    }
-    (seen >= 8 && told.entries.0 > 0 && told.entries.1 > 0).then_some(told)
-}
-
-/// "    0: 0x7f31172e2000/8192" or "    1: <none>"
-fn buffer(line: &str) -> Option<(u64, u64)> {
-    let (_, what) = line.split_once(':')?;
-    match what.trim() {
-        "<none>" => Some((0, 0)),
-        what => {
-            let (at, len) = what.strip_prefix("0x")?.split_once('/')?;
-            Some((u64::from_str_radix(at, 16).ok()?, len.parse().ok()?))
-        }
-    }
-}
-
-/// What descriptor `fd` of a process says; None: the kernel does not tell just now.
-pub fn told(pid: Pid, fd: i32) -> crate::procfs::Result<Option<Told>> {
-    let path = crate::procfs::path_of(pid, &format!("fdinfo/{fd}"));
-    read_with(std::path::Path::new(&path), |text| Ok::<_, ParseError>(parse(&String::from_utf8_lossy(text))))
-}
 
 /// What calls tell that change nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,6 +67,70 @@ fn check(r: libc::c_long) -> io::Result<i32> {
     }
     Ok(r as i32)
 }
+
+/// Whether asking for completions is for another thread than the caller only; gives those that had no room that room.
+pub fn defers(ring: &impl AsFd) -> bool {
+    // SAFETY: to submit nothing and wait for no completion takes integers and a null pointer.
+    let r =
+        unsafe { libc::syscall(SYS_ENTER, ring.as_fd().as_raw_fd(), 0, 0, ENTER_GETEVENTS, std::ptr::null::<u8>(), 0) };
+    check(r).is_err_and(|e| e.raw_os_error() == Some(libc::EEXIST))
+}
+
+/// Asks, inside, whether a ring of one thread is the thread's that runs the program: [`is_owner`] says what the answer means.
+pub fn ask_owner(p: &mut Program, fd: i32) -> CallId {
+    // told before it is seen that nothing is asked
+    p.may(SYS_REGISTER, &[fd.into(), Imm(REGISTER_PROBE.into()), Imm(0), Imm(0)])
+}
+
+/// Of [`ask_owner`].
+pub fn is_owner(r: &Reply, c: CallId) -> bool {
+    r.raw(c) != -i64::from(libc::EEXIST) && r.raw(c) != i64::MIN
+}
+
+/// The questions of [`ask`] to a ring of one thread, as calls of that thread's.
+pub struct Questions {
+    general: CallId,
+    napi: CallId,
+    eventfd: CallId,
+}
+
+impl Questions {
+    /// Asks them of descriptor `fd`.
+    pub fn ask(p: &mut Program, fd: i32) -> Questions {
+        let mut register = |what: u32, arg, n| p.may(SYS_REGISTER, &[fd.into(), Imm(what.into()), arg, Imm(n)]);
+        let napi = register(REGISTER_NAPI, Imm(1), 1);
+        let (none, probe) = (p.bytes(&(-1i32).to_ne_bytes()), p.bytes(&[0; 16]));
+        let mut register = |what: u32, arg, n| p.may(SYS_REGISTER, &[fd.into(), Imm(what.into()), arg, Imm(n)]);
+        Questions { general: register(REGISTER_PROBE, probe, 0), napi, eventfd: register(REGISTER_EVENTFD, none, 1) }
+    }
+
+    /// What they tell; provided buffers are asked for by [`ask_groups`].
+    pub fn answers(&self, r: &Reply) -> Asked {
+        let is = |c: CallId, e: i32| r.raw(c) == -i64::from(e);
+        Asked {
+            single_issuer: is(self.general, libc::EEXIST),
+            restricted: is(self.general, libc::EACCES),
+            polls: r.raw(self.general) == 0 && tells() && is(self.napi, libc::EINVAL),
+            eventfd: is(self.eventfd, libc::EBUSY),
+            untold: !tells(),
+            ..Asked::default()
+        }
+    }
+}
+
+/// Asks, inside, for groups of provided buffers: -ENOENT: there is no such group.
+pub fn ask_groups(p: &mut Program, fd: i32, groups: std::ops::Range<u32>) -> Vec<CallId> {
+    let one = |group: u32| {
+        let mut status = [0; STATUS];
+        status[..4].copy_from_slice(&group.to_ne_bytes());
+        let status = p.bytes(&status);
+        p.may(SYS_REGISTER, &[fd.into(), Imm(REGISTER_PBUF_STATUS.into()), status, Imm(1)])
+    };
+    groups.map(one).collect()
+}
+
+/// Bytes of struct io_uring_buf_status.
+const STATUS: usize = 40;
 
 /// The errno of a call of which nothing but that is wanted; 0: it succeeded.
 fn errno_of_register(ring: &impl AsFd, what: u32, arg: *mut libc::c_void, n: u32) -> i32 {
@@ -179,7 +171,7 @@ fn napi(ring: &impl AsFd) -> i32 {
 
 /// ENOENT: there is no such group of provided buffers.
 fn provided(ring: &impl AsFd, group: u16) -> i32 {
-    let mut status = [0u32; 10];
+    let mut status = [0u32; STATUS / 4];
     status[0] = group.into();
     errno_of_register(ring, REGISTER_PBUF_STATUS, status.as_mut_ptr().cast(), 1)
 }
@@ -203,12 +195,21 @@ struct Params {
 /// Bytes of `struct io_uring_params`.
 pub const PARAMS: usize = size_of::<Params>();
 
-/// `struct io_uring_params` for a ring of so many entries.
-pub fn params(sq: u32, cq: u32, flags: u32) -> Vec<u8> {
-    let words = [sq, cq, flags | SETUP_CQSIZE];
+/// `struct io_uring_params` for a ring of so many entries; `cpu`: with [`SETUP_SQ_AFF`].
+pub fn params(sq: u32, cq: u32, flags: u32, cpu: u32) -> Vec<u8> {
+    let words = [sq, cq, flags | SETUP_CQSIZE, cpu];
     let mut b: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
     b.resize(PARAMS, 0);
     b
+}
+
+/// Whether a ring of this process takes so many places for registered files.
+pub fn has_places(ring: &impl AsFd, n: usize) -> io::Result<()> {
+    let mut none = vec![-1i32; n];
+    match errno_of_register(ring, REGISTER_FILES, none.as_mut_ptr().cast(), n as u32) {
+        0 => Ok(()),
+        e => Err(io::Error::from_raw_os_error(e)),
+    }
 }
 
 /// Where things lie in a ring's memory.
@@ -227,9 +228,10 @@ impl Offsets {
     }
 }
 
-/// A ring of this process, and where things lie in it.
+/// A ring of this process, and where things lie in it; none has a thread of the kernel's.
 pub fn setup(sq: u32, cq: u32, flags: u32) -> io::Result<(OwnedFd, Offsets)> {
-    let mut p = Params { cq_entries: cq, flags: flags | SETUP_CQSIZE, ..Params::default() };
+    let flags = (flags | SETUP_CQSIZE) & !(SETUP_SQPOLL | SETUP_SQ_AFF);
+    let mut p = Params { cq_entries: cq, flags, ..Params::default() };
     // SAFETY: the call reads and writes one Params.
     let fd = check(unsafe { libc::syscall(SYS_SETUP, sq, &raw mut p) })?;
     // SAFETY: the descriptor was just made and nobody else owns it.
@@ -378,16 +380,10 @@ impl Memory {
 
     /// Lets a new ring have `n` requests that do nothing, so that its counters are those of one that has had as many.
     pub fn advance(&self, ring: &impl AsFd, n: u32) -> io::Result<()> {
-        self.sqes.write(0, &vec![0; self.entries.0 as usize * SQE])?;
-        if self.array {
-            let indices: Vec<u8> = (0..self.entries.0).flat_map(u32::to_ne_bytes).collect();
-            self.rings.write(self.o.sq[6], &indices)?;
-        }
-        let at_once = self.entries.0.min(self.entries.1);
+        self.prepare(n)?;
         let mut done = 0;
         while done < n {
-            let some = at_once.min(n - done);
-            self.rings.set(self.o.sq[1], done + some)?;
+            let some = self.at_once().min(n - done);
             // SAFETY: to submit requests without waiting takes integers and a null pointer; those in the queue do nothing (IORING_OP_NOP).
             let r =
                 unsafe { libc::syscall(SYS_ENTER, ring.as_fd().as_raw_fd(), some, 0, 0, std::ptr::null::<u8>(), 0) };
@@ -397,33 +393,85 @@ impl Memory {
             done += some;
             self.rings.set(self.o.cq[0], done)?;
         }
+        self.has_had(n)
+    }
+
+    /// As many requests as both queues have room for: a power of two.
+    fn at_once(&self) -> u32 {
+        self.entries.0.min(self.entries.1)
+    }
+
+    /// Fills the queue with requests that do nothing, of which the first `n` are submitted. The kernel takes no more at once than it has entries, wherever the tail is.
+    fn prepare(&self, n: u32) -> io::Result<()> {
+        self.sqes.write(0, &vec![0; self.entries.0 as usize * SQE])?;
+        if self.array {
+            let indices: Vec<u8> = (0..self.entries.0).flat_map(u32::to_ne_bytes).collect();
+            self.rings.write(self.o.sq[6], &indices)?;
+        }
+        self.rings.set(self.o.sq[1], n)
+    }
+
+    /// That it counts `n` requests.
+    fn has_had(&self, n: u32) -> io::Result<()> {
         let c = (self.rings.word(self.o.sq[0])?, self.rings.word(self.o.cq[1])?);
         if c != (n, n) {
             return Err(io::Error::other(format!("it counts {} requests and {} completions instead of {n}", c.0, c.1)));
         }
         Ok(())
     }
+
+    /// The same for a ring that only one thread, or one of the kernel's, may submit to: `run` runs programs there, in which the ring is `fd`.
+    pub fn advance_by<E: From<io::Error>>(
+        &self,
+        fd: i32,
+        n: u32,
+        mut run: impl FnMut(&Program) -> Result<Reply, E>,
+    ) -> Result<(), E> {
+        self.prepare(0)?;
+        let mut p = Program::new();
+        let (prot, len) = (libc::PROT_READ | libc::PROT_WRITE, Imm(self.rings.len as u64));
+        let map = p.call(libc::SYS_mmap, &[Imm(0), len, prot.into(), libc::MAP_SHARED.into(), fd.into(), Imm(0)]);
+        p.named("mapping a ring for a moment");
+        let at = run(&p)?.get(map)? as u64;
+        let (some, [tail, head]) = (self.at_once(), [self.o.sq[1], self.o.cq[0]].map(|o| Imm(at + u64::from(o))));
+        // wakes nobody: it is the call that adds to a word of memory, a power of two
+        let (wake, nobody) = (libc::FUTEX_WAKE_OP | libc::FUTEX_PRIVATE_FLAG, Imm(0));
+        let add = |p: &mut Program, word, many: u32| {
+            let what = (FUTEX_OP_ADD | FUTEX_OP_SHIFT) << 28 | many.trailing_zeros() << 12;
+            p.call(libc::SYS_futex, &[word, wake.into(), nobody, nobody, word, Imm(what.into())]);
+        };
+        let mut left = n;
+        while left > 0 {
+            let mut p = Program::new();
+            while left > 0 && p.len() < AT_ONCE {
+                let now = some.min(1 << left.ilog2());
+                add(&mut p, tail, now);
+                // a thread of the kernel's that submits is woken, and waited for
+                let (many, how) = (Imm(now.into()), Imm((ENTER_GETEVENTS | ENTER_SQ_WAKEUP).into()));
+                p.call(SYS_ENTER, &[fd.into(), many, many, how, Imm(0), Imm(0)]);
+                p.named("requests that do nothing");
+                add(&mut p, head, now);
+                left -= now;
+            }
+            run(&p)?;
+        }
+        let mut p = Program::new();
+        p.call(libc::SYS_munmap, &[Imm(at), len]);
+        run(&p)?;
+        Ok(self.has_had(n)?)
+    }
 }
+
+/// Calls of one program.
+const AT_ONCE: usize = 4000;
+/// linux/futex.h
+const FUTEX_OP_ADD: u32 = 1;
+/// The number to add is a power of two, of which the exponent is given.
+const FUTEX_OP_SHIFT: u32 = 8;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TEXT: &str = "pos:\t0\nflags:\t02000002\nmnt_id:\t17\nino:\t94544379\nSqMask:\t0x7\nSqHead:\t3\nSqTail:\t5\nCachedSqHead:\t4\nCqMask:\t0xf\nCqHead:\t1\nCqTail:\t2\n\
-CachedCqTail:\t3\nSQEs:\t2\n    0: opcode:NOP, fd:0, flags:0, off:0, user_data:0, e0:0x0\n    7: opcode:NOP, fd:0\nCQEs:\t1\n    0: user_data:77, res:0, flag:0\n\
-SqThread:\t-1\nSqThreadCpu:\t-1\nUserFiles:\t2\n    0: /dev/null\nUserBufs:\t2\n    0: 0x7f31172e2000/8192\n    1: <none>\nPollList:\n  op=6, task_works=0\n\
-CqOverflowList:\n  user_data=0, res=1, flags=0\nNAPI:\tdisabled\n";
-
-    #[test]
-    fn what_fdinfo_tells() {
-        let t = parse(TEXT).unwrap();
-        assert_eq!((t.entries, t.sq, t.cq), ((8, 16), (4, 5), (1, 3)));
-        assert_eq!((t.thread, t.files, t.polls, t.overflow, t.personalities, t.napi), (None, 2, 1, 1, 0, false));
-        assert_eq!((t.buffers, t.submitted), (vec![(0x7f31172e2000, 8192), (0, 0)], vec![0, 7]));
-        assert!(t.wide_sqes && !t.wide_cqes);
-        assert_eq!(parse("pos:\t0\nflags:\t02\n"), None);
-        assert_eq!(parse(&TEXT.replace("SqThread:\t-1", "SqThread:\t12")).unwrap().thread, Some(12));
-    }
 
     #[test]
     fn a_ring_is_brought_where_another_was() {

@@ -55,9 +55,6 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("tree_shares/by-attach", sharers_by_attach));
     all.extend(Case::each("tree_shares/outside", a_sharer_outside));
     for (what, why) in [
-        ("sqpoll", "(IORING_SETUP_SQPOLL), which is not kept yet"),
-        ("files", "1 places for files are registered, and the kernel tells only paths of them"),
-        ("single", "it belongs to one thread (IORING_SETUP_SINGLE_ISSUER"),
         ("eventfd", "an eventfd is registered (IORING_REGISTER_EVENTFD)"),
         ("poll", "1 requests are in flight, and wait for a descriptor"),
         ("timeout", "it has had 2 requests and 1 completions"),
@@ -68,12 +65,32 @@ pub fn cases() -> Vec<Case> {
     ] {
         all.extend(Case::by_both_doors(&format!("uring/{what}"), move |bed, agent| {
             let mut target = Start::program("uring").args(["--what", what]).by_agent(agent).ready(bed)?;
-            match what {
-                "sqpoll" | "files" => refused(bed, &mut target, &["descriptor ", why]),
-                _ => refused_in_the_freeze(bed, &mut target, &["descriptor ", why]),
-            }
+            refused_in_the_freeze(bed, &mut target, &["descriptor ", why])
         }));
     }
+    for (what, why) in [
+        ("pipe", "is registered at place 3, and of all files but sockets the kernel tells only the path"),
+        ("closed", "is registered at place 3, of which the process has no descriptor"),
+    ] {
+        all.extend(Case::by_both_doors(&format!("uring_files/{what}"), move |bed, agent| {
+            let mut target = Start::program("uring_files").args(["--what", what]).by_agent(agent).ready(bed)?;
+            refused(bed, &mut target, &["descriptor ", why, "IORING_UNREGISTER_FILES"])
+        }));
+    }
+    for (what, why) in [
+        ("epoll", "(IORING_SETUP_SQPOLL), and it is in an epoll set, which together is not kept yet"),
+        ("attached", "submits the requests of several rings (IORING_SETUP_SQPOLL with IORING_SETUP_ATTACH_WQ)"),
+    ] {
+        all.extend(Case::by_both_doors(&format!("uring_sqpoll/{what}"), move |bed, agent| {
+            let mut target = Start::program("uring_sqpoll").args(["--what", what]).by_agent(agent).ready(bed)?;
+            refused_in_the_freeze(bed, &mut target, &["descriptor ", why])
+        }));
+    }
+    all.extend(Case::by_both_doors("uring_owner/ended", |bed, agent| {
+        let mut target = Start::program("uring_owner").args(["--what", "ended"]).by_agent(agent).ready(bed)?;
+        let why = "it belongs to one thread (IORING_SETUP_SINGLE_ISSUER), which is none of the program's, or has ended";
+        refused_in_the_freeze(bed, &mut target, &["descriptor ", why])
+    }));
     all.extend(Case::by_both_doors("mem_mlock/in-the-window", locked_in_the_window));
     all.extend(Case::each("sysv_shm/removed", segment_removed));
     all.extend(Case::each("fd_mqueue/gone", queue_gone));

@@ -41,6 +41,7 @@ pub use find::{inherited, Survey};
 pub(crate) use memory::build_id;
 pub use observe::Observer;
 pub use ptys::PtyView;
+pub(crate) use rights::of as rights_of;
 
 use crate::{CaptureOptions, Captured, Error, Externals, Kind, Result};
 use image::store::{NewCheckpoint, Store};

@@ -151,7 +151,7 @@ pub struct Observer<'a> {
     /// What was known before the freeze.
     pub survey: &'a Survey,
     pub(super) channel: Channel,
-    pub(super) entered: Entered,
+    pub(crate) entered: Entered,
     pub(super) mem: RemoteMem,
     /// Of the agent: its connection's number; None: the tracer brought the blob in.
     agent: Option<i32>,
@@ -247,6 +247,14 @@ impl<'a> Observer<'a> {
     pub fn run(&mut self, p: &Program) -> Result<sys::program::Reply> {
         let r = self.channel.run(p);
         r.map_err(|e| self.failed(e))
+    }
+
+    /// Runs a program in a thread that is parked in a slot; None: in the serving one.
+    pub(crate) fn run_in(&mut self, slot: Option<u32>, mut p: Program) -> Result<sys::program::Reply> {
+        if let Some(slot) = slot {
+            p.for_thread(slot, 0);
+        }
+        self.run(&p)
     }
 
     /// All open files of the processes that are captured together.
@@ -475,7 +483,7 @@ impl<'a> Observer<'a> {
     }
 
     /// A TID as the target sees it.
-    pub(super) fn inner_tid(&self, tid: i32) -> i32 {
+    pub(crate) fn inner_tid(&self, tid: i32) -> i32 {
         self.survey.threads.get(&tid).map_or(tid, |t| t.inner_tid)
     }
 

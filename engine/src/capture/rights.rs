@@ -16,7 +16,7 @@ pub(super) fn ids(i: &Ids) -> [u32; 4] {
 }
 
 /// A thread's, as far as /proc tells them: not compared with others' before all stand still, for whose are the process's may change.
-pub(super) fn of(s: &Status, tid: i32) -> Rights {
+pub(crate) fn of(s: &Status, tid: i32) -> Rights {
     Rights {
         tid,
         uid: ids(&s.uid),

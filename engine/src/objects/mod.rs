@@ -18,6 +18,7 @@ mod mqueue;
 mod named;
 mod pidfd;
 mod pipe;
+mod polled;
 mod proc;
 mod pty;
 mod sock;
@@ -44,6 +45,7 @@ pub use mqueue::Mqueue;
 pub use named::{Device, Directory, OPath, Regular};
 pub use pidfd::{Handle, PidFd};
 pub use pipe::Pipe;
+pub(crate) use polled::make_all as polled_rings;
 pub use proc::ProcFile;
 pub use pty::{PtyMaster, PtySlave};
 pub use stdio::Stdio;
@@ -51,7 +53,7 @@ pub use tcp::Tcp;
 pub use udp::Udp;
 pub use unix::{UnixListen, UnixPair};
 pub use uring::Uring;
-pub(crate) use uring::{strays as uring_strays, RING};
+pub(crate) use uring::{check_owners as uring_owners, most_places as uring_places, strays as uring_strays, RING};
 
 /// How a kind of open file is captured.
 pub trait Object: Sync {

@@ -1,7 +1,7 @@
 //! Rings of io_uring(7) with no request in flight. A new one is set up, has as many requests that do nothing as the old one had requests, and so counts like
 //! it; then its memory is given the old content, and is mapped where it was. What the kernel tells of a ring is sys/src/uring.rs; what it does not tell is
 //! reported.
-use super::{encode, Object};
+use super::{encode, polled, Object};
 use crate::capture::{FileView, Observer};
 use crate::restore::files::{self, Checker, Made, Maker, Remake};
 use crate::restore::{cannot, Step};
@@ -13,7 +13,10 @@ use image::v1::uring;
 use std::os::fd::OwnedFd;
 use sys::procfs::{self, maps::VmaKind};
 use sys::program::{Arg::Imm, Program};
-use sys::uring::{Asked, Content, Memory, Told, SETUP_NO_SQARRAY, SETUP_SUBMIT_ALL};
+use sys::uring::{
+    Asked, Content, Memory, Questions, Told, REGISTER_FILES, SETUP_DEFER_TASKRUN, SETUP_NO_SQARRAY,
+    SETUP_SINGLE_ISSUER, SETUP_SQPOLL, SETUP_SUBMIT_ALL, SETUP_TASKRUN_FLAG,
+};
 
 /// A ring.
 pub struct Uring;
@@ -28,22 +31,12 @@ const REGISTER_BUFFERS: u64 = 0;
 /// Where room begins (vm.mmap_min_addr), and up to where it may be refused.
 const LOWEST: [u64; 2] = [0x1000, 0x10000];
 
-const CLOSE: &str = "let the program close the ring, or run it without io_uring";
+pub(super) const CLOSE: &str = "let the program close the ring, or run it without io_uring";
 const LATER: &str = "it runs on as before; checkpoint it when the ring is idle";
 
 /// What fdinfo tells that the program does not change from one moment to the next.
 fn lasting(t: &Told) -> Vec<(String, &'static str)> {
     let mut all = Vec::new();
-    if let Some(tid) = t.thread {
-        let why = format!(
-            "a thread of the kernel's, {tid}, submits its requests (IORING_SETUP_SQPOLL), which is not kept yet"
-        );
-        all.push((why, "set it up without IORING_SETUP_SQPOLL"));
-    }
-    if t.files > 0 {
-        let why = format!("{} places for files are registered, and the kernel tells only paths of them", t.files);
-        all.push((why, "let the program unregister them (IORING_UNREGISTER_FILES), or close the ring"));
-    }
     if t.personalities > 0 {
         all.push(("credentials are registered (IORING_REGISTER_PERSONALITY), which are not kept yet".into(), CLOSE));
     }
@@ -90,12 +83,12 @@ fn momentary(t: &Told, flags: u32) -> Vec<(String, &'static str)> {
 }
 
 /// What calls tell.
-fn asked(a: &Asked) -> Vec<(String, &'static str)> {
+fn refused(a: &Asked) -> Vec<(String, &'static str)> {
     let group = a.buffers.map(|g| format!("buffers are provided to it (group {g}), which are not kept yet"));
     [
         (
             a.single_issuer,
-            "it belongs to one thread (IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN), which is not kept yet",
+            "it belongs to one thread (IORING_SETUP_SINGLE_ISSUER), which is none of the program's, or has ended",
         ),
         (a.restricted, "it is restricted (IORING_REGISTER_RESTRICTIONS), which is not kept yet"),
         (a.disabled, "it was not enabled yet (IORING_SETUP_R_DISABLED), which is not kept yet"),
@@ -109,6 +102,34 @@ fn asked(a: &Asked) -> Vec<(String, &'static str)> {
     .chain(group)
     .map(|why| (why, CLOSE))
     .collect()
+}
+
+/// The registered files, a descriptor for each place. All that is told of one is a path: of a socket that says which open file it is, for it is never opened by it.
+fn places(t: &Told, all: &[FileView], pid: i32) -> std::result::Result<Vec<i32>, (String, &'static str)> {
+    let mut fds = vec![-1; t.places as usize];
+    let unregister =
+        "let the program unregister it (IORING_UNREGISTER_FILES, IORING_REGISTER_FILES_UPDATE), or close the ring";
+    for (place, path) in &t.files {
+        let is = || format!("{} is registered at place {place}", path.escape_ascii());
+        if !path.starts_with(b"socket:[") {
+            let why = format!(
+                "{}, and of all files but sockets the kernel tells only the path, not which open file it is",
+                is()
+            );
+            return Err((why, unregister));
+        }
+        match (all.iter().find(|v| v.link == *path && v.pid == pid), fds.get_mut(*place as usize)) {
+            (Some(v), Some(fd)) => *fd = v.first_fd(),
+            (_, Some(_)) => {
+                return Err((
+                    format!("{}, of which the process has no descriptor, or has it from another", is()),
+                    unregister,
+                ))
+            }
+            (_, None) => return Err((format!("{}, and there are {} places", is(), t.places), LATER)),
+        }
+    }
+    Ok(fds)
 }
 
 fn reasons(f: &FileView, all: Vec<(String, &'static str)>) -> Vec<Reason> {
@@ -144,9 +165,10 @@ impl Object for Uring {
         f.link == RING
     }
 
-    fn inspect(&self, f: &FileView, _all: &[FileView], pid: i32) -> Vec<Reason> {
-        let told = sys::uring::told(pid, f.first_fd()).ok().flatten();
-        reasons(f, told.as_ref().map(lasting).unwrap_or_default())
+    fn inspect(&self, f: &FileView, all: &[FileView], pid: i32) -> Vec<Reason> {
+        let Some(told) = sys::uring::told(pid, f.first_fd()).ok().flatten() else { return Vec::new() };
+        let files = places(&told, all, pid).err();
+        reasons(f, lasting(&told).into_iter().chain(files).collect())
     }
 
     fn capture(&self, f: &FileView, o: &mut Observer<'_>) -> Result<Vec<u8>> {
@@ -163,11 +185,22 @@ impl Object for Uring {
             return Ok(Vec::new());
         };
         refuse(o, momentary(&told, 0))?;
-        if registered(o)? {
+        let files = places(&told, o.files(), pid);
+        refuse(o, files.as_ref().err().cloned().into_iter().collect())?;
+        let ring = o.descriptor(fd)?;
+        let (asked, of, owned) = judged(o, &ring, fd)?;
+        if registered(o, &of)? {
             let why = "its descriptor is registered (IORING_REGISTER_RING_FDS), which is not kept yet";
             refuse(o, vec![(why.into(), "let the program unregister it (IORING_UNREGISTER_RING_FDS)")])?;
         }
-        let ring = o.descriptor(fd)?;
+        refuse(o, refused(&asked))?;
+        let (polled, cpu) = match told.thread {
+            Some(tid) => {
+                refuse(o, polled::reasons(o, f, &told, (tid, of.as_ref().map(|of| of.tid))))?;
+                polled::flags(tid, &told)
+            }
+            None => (0, 0),
+        };
         let failed = |e: std::io::Error| {
             let why =
                 format!("its memory cannot be looked at ({e}): it may be the program's own (IORING_SETUP_NO_MMAP)");
@@ -177,16 +210,18 @@ impl Object for Uring {
                 reasons: reasons(f, vec![(why, CLOSE)]),
             }
         };
-        refuse(o, asked(&sys::uring::ask(&ring)))?;
         let array = has_array(&ring, &told, || sys::uring::told(pid, fd).ok().flatten()).map_err(failed)?;
         let Some(array) = array else {
             refuse(o, vec![("it has wide entries (IORING_SETUP_SQE128), which are not kept yet".into(), CLOSE)])?;
             return Ok(Vec::new());
         };
-        let flags = SETUP_SUBMIT_ALL | if array { 0 } else { SETUP_NO_SQARRAY };
+        let flags = SETUP_SUBMIT_ALL | owned | polled | if array { 0 } else { SETUP_NO_SQARRAY };
         let (offsets, c) = read(&ring, &told, flags).map_err(failed)?;
         refuse(o, [momentary(&told, c.flags.0), lasting(&told)].concat())?;
         o.reported.push(format!("{}: {}", f.describe(), UNTOLD));
+        if polled != 0 {
+            o.reported.push(format!("{}: {}", f.describe(), polled::UNTOLD));
+        }
         Ok(encode(&uring::Uring {
             ino: f.stat.as_ref().map_or(0, |s| s.ino),
             sq_entries: told.entries.0,
@@ -202,26 +237,92 @@ impl Object for Uring {
             sqes: c.sqes.into(),
             cqes: c.cqes.into(),
             buffers: told.buffers,
+            owner: of.map_or(0, |of| o.inner_tid(of.tid)),
+            files: files.unwrap_or_default(),
+            cpu,
         }))
     }
 }
 
 /// Said of each ring, for nothing tells it.
 const UNTOLD: &str =
-    "what the kernel does not tell of a ring is lost at a restore: limits and sharing of its workers, tags of buffers, registered ring descriptors of \
+    "what the kernel does not tell of a ring is lost at a restore: limits and sharing of its workers, tags of buffers and files, which places for files the kernel chooses from, registered ring descriptors of \
      other threads, and requests in flight, where others with several completions hide them; it has IORING_SETUP_SUBMIT_ALL, and not \
-     IORING_SETUP_COOP_TASKRUN";
+     IORING_SETUP_COOP_TASKRUN; with IORING_SETUP_DEFER_TASKRUN it has IORING_SETUP_TASKRUN_FLAG";
 
-/// Whether the serving thread has registered a ring's descriptor (IORING_REGISTER_RING_FDS).
-fn registered(o: &mut Observer<'_>) -> Result<bool> {
+/// The thread that a ring belongs to.
+struct Owner {
+    tid: i32,
+    /// None: it serves.
+    slot: Option<u32>,
+}
+
+/// What calls tell of a ring; the thread that it belongs to, and flags that follow from that.
+fn judged(o: &mut Observer<'_>, ring: &OwnedFd, fd: i32) -> Result<(Asked, Option<Owner>, u32)> {
+    let asked = sys::uring::ask(ring);
+    if !asked.single_issuer || asked.disabled {
+        return Ok((asked, None, 0));
+    }
+    let Some(of) = owner(o, fd)? else { return Ok((asked, None, 0)) };
+    let mut p = Program::new();
+    let questions = Questions::ask(&mut p, fd);
+    let mut asked = questions.answers(&o.run_in(of.slot, p)?);
+    const GROUPS: u32 = 1 << 16;
+    // as many as one program has room for
+    const SOME: u32 = 1 << 12;
+    for first in (0..GROUPS).step_by(SOME as usize).filter(|_| refused(&asked).is_empty()).collect::<Vec<u32>>() {
+        let mut p = Program::new();
+        let groups = sys::uring::ask_groups(&mut p, fd, first..first + SOME);
+        let r = o.run_in(of.slot, p)?;
+        let there = groups.iter().position(|c| r.raw(*c) != -i64::from(libc::ENOENT));
+        asked.buffers = asked.buffers.or(there.map(|i| (first + i as u32) as u16));
+    }
+    let defers = if sys::uring::defers(ring) { SETUP_DEFER_TASKRUN | SETUP_TASKRUN_FLAG } else { 0 };
+    Ok((asked, Some(of), SETUP_SINGLE_ISSUER | defers))
+}
+
+/// Which thread is the one that the kernel does not tell EEXIST.
+fn owner(o: &mut Observer<'_>, fd: i32) -> Result<Option<Owner>> {
+    let mut p = Program::new();
+    let it = sys::uring::ask_owner(&mut p, fd);
+    if sys::uring::is_owner(&o.run(&p)?, it) {
+        return Ok(Some(Owner { tid: o.entered.server, slot: None }));
+    }
+    let others: Vec<(usize, i32)> = o.entered.visited.iter().copied().enumerate().collect();
+    // threads whose answers are one request
+    const SOME: usize = 1000;
+    for some in others.chunks(SOME) {
+        let mut p = Program::new();
+        let mut one = |slot: usize| {
+            let first = p.len();
+            let it = sys::uring::ask_owner(&mut p, fd);
+            p.for_thread(slot as u32, first);
+            it
+        };
+        let asked: Vec<_> = some.iter().map(|(slot, tid)| (*slot, *tid, one(*slot))).collect();
+        let r = o.run(&p)?;
+        if let Some((slot, tid, _)) = asked.into_iter().find(|(_, _, it)| sys::uring::is_owner(&r, *it)) {
+            return Ok(Some(Owner { tid, slot: Some(slot as u32) }));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the serving thread, or the one that the ring belongs to, has registered a ring's descriptor (IORING_REGISTER_RING_FDS).
+fn registered(o: &mut Observer<'_>, of: &Option<Owner>) -> Result<bool> {
     const MOST: i32 = 16; // IO_RINGFD_REG_MAX
     const REGISTERED_RING: u64 = 1 << 4;
-    let mut p = Program::new();
-    // submits nothing, and fails where there is none
-    let by_number = |n: i32| [n.into(), Imm(0), Imm(0), Imm(REGISTERED_RING), Imm(0), Imm(0)];
-    let asked: Vec<_> = (0..MOST).map(|n| p.may(libc::SYS_io_uring_enter, &by_number(n))).collect();
-    let r = o.run(&p)?;
-    Ok(asked.into_iter().any(|c| r.get(c).is_ok()))
+    for slot in [None].into_iter().chain(of.iter().map(|of| of.slot).filter(Option::is_some)) {
+        let mut p = Program::new();
+        // submits nothing, and fails where there is none
+        let by_number = |n: i32| [n.into(), Imm(0), Imm(0), Imm(REGISTERED_RING), Imm(0), Imm(0)];
+        let asked: Vec<_> = (0..MOST).map(|n| p.may(libc::SYS_io_uring_enter, &by_number(n))).collect();
+        let r = o.run_in(slot, p)?;
+        if asked.into_iter().any(|c| r.get(c).is_ok()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn read(ring: &OwnedFd, t: &Told, flags: u32) -> std::io::Result<(Vec<u32>, Content)> {
@@ -252,8 +353,11 @@ fn has_array(ring: &OwnedFd, t: &Told, told: impl FnOnce() -> Option<Told>) -> s
 impl Remake for Uring {
     fn check(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<Reason> {
         let Ok(u) = files::decode::<uring::Uring>(f) else { return Vec::new() };
+        if let Some(why) = polled::unlike(c, &u) {
+            return vec![Reason::new(c.describe(f), why.0, why.1)];
+        }
         let why = match sys::uring::setup(u.sq_entries, u.cq_entries, u.flags) {
-            Ok((_, o)) if o.words() == u.offsets => return Vec::new(),
+            Ok((ring, o)) if o.words() == u.offsets => return no_places(&ring, c, f, u.files.len()),
             Ok(_) => "in a ring of this kernel things lie at other places, which the program knows".to_string(),
             Err(e) => format!("no such ring can be set up here: {e}"),
         };
@@ -262,37 +366,82 @@ impl Remake for Uring {
     }
 
     fn notes(&self, c: &Checker<'_>, f: &OpenFile) -> Vec<String> {
-        vec![format!("{}: {UNTOLD}", c.describe(f))]
+        let polled = files::decode::<uring::Uring>(f).is_ok_and(|u| u.flags & SETUP_SQPOLL != 0);
+        let all = [Some(UNTOLD), polled.then_some(polled::UNTOLD)];
+        all.into_iter().flatten().map(|what| format!("{}: {what}", c.describe(f))).collect()
     }
 
     fn make(&self, m: &mut Maker<'_>, _id: u32, f: &OpenFile) -> Step<Made> {
         let u: uring::Uring = files::decode(f)?;
-        let mut p = Program::new();
-        let params = p.inout(&sys::uring::params(u.sq_entries, u.cq_entries, u.flags));
-        let fd = p.call(libc::SYS_io_uring_setup, &[Imm(u.sq_entries.into()), params.arg()]);
-        p.named("setting up a ring of io_uring");
-        let r = m.run(&p)?;
-        m.take(r.get(fd))
+        if u.flags & SETUP_SQPOLL != 0 {
+            return polled::stand_in(m);
+        }
+        set_up(m, &u)
     }
 
     fn finish(&self, m: &mut Maker<'_>, id: u32, f: &OpenFile) -> Step<()> {
         let u: uring::Uring = files::decode(f)?;
-        let Some(fd) = m.fds(id).first().copied() else { return Ok(()) };
-        let ring = m.borrow_fd(fd)?;
-        fill(&ring, &u).map_err(|e| super::io("filling the ring", e))?;
-        if !u.buffers.is_empty() {
-            let mut p = Program::new();
-            let words = u.buffers.iter().flat_map(|(at, len)| [at.to_le_bytes(), len.to_le_bytes()]);
-            let (list, n) = (p.bytes(&words.flatten().collect::<Vec<u8>>()), Imm(u.buffers.len() as u64));
-            p.call(libc::SYS_io_uring_register, &[fd.into(), Imm(REGISTER_BUFFERS), list, n]);
-            p.named("registering the ring's buffers (see RLIMIT_MEMLOCK)");
-            m.run(&p)?;
+        match m.fds(id).first().copied() {
+            Some(fd) if u.flags & SETUP_SQPOLL == 0 => complete(m, fd, &u),
+            _ => Ok(()),
         }
-        for v in m.image.memory.vmas.iter().filter(|v| v.backing == BACKING_URING && v.share == u.ino) {
-            map(m, v, fd)?;
-        }
-        Ok(())
     }
+}
+
+/// The new ring: a descriptor.
+pub(super) fn set_up(m: &mut Maker<'_>, u: &uring::Uring) -> Step<Made> {
+    let mut p = Program::new();
+    let params = p.inout(&sys::uring::params(u.sq_entries, u.cq_entries, u.flags, u.cpu));
+    let fd = p.call(libc::SYS_io_uring_setup, &[Imm(u.sq_entries.into()), params.arg()]);
+    p.named("setting up a ring of io_uring");
+    let r = m.run_in(u.owner, p)?;
+    m.take(r.get(fd))
+}
+
+/// What a new ring gets when it has its number.
+pub(super) fn complete(m: &mut Maker<'_>, fd: i32, u: &uring::Uring) -> Step<()> {
+    let ring = m.borrow_fd(fd)?;
+    fill(m, &ring, fd, u)?;
+    if !u.buffers.is_empty() {
+        let mut p = Program::new();
+        let words = u.buffers.iter().flat_map(|(at, len)| [at.to_le_bytes(), len.to_le_bytes()]);
+        let (list, n) = (p.bytes(&words.flatten().collect::<Vec<u8>>()), Imm(u.buffers.len() as u64));
+        p.call(libc::SYS_io_uring_register, &[fd.into(), Imm(REGISTER_BUFFERS), list, n]);
+        p.named("registering the ring's buffers (see RLIMIT_MEMLOCK)");
+        m.run_in(u.owner, p)?;
+    }
+    if !u.files.is_empty() {
+        let open: Vec<i32> = u.files.iter().map(|fd| if m.is_closed(*fd) { -1 } else { *fd }).collect();
+        let mut p = Program::new();
+        let list = p.bytes(&open.iter().flat_map(|fd| fd.to_le_bytes()).collect::<Vec<u8>>());
+        p.call(libc::SYS_io_uring_register, &[fd.into(), Imm(REGISTER_FILES.into()), list, Imm(open.len() as u64)]);
+        p.named("registering the ring's files (see RLIMIT_NOFILE)");
+        m.run_in(u.owner, p)?;
+    }
+    for v in m.image.memory.vmas.iter().filter(|v| v.backing == BACKING_URING && v.share == u.ino) {
+        map(m, v, fd)?;
+    }
+    Ok(())
+}
+
+/// That a ring of this process does not take so many places for registered files.
+fn no_places(ring: &OwnedFd, c: &Checker<'_>, f: &OpenFile, n: usize) -> Vec<Reason> {
+    let taken = || {
+        let _raised = sys::rlimit::Raised::for_descriptors(n as u64)?;
+        sys::uring::has_places(ring, n)
+    };
+    let refused = |e| {
+        let why = format!("{n} places for registered files are not to be had here: {e}");
+        Reason::new(c.describe(f), why, format!("raise the hard limit of open files first: ulimit -Hn {n}"))
+    };
+    if n == 0 { None } else { taken().err() }.map(refused).into_iter().collect()
+}
+
+/// The most places for registered files that a ring of a tree has: so high has the limit of descriptors to be (io_uring_register(2)).
+pub(crate) fn most_places(tree: &crate::restore::Tree<'_>) -> u64 {
+    let places = |f: &OpenFile| files::decode::<uring::Uring>(f).map_or(0, |u| u.files.len() as u64);
+    let rings = tree.all.iter().flat_map(|i| i.own_files()).filter(|(_, f)| f.kind == Kind::Uring as u32);
+    rings.map(|(_, f)| places(f)).max().unwrap_or(0)
 }
 
 /// Maps a ring at its old place. The kernel maps a ring nowhere but where it finds room itself, and does not move it; so all other room is taken for a moment.
@@ -338,12 +487,17 @@ fn map(m: &mut Maker<'_>, v: &Vma, fd: i32) -> Step<()> {
     Err(cannot(format!("mapping {:x}-{:x} (io_uring)", v.start, v.end), why, "try again; no process is left"))
 }
 
-fn fill(ring: &OwnedFd, u: &uring::Uring) -> std::io::Result<()> {
+/// Lets it count like the old one, and have its content. Descriptor `fd` there is `ring` here.
+fn fill(m: &mut Maker<'_>, ring: &OwnedFd, fd: i32, u: &uring::Uring) -> Step<()> {
+    let failed = |e| super::io("filling the ring", e);
     let array = u.flags & SETUP_NO_SQARRAY == 0;
-    let (_, offsets) = sys::uring::setup(u.sq_entries, u.cq_entries, u.flags)?;
-    let memory = Memory::map(ring, (u.sq_entries, u.cq_entries), offsets, array)?;
-    memory.advance(ring, u.done)?;
-    memory.write(&Content {
+    let (_, offsets) = sys::uring::setup(u.sq_entries, u.cq_entries, u.flags).map_err(failed)?;
+    let memory = Memory::map(ring, (u.sq_entries, u.cq_entries), offsets, array).map_err(failed)?;
+    match u.owner {
+        0 if u.flags & SETUP_SQPOLL == 0 => memory.advance(ring, u.done).map_err(failed)?,
+        owner => memory.advance_by(fd, u.done, |p| m.run_in(owner, p.clone()))?,
+    }
+    let content = Content {
         sq: (u.done, u.done),
         cq: (u.cq_head, u.done),
         flags: (0, u.cq_flags),
@@ -352,5 +506,23 @@ fn fill(ring: &OwnedFd, u: &uring::Uring) -> std::io::Result<()> {
         array: u.array.to_vec(),
         sqes: u.sqes.to_vec(),
         cqes: u.cqes.to_vec(),
-    })
+    };
+    memory.write(&content).map_err(failed)
+}
+
+/// Rings of threads that there are not yet when files are made, where that is so of a tree.
+pub(crate) fn check_owners(tree: &crate::restore::Tree<'_>) -> Vec<Reason> {
+    if !crate::restore::users::numbers_threads(tree) {
+        return Vec::new();
+    }
+    let of_another = |image: &crate::restore::Image<'_>, f: &OpenFile| {
+        f.kind == Kind::Uring as u32
+            && files::decode::<uring::Uring>(f).is_ok_and(|u| u.owner != 0 && u.owner != image.threads[0].tid)
+    };
+    let one = |(image, (id, f))| {
+        let why = "it belongs to another thread than the first one (IORING_SETUP_SINGLE_ISSUER), and a process of the program has threads in a user namespace of its own, which is not kept yet";
+        Reason::new(files::describe(image, id, f), why, "checkpoint it when the ring is closed")
+    };
+    let all = tree.all.iter().flat_map(|image| image.own_files().map(move |f| (image, f)));
+    all.filter(|(image, (_, f))| of_another(image, f)).map(one).collect()
 }

@@ -54,7 +54,8 @@ pub fn build(
     let base = own.into_iter().max().unwrap_or(2).max(highest).max(63) + 1 + 2 * sockets;
     let contents = tree.all.first().map_or(0, |i| i.files.contents.len() as u64);
     let terminals = super::ptys::descriptors(tree);
-    let _raised = raised(base as u64 + sockets as u64 + SPARE_FDS + contents + terminals)?;
+    let places = crate::objects::uring_places(tree);
+    let _raised = raised((base as u64 + sockets as u64 + SPARE_FDS + contents + terminals).max(places))?;
     let mut socks = Vec::new();
     for _ in 0..sockets {
         let (ours, theirs) = UnixStream::pair().map_err(|e| Fault::Io("socketpair".into(), e))?;

@@ -202,6 +202,24 @@ impl<'a> Maker<'a> {
         self.puppet.run(p)
     }
 
+    /// Runs a program in a thread of the new process, by its TID in the image (0: in any); each must-call has to succeed.
+    pub fn run_in(&mut self, tid: i32, mut p: Program) -> Step<Reply> {
+        if tid == 0 {
+            return self.run(&p);
+        }
+        match self.image.threads.iter().position(|t| t.tid == tid) {
+            Some(0) => self.run(&p),
+            Some(n) => {
+                p.for_thread(n as u32 - 1, 0);
+                self.puppet.run_threads(&p)
+            }
+            None => {
+                let remedy = "run `ctl verify`; restore an earlier checkpoint";
+                Err(cannot(format!("thread {tid}"), "something belongs to it, and it is not in the image", remedy))
+            }
+        }
+    }
+
     /// A call's result as what was made.
     pub fn take(&self, fd: std::io::Result<i64>) -> Step<Made> {
         match fd {
@@ -421,6 +439,11 @@ pub fn all(
         finish(&mut Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: None }, image, true)?;
     }
     Ok(open)
+}
+
+/// Rings of io_uring whose requests a thread of the kernel's submits: it has the credentials of who makes the ring.
+pub fn polled(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: &mut Vec<String>) -> Step<()> {
+    objects::polled_rings(&mut Maker::early(p, image, o, notes, &mut Begun::default()))
 }
 
 /// Finishes those of a process that are open: those that watch, or those that do not.

@@ -240,7 +240,10 @@ impl Run<'_> {
         let ipc = sysvipc::put(all, &tree, &mut notes)?;
         each(all, &tree, &mut notes, |_, p, image, notes| process::limits(p, image, o, notes))?;
         users::enter(all, &tree, users::When::Last, &mut notes)?;
-        each(all, &tree, &mut notes, |_, p, image, notes| process::last(p, image, notes))?;
+        each(all, &tree, &mut notes, |_, p, image, notes| {
+            process::last(p, image, notes)?;
+            files::polled(p, image, o, notes)
+        })?;
         self.enter(Phase::Wake)?;
         let restored = wake::wake(all, &tree, notes)?;
         ipc.keep();

@@ -34,4 +34,10 @@ pub struct Uring {
     pub cqes: ByteBuf,
     /// Registered buffers: address and bytes; zeros: an empty place.
     pub buffers: Vec<(u64, u64)>,
+    /// The thread that it belongs to (IORING_SETUP_SINGLE_ISSUER): its TID as the program knows it; 0: it belongs to none.
+    pub owner: i32,
+    /// Registered files: a descriptor for each place; -1: an empty one.
+    pub files: Vec<i32>,
+    /// The CPU of the kernel's thread that submits, with IORING_SETUP_SQ_AFF.
+    pub cpu: u32,
 }
