@@ -4,6 +4,7 @@ mod api;
 mod calls;
 mod cgroup;
 mod clock;
+mod clones;
 mod daemon;
 mod doors;
 mod external;
@@ -56,6 +57,7 @@ fn cases(stage: &Stage) -> anyhow::Result<Vec<Case>> {
     all.extend(invisible::cases());
     all.extend(kinds::cases());
     all.extend(leader::cases());
+    all.extend(clones::cases());
     all.extend(musl::cases());
     all.extend(newcomer::cases());
     all.extend(own_trigger::cases(stage)?);

@@ -43,6 +43,7 @@ const APART: &[&str] = &[
     "thr_seccomp",
     "seccomp_strict",
     "calls",
+    "clones",
     "mem_hugetlb",
     "tree_hugetlb",
     "mem_hugeshared",

@@ -53,8 +53,11 @@ impl Doors {
         let (choice, after) = (o.door, o.after);
         let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
         procfs::first::has_ended(pid);
-        let mut there = sys::agent::check(pid);
-        let unseen = o.agent && first && there == Err(Absent::None);
+        // an answer may take a second
+        let mut there =
+            if choice == DoorChoice::Only(Door::Attach) { Err(Absent::None) } else { sys::agent::check(pid) };
+        let asked = choice != DoorChoice::Only(Door::Attach);
+        let unseen = asked && o.agent && first && there == Err(Absent::None);
         if unseen {
             there = sys::agent::may_open(pid);
         }
@@ -74,6 +77,16 @@ impl Doors {
             (DoorChoice::Auto, Err(why)) => doors.shut = Some(why),
         }
         doors
+    }
+
+    /// Of one whose agent is in use by another with the same memory.
+    pub fn by_attach(o: &CaptureOptions<'_>, pid: i32) -> Doors {
+        let choice = o.door;
+        let shut = Some(Absent::Shares).filter(|_| choice == DoorChoice::Auto);
+        let refused = choice == DoorChoice::Only(Door::Agent);
+        let reasons = refused.then(|| shut_reason(pid, &Absent::Shares)).into_iter().collect();
+        let (door, hidden, pause) = (Door::Attach, false, Duration::ZERO);
+        Doors { pid, choice, door, hidden, tracer: Some(Tracer::start()), reasons, shut, pause }
     }
 
     /// The way to take.
@@ -115,12 +128,21 @@ impl Doors {
         match made {
             Ok(mut c) => {
                 c.pause = c.pause.max(self.pause);
-                c.notes.push(format!("{whose}made by attach (ptrace), not by its agent: {why}"));
+                let note = format!("made by attach (ptrace), not by its agent: {why}");
+                // of several that share something once
+                if why == Absent::Shares && c.notes.iter().any(|n| n.ends_with(&note)) {
+                    return Ok(c);
+                }
+                c.notes.push(whose + &note);
                 Ok(c)
             }
             Err(mut e) => {
                 if matches!(e.kind, Kind::Refused | Kind::PutBack) {
+                    let shares = why == Absent::Shares;
                     let why = format!("its agent, which would need no ptrace, cannot be called either: {why}");
+                    if shares && e.reasons.iter().any(|r| r.why == why) {
+                        return Err(e);
+                    }
                     let remedy = "remove either obstacle; the program runs on as before";
                     e.reasons.push(Reason::new(format!("PID {}", self.pid), why, remedy));
                 }

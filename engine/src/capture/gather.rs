@@ -1,5 +1,5 @@
 //! Phases find and freeze, of all that are captured together: who belongs to them, by which ways they are entered, and that none of them is missing when all stand still.
-use super::door::{Inside, Way};
+use super::door::{Doors, Inside, Way};
 use super::find::{self, Survey};
 use super::run::Run;
 use super::shared::Others;
@@ -8,7 +8,7 @@ use super::{shares, Fault, Step};
 use crate::{spread, Door, Error, Kind, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-use sys::agent::Absent;
+use sys::agent::{Absent, Shut};
 use sys::channel::Listener;
 use sys::procfs;
 
@@ -40,9 +40,6 @@ impl Run<'_> {
     /// All that belong to it, against none of which there is a certain reason, and the ways in.
     pub(super) fn gather(&mut self, others: &mut Others) -> Step<(Vec<Survey>, Vec<Entry>)> {
         let (mut surveys, mut entries) = self.find()?;
-        for (i, r) in shares::with_others(&surveys) {
-            surveys[i].reasons.push(r);
-        }
         self.together(&mut surveys, &mut entries, others)?;
         for _ in 0..LOOKS {
             if !self.look_again(&mut surveys, &mut entries)? {
@@ -50,7 +47,10 @@ impl Run<'_> {
             }
             self.together(&mut surveys, &mut entries, others)?;
         }
+        // after the last look again, which forgets what is known of those that it looks at
+        shares::with_others(&mut surveys);
         self.shut(&surveys)?;
+        shares::too_many(&mut surveys);
         find::refuse(&surveys, false)?;
         self.ready(&mut surveys, &mut entries, others)?;
         Ok((surveys, entries))
@@ -139,6 +139,7 @@ impl Run<'_> {
             }
             self.renew(self.at, surveys, entries)?;
             self.together(surveys, entries, others)?;
+            shares::with_others(surveys);
             self.shut(surveys)?;
             glance();
         }
@@ -173,18 +174,23 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether the agent's door turns out to be shut.
+    /// Whether the agent's door turns out to be shut: to all of those to whom it is, at once.
     fn shut(&mut self, surveys: &[Survey]) -> Step<()> {
         let pids: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
-        let tables = shares::seen_together(&pids);
-        for s in surveys {
-            let shared = || (s.door == Door::Agent && tables.contains(&s.pid)).then_some(Absent::Shares);
-            if let Some(why) = s.shut_to_agent().or_else(shared) {
-                self.at = s.pid;
-                return Err(why.into());
+        let together = shares::seen_together(&pids);
+        let why = |s: &Survey| {
+            let shared = || (s.door == Door::Agent && together.contains(&s.pid)).then_some(Absent::Shares);
+            s.shut_to_agent().or_else(shared)
+        };
+        let mut all = surveys.iter().filter_map(|s| Some((s.pid, why(s)?)));
+        let Some((first, why)) = all.next() else { return Ok(()) };
+        for (pid, why) in all {
+            if let Some(doors) = self.doors.get_mut(&pid).filter(|d| d.is_another()) {
+                doors.shut_behind(Shut { why, pause: Duration::ZERO });
             }
         }
-        Ok(())
+        self.at = first;
+        Err(why.into())
     }
 
     /// Stops all, until there is no newcomer. Who was found then, when all stood still, is given too.
@@ -206,6 +212,7 @@ impl Run<'_> {
             }
             let before = surveys.len();
             for pid in newcomers {
+                self.beside_others(pid, surveys, &inside)?;
                 if let Some((s, e)) = self.newcomer(pid, &mut failed)? {
                     surveys.push(s);
                     entries.push(e);
@@ -232,7 +239,10 @@ impl Run<'_> {
         entries: &mut [Entry],
         mut inside: BTreeMap<i32, Option<Inside>>,
     ) -> Step<Vec<Inside>> {
-        let memories = tree::memories(surveys).unwrap_or_else(|| (0..surveys.len()).collect());
+        // where the kernel does not tell, each may have that of any: they take turns at the places
+        let known = tree::memories(surveys);
+        let place = |n: u64| if known.is_some() || n == 0 { n } else { 1 + (n - 1) % (wire::HOMES - 1) };
+        let memories = known.clone().unwrap_or_else(|| vec![0; surveys.len()]);
         let mut entered = vec![0; surveys.len()];
         let is_in = |s: &Survey| inside.get(&s.pid).is_some_and(Option::is_some);
         surveys.iter().zip(&memories).filter(|(s, _)| is_in(s)).for_each(|(_, of)| entered[*of] += 1);
@@ -243,7 +253,7 @@ impl Run<'_> {
                 Some(inside) => inside,
                 None => {
                     entered[*of] += 1;
-                    e.way.enter(s, &e.listener, entered[*of] - 1)?
+                    e.way.enter(s, &e.listener, place(entered[*of] - 1))?
                 }
             });
         }
@@ -270,7 +280,11 @@ impl Run<'_> {
             true => s.pid == root,
             false => stopped.contains(&s.pid) || Some(s.pid) == first,
         };
-        let tables = shares::together(&surveys.iter().map(|s| s.pid).collect::<Vec<_>>());
+        let pids: Vec<i32> = surveys.iter().map(|s| s.pid).collect();
+        if self.together.0 != pids {
+            self.together = (pids.clone(), shares::together(&pids));
+        }
+        let tables = &self.together.1;
         let some: Vec<(&mut Survey, &mut Entry)> =
             surveys.iter_mut().zip(entries.iter_mut()).filter(|(s, _)| stops(s)).collect();
         let pids: Vec<i32> = some.iter().map(|(s, _)| s.pid).collect();
@@ -297,6 +311,20 @@ impl Run<'_> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A newcomer that has the memory of one that stands still (CLONE_VM): its agent is that one's, and cannot be asked. If that one was called by it, all is begun
+    /// anew without.
+    fn beside_others(&mut self, pid: i32, surveys: &[Survey], inside: &BTreeMap<i32, Option<Inside>>) -> Step<()> {
+        let with = shares::with_memory_of(pid, surveys).map(|i| &surveys[i]);
+        let Some(s) = with.filter(|s| inside.contains_key(&s.pid)) else { return Ok(()) };
+        if s.door == Door::Agent {
+            self.at = s.pid;
+            return Err(Absent::Shares.into());
+        }
+        let doors = Doors::by_attach(self.o, pid);
+        self.doors.entry(pid).or_insert(doors);
         Ok(())
     }
 

@@ -24,9 +24,8 @@ pub(super) fn preflight(pid: i32, external: &crate::Externals, strictly: bool, r
             s => all.push(s?),
         }
     }
-    for (i, r) in shares::with_others(&all) {
-        all[i].reasons.push(r);
-    }
+    shares::with_others(&mut all);
+    shares::too_many(&mut all);
     find::together(&mut all, &mut Others::default())?;
     find::refuse(&all, true)?;
     for s in all.iter().filter(|s| s.door == Door::Attach) {

@@ -10,7 +10,7 @@ use super::shares::Connections;
 use super::tree::{self, Found, Kinship};
 use super::{door, explain, opened, shares, sink, strict, Fault, Phase, Step};
 use crate::sharing::{FILES, VM};
-use crate::{objects, spread, After, CaptureOptions, Captured, Error, Progress, Result};
+use crate::{objects, spread, After, CaptureOptions, Captured, Error, Kind, Progress, Result};
 use image::store::{NewCheckpoint, Store};
 use image::v1::files::Files;
 use image::SessionName;
@@ -33,6 +33,8 @@ pub(super) struct Run<'a> {
     pub(super) called: bool,
     pub(super) o: &'a CaptureOptions<'a>,
     pub(super) doors: BTreeMap<i32, Doors>,
+    /// Those who have the descriptor table or memory of another, of these.
+    pub(super) together: (Vec<i32>, BTreeSet<i32>),
 }
 
 /// A snapshot child: what its filters let through, and the child, if it has been met.
@@ -47,8 +49,16 @@ struct Recorded<'a> {
 impl<'a> Run<'a> {
     pub fn new(o: &'a CaptureOptions<'a>, name: &SessionName, pid: i32) -> Run<'a> {
         let attempted = format!("checkpoint {name} (PID {pid})");
-        let mut run =
-            Run { phase: Phase::Find, attempted, root: pid, at: pid, called: false, o, doors: BTreeMap::new() };
+        let mut run = Run {
+            phase: Phase::Find,
+            attempted,
+            root: pid,
+            at: pid,
+            called: false,
+            o,
+            doors: BTreeMap::new(),
+            together: Default::default(),
+        };
         // the first thing of all, while this process is small: a tracer would copy, in the freeze, each page that it inherits and writes to
         for found in run.living(&[]).unwrap_or_default() {
             run.knock(found.pid);
@@ -441,9 +451,20 @@ impl<'a> Run<'a> {
         };
         let ours = matches!(f, Fault::Image(_)) || self.phase == Phase::Thaw && self.o.after == After::Kill;
         if called && !ours && sys::procfs::is_ending(self.at) {
-            return super::died(&self.attempted, phase);
+            return match self.at == self.root || sys::procfs::is_ending(self.root) {
+                true => super::died(&self.attempted, phase),
+                false => self.one_has_ended(),
+            };
         }
         explain(f, &self.attempted, phase, self.phase != Phase::Find)
+    }
+}
+
+impl Run<'_> {
+    /// Another process than the program was at fault, by its end.
+    fn one_has_ended(&self) -> Error {
+        let (why, remedy) = ("it ended while it was looked at", "the others run on as before; try again");
+        Error::new(Kind::PutBack, &self.attempted, format!("PID {}", self.at), why, remedy)
     }
 }
 

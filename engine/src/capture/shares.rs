@@ -4,7 +4,7 @@ use super::{Step, Survey};
 use crate::sharing::{Groups, Kin, FILES, FS, KINDS, SIGHAND, VM};
 use crate::{Door, Reason};
 use image::v1::shares::{Memory, Shares};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use sys::channel::{Channel, Watch};
 use sys::kcmp::Resource;
 use sys::procfs;
@@ -70,44 +70,62 @@ fn seen(pids: &[i32]) -> Option<BTreeSet<i32>> {
     let tables = sys::kcmp::firsts(pids, Resource::Files).ok()?;
     let memories = sys::kcmp::firsts(pids, Resource::Vm).ok()?;
     let mut all: BTreeSet<i32> = sharers(&tables).map(|i| pids[i]).collect();
-    if sharers(&memories).next().is_some() {
-        // one in vfork has it for a moment only, and is waited for
-        let lasting = |i: &usize| !super::tree::is_in_vfork(pids[*i]);
-        let (lasting, memories): (Vec<i32>, Vec<usize>) =
-            (0..pids.len()).filter(lasting).map(|i| (pids[i], memories[i])).unzip();
-        all.extend(sharers(&memories).map(|i| lasting[i]));
-    }
+    // one in vfork has its memory for a moment only, and is waited for
+    let vforking = super::tree::vforking(pids, &memories);
+    let (lasting, memories): (Vec<i32>, Vec<usize>) =
+        (0..pids.len()).filter(|i| !vforking.contains_key(i)).map(|i| (pids[i], memories[i])).unzip();
+    all.extend(sharers(&memories).map(|i| lasting[i]));
     Some(all)
 }
 
 /// What these share with processes that are not captured with them: restored, they would share it with nobody. Of those whose kernel or rights do not tell nothing is
 /// known.
-pub(super) fn with_others(all: &[Survey]) -> Vec<(usize, Reason)> {
+pub(super) fn with_others(all: &mut [Survey]) {
     let members: BTreeSet<i32> = all.iter().map(|s| s.pid).collect();
     let pids: Vec<i32> = all.iter().map(|s| s.pid).collect();
-    let mut found = Vec::new();
     for (what, (_, words)) in KEPT.into_iter().zip(KINDS) {
         let Ok(sorted) = sys::kcmp::Sorted::new(&pids, what) else { continue };
         for other in procfs::pids().unwrap_or_default().into_iter().filter(|p| !members.contains(p)) {
             let Some(i) = sorted.find(other).ok().flatten().filter(|_| !is_below(other, &members)) else { continue };
             let why = format!("it shares {words} with PID {other}, which is not captured with it");
             let remedy = "checkpoint that process, or let it have its own (unshare(2), exec)";
-            found.push((i, Reason::new(all[i].describe(), why, remedy)));
+            let reason = Reason::new(all[i].describe(), why, remedy);
+            if !all[i].reasons.contains(&reason) {
+                all[i].reasons.push(reason);
+            }
         }
     }
-    found
 }
 
-/// Whether a process was born by one of these since they were found: it will be found, too.
+/// More that have one memory than there are places for blobs in it.
+pub(super) fn too_many(all: &mut [Survey]) {
+    let memories = super::tree::memories(all).unwrap_or_default();
+    let many = |of: usize| memories.iter().filter(|m| **m == of).count() as u64;
+    let Some(i) = sharers(&memories).find(|i| many(memories[*i]) > wire::HOMES) else { return };
+    let why = format!("{} processes have its memory, and {} are the most", many(memories[i]), wire::HOMES);
+    let reason = Reason::new(all[i].describe(), why, "checkpoint it when some of them have ended");
+    all[i].reasons.push(reason);
+}
+
+/// Whether a process was born by one of these since they were found, and so will be found, too, or has ended.
 fn is_below(pid: i32, members: &BTreeSet<i32>) -> bool {
     let parent = |pid: &i32| procfs::stat::read(*pid).ok().map(|s| s.ppid).filter(|p| *p > 0);
     // as many generations as there are PIDs at the very most
-    std::iter::successors(parent(&pid), parent).take(1 << 22).any(|p| members.contains(&p))
+    let below = std::iter::successors(parent(&pid), parent).take(1 << 22).any(|p| members.contains(&p));
+    // last: one that has ended has no parent any more
+    below || procfs::is_ending(pid)
 }
 
 /// Those who share.
 pub(super) fn sharers(firsts: &[usize]) -> impl Iterator<Item = usize> + '_ {
-    (0..firsts.len()).filter(|i| firsts.iter().filter(|f| **f == firsts[*i]).count() > 1)
+    let mut many: BTreeMap<usize, usize> = BTreeMap::new();
+    firsts.iter().for_each(|f| *many.entry(*f).or_default() += 1);
+    (0..firsts.len()).filter(move |i| many[&firsts[*i]] > 1)
+}
+
+/// Whether a process has the memory of one of these; which of them, by its index.
+pub(super) fn with_memory_of(pid: i32, all: &[Survey]) -> Option<usize> {
+    all.iter().position(|s| s.pid != pid && sys::kcmp::shares(s.pid, pid, Resource::Vm).is_ok_and(|same| same))
 }
 
 /// A descriptor table: what is ours in it, and the blocks of those who have it.

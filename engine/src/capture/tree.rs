@@ -5,7 +5,7 @@ use crate::{Error, Kind, Reason};
 use image::v1::shares::Memory;
 use image::v1::shares::Shares;
 use image::v1::tree::Zombie;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use sys::kcmp::Resource;
 use sys::procfs::{self, stat::Stat, State};
 use sys::program::Program;
@@ -117,26 +117,38 @@ pub(super) fn memories(all: &[Survey]) -> Option<Vec<usize>> {
 
 /// One in vfork(2): it has the memory of its parent, of which a thread waits for it and cannot be stopped.
 pub(super) fn in_vfork(all: &[Survey]) -> Option<(i32, Error)> {
-    let pids: HashSet<i32> = all.iter().map(|s| s.pid).collect();
-    all.iter().filter(|s| pids.contains(&s.stat.ppid)).find_map(|s| Some((s.pid, in_vfork_of_parent(s)?)))
+    let pids: Vec<i32> = all.iter().map(|s| s.pid).collect();
+    let (child, waits) = vforking(&pids, &memories(all)?).into_iter().next()?;
+    Some((pids[child], vforked(&all[child], pids[waits])))
 }
 
-/// The same of one.
+/// The same of one whose parent is among them.
 pub(super) fn in_vfork_of_parent(s: &Survey) -> Option<Error> {
-    if !is_in_vfork(s.pid) {
-        return None;
-    }
-    let parent = s.stat.ppid;
-    let why = format!("it is in vfork(2) (CLONE_VFORK): its parent, PID {parent}, waits for it, and cannot be stopped");
-    let r = Reason::new(s.describe(), why, "start it by fork, or checkpoint when it has executed a program");
-    Some(Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons: vec![r] })
+    let pids = [s.stat.ppid, s.pid];
+    let firsts = sys::kcmp::firsts(&pids, Resource::Vm).ok()?;
+    vforking(&pids, &firsts).contains_key(&1).then(|| vforked(s, pids[0]))
 }
 
-/// Whether a process is in vfork(2), as far as that can be seen from outside.
-pub(super) fn is_in_vfork(pid: i32) -> bool {
-    let parent = procfs::stat::read(pid).map_or(0, |s| s.ppid);
-    let shares = || sys::kcmp::shares(parent, pid, Resource::Vm).is_ok_and(|shares| shares);
-    parent > 0 && shares() && waits_in_vfork(parent)
+fn vforked(s: &Survey, waits: i32) -> Error {
+    let why = format!("it is in vfork(2) (CLONE_VFORK): PID {waits} waits for it, and cannot be stopped");
+    let r = Reason::new(s.describe(), why, "start it by fork, or checkpoint when it has executed a program");
+    Error { kind: Kind::Refused, attempted: s.attempted.clone(), reasons: vec![r] }
+}
+
+/// Those in vfork and who waits for each, by their indices. `memories`: the first with the memory of each.
+pub(super) fn vforking(pids: &[i32], memories: &[usize]) -> BTreeMap<usize, usize> {
+    let mut found = BTreeMap::new();
+    let group: Vec<usize> = super::shares::sharers(memories).collect();
+    for waits in group.iter().copied().filter(|i| waits_in_vfork(pids[*i])) {
+        let of_it = |i: &usize| *i != waits && memories[*i] == memories[waits];
+        let is_child = |i: &usize| procfs::stat::read(pids[*i]).is_ok_and(|s| s.ppid == pids[waits]);
+        let others: Vec<usize> = group.iter().copied().filter(of_it).collect();
+        let children: Vec<usize> = others.iter().copied().filter(is_child).collect();
+        // one that has its parent from who has borne it (CLONE_PARENT) may be any
+        let children = if children.is_empty() { others } else { children };
+        found.extend(children.into_iter().map(|child| (child, waits)));
+    }
+    found
 }
 
 /// Whether a thread of a process waits for a child in vfork: in the state "disk sleep" (wait_for_vfork_done in kernel/fork.c; only a fatal signal ends it), and in a

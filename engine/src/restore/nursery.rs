@@ -284,7 +284,9 @@ impl<'a, 't> Nursery<'a, 't> {
     /// How process `i` is born by one whose blob lies at `above`, and where its own comes to lie.
     fn how(&self, i: usize, above: Layout) -> (How, Layout) {
         let beside = self.beside.get(&i).copied();
-        let signal = self.tree.all[i].process.exit_signal.unwrap_or(libc::SIGCHLD);
+        let image = &self.tree.all[i];
+        // who gets another parent sends it SIGCHLD (kernel/exit.c, reparent_leader)
+        let signal = image.process.exit_signal.filter(|_| image.parent != 0).unwrap_or(libc::SIGCHLD);
         (How { signal, shares: self.births.with[i], beside }, beside.unwrap_or(above))
     }
 

@@ -68,7 +68,9 @@ struct Server {
     /// Descriptors of the target at the freeze.
     fds: Vec<i32>,
     restored: Vec<ThreadState>,
-    /// A restored process that runs, as long as the recorder may not know.
+    /// A restored process, before it runs: then another of its tree may end it, and it be waited for.
+    restored_process: Option<PidFd>,
+    /// That, when it runs, as long as the recorder may not know.
     unheard: Option<PidFd>,
 }
 
@@ -83,6 +85,7 @@ impl Server {
             snapshot: None,
             fds: Vec::new(),
             restored,
+            restored_process: None,
             unheard: None,
         }
     }
@@ -271,6 +274,7 @@ impl Server {
         let tasks = self.tasks.insert(Tasks::new(pid)?);
         tasks.adopted = true;
         tasks.seize_or_die(tids)?;
+        self.restored_process = Some(PidFd::open(pid)?);
         Ok(Tell::Adopted)
     }
 
@@ -283,9 +287,12 @@ impl Server {
 
     fn let_go(&mut self, stop: bool) -> Result<Tell> {
         let Some(mut tasks) = self.tasks.take() else { return Err(Error::Unfit { what: "nothing is adopted".into() }) };
-        self.unheard = Some(PidFd::open(tasks.pid)?);
+        self.unheard = self.restored_process.take();
         if stop {
-            kill(tasks.pid, libc::SIGSTOP)?;
+            match self.unheard.as_ref().map(|p| p.kill(libc::SIGSTOP)) {
+                Some(Err(e)) if e.errno() != Some(libc::ESRCH) => return Err(e),
+                _ => {}
+            }
         }
         wake::let_go(&mut tasks)?;
         Ok(Tell::Released { pause_ns: 0, late: 0 })
