@@ -173,7 +173,7 @@ pub struct Observer<'a> {
     /// Of System V shared memory.
     pub(super) segments: Vec<image::v1::memory::Segment>,
     /// Mappings with their flags, but for what came after the survey.
-    pub(super) smaps: Cow<'a, [Smap]>,
+    pub(crate) smaps: Cow<'a, [Smap]>,
     /// Its memory protection keys.
     pub(super) keys: super::keys::Asked,
     /// That of its libdormouse.
