@@ -79,6 +79,10 @@ pub fn cases() -> Vec<Case> {
     }
     for (what, why) in [
         ("epoll", "(IORING_SETUP_SQPOLL), and it is in an epoll set, which together is not kept yet"),
+        (
+            "limited",
+            "(IORING_SETUP_SQPOLL), and the process has a limit of its address space (RLIMIT_AS), which together",
+        ),
         ("attached", "submits the requests of several rings (IORING_SETUP_SQPOLL with IORING_SETUP_ATTACH_WQ)"),
     ] {
         all.extend(Case::by_both_doors(&format!("uring_sqpoll/{what}"), move |bed, agent| {

@@ -2,9 +2,10 @@
 #include "uring.h"
 #include <dirent.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 
 static const char *about = "rings of io_uring whose requests a thread of the kernel's takes (SQPOLL), one on a CPU of its own, one of one thread, used before, idle: counts go on, it takes requests without a call while it is awake, and sleeps";
-static const char *usage = "  --what epoll|attached    what is refused: a ring in an epoll set, two with one thread\n";
+static const char *usage = "  --what epoll|attached|limited    what is refused: a ring in an epoll set, two with one thread, a limit of the address space\n";
 
 #ifndef IORING_SETUP_SINGLE_ISSUER
 #define IORING_SETUP_SINGLE_ISSUER (1U << 12)
@@ -109,6 +110,7 @@ static void setup(void) {
     if (!make_on(&one, 8, CPU_COUNT(&cpus) > 1 ? IORING_SETUP_SQ_AFF : 0)) skip("no such ring: %s", strerror(errno));
     if (what) {
         if (!strcmp(what, "attached")) MUST(make_on(&second, 8, IORING_SETUP_ATTACH_WQ) ? 0 : -1);
+        if (!strcmp(what, "limited")) MUST(setrlimit(RLIMIT_AS, &(struct rlimit){1UL << 40, 1UL << 40}));
         if (!strcmp(what, "epoll")) MUST(epoll_ctl(MUST(epoll_create1(0)), EPOLL_CTL_ADD, one.fd, &(struct epoll_event){.events = EPOLLIN}));
         return;
     }

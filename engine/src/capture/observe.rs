@@ -177,7 +177,7 @@ pub struct Observer<'a> {
     /// Mappings of ours that are in it: of all who have the same memory. Addresses of the first byte, and of that after the last.
     pub(super) ours: Vec<(u64, u64)>,
     /// Mappings with their flags, but for what came after the survey.
-    pub(super) smaps: Cow<'a, [Smap]>,
+    pub(crate) smaps: Cow<'a, [Smap]>,
     /// Its memory protection keys.
     pub(super) keys: super::keys::Asked,
     /// That of its libdormouse.

@@ -7,6 +7,8 @@ use crate::restore::pids::Rights;
 use crate::restore::Step;
 use image::v1::objects::Kind;
 use image::v1::uring::Uring;
+use sys::procfs::maps::VmaKind;
+use sys::procfs::smaps::VmFlag;
 use sys::procfs::status::read_task;
 use sys::program::{Arg::Imm, Program};
 use sys::uring::{Told, SETUP_SQPOLL, SETUP_SQ_AFF};
@@ -40,12 +42,27 @@ pub(super) fn reasons(
     } else if who(tid) != who(by) {
         all.push((format!("the kernel's thread {tid} submits its requests (IORING_SETUP_SQPOLL) with other credentials than thread {by} has, which is not kept yet"), CLOSE));
     }
+    all.extend(late(o, f));
     let at_once = told.entries.0.min(told.entries.1);
     if told.sq.0 / at_once > MOST {
         let why = format!("it has had {} requests by a thread of the kernel's (IORING_SETUP_SQPOLL): a new one would need as many to count like it, and {} are the most", told.sq.0, u64::from(MOST) * u64::from(at_once));
         all.push((why, "let the program set up a new ring from time to time"));
     }
     all
+}
+
+/// What does not go with a ring that is mapped when the process has its limits, and after what it has sealed.
+fn late(o: &Observer<'_>, f: &FileView) -> Vec<(String, &'static str)> {
+    let its = |m: &&sys::procfs::smaps::Smap| f.stat.as_ref().is_some_and(|s| s.ino == m.vma.inode);
+    let ring = |m: &&sys::procfs::smaps::Smap| m.vma.kind() == VmaKind::AnonInode(b"io_uring");
+    let sealed = |m: &sys::procfs::smaps::Smap| m.flags.has(VmFlag::SEALED);
+    let limit = sys::procfs::limits::read(f.pid).map_or(u64::MAX, |l| l[libc::RLIMIT_AS as usize].soft);
+    let with = |what: &str| {
+        format!("a thread of the kernel's submits its requests (IORING_SETUP_SQPOLL), and {what}, which together is not kept yet")
+    };
+    let sealed = o.smaps.iter().filter(ring).filter(its).any(sealed).then(|| with("its mapping is sealed (mseal)"));
+    let limited = (limit != u64::MAX).then(|| with("the process has a limit of its address space (RLIMIT_AS)"));
+    sealed.into_iter().chain(limited).map(|why| (why, CLOSE)).collect()
 }
 
 /// Flags, and the CPU on which the kernel's thread stays.
