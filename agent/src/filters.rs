@@ -3,7 +3,7 @@
 //! No call is made here but the program's own, for an earlier filter might not let it through. What is kept is copied when the kernel has
 //! taken the filter, and so has read the very memory. Where two threads set filters at once, their order is not known, and that is said; so is
 //! one that has not yet ended by the two counts.
-use crate::{dispatch, page};
+use crate::{dispatch, page, start};
 use core::sync::atomic::Ordering::SeqCst;
 use parasite::arch::{copy, syscall6};
 use wire::agent::{AGENT_FILTERS, AGENT_FILTERS_LEN, AGENT_FILTERS_LOST};
@@ -35,6 +35,8 @@ pub unsafe extern "C" fn call(nr: u64, a: u64, b: u64, c: u64, d: u64, e: u64) -
         if !sets || !page::ready() {
             return syscall6(nr, [a, b, c, d, e, 0]);
         }
+        // in strict mode every call of ours would be the thread's end: so nobody is to call it from here on
+        let blocked = !filter && start::block_for_good();
         if page::filters_begun().fetch_add(1, SeqCst) != page::filters_ended().load(SeqCst) {
             page::flags().fetch_or(AGENT_FILTERS_LOST, SeqCst);
         }
@@ -44,6 +46,9 @@ pub unsafe extern "C" fn call(nr: u64, a: u64, b: u64, c: u64, d: u64, e: u64) -
             keep(c, flags as u32);
         }
         page::filters_ended().fetch_add(1, SeqCst);
+        if blocked && r != 0 {
+            start::unblock();
+        }
         r
     }
 }

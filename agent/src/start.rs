@@ -89,7 +89,7 @@ pub unsafe fn start() {
 }
 
 /// Blocks the agent's signal in this thread, unless no call but the program's own may be made; whether it was not blocked before.
-pub fn block_for_exec() -> bool {
+pub fn block_for_good() -> bool {
     page::ready() && !page::must_not_call() && mask(SIG_BLOCK) & OWN == 0
 }
 

@@ -51,6 +51,8 @@ pub struct Asked {
     pub restricted: bool,
     /// It was not enabled yet (IORING_SETUP_R_DISABLED).
     pub disabled: bool,
+    /// The thread of the kernel's that submitted for it has ended (IORING_SETUP_SQPOLL).
+    pub left: bool,
     /// It polls for completions (IORING_SETUP_IOPOLL).
     pub polls: bool,
     /// An eventfd is registered.
@@ -147,7 +149,8 @@ pub fn ask(ring: &impl AsFd) -> Asked {
     // SAFETY: to submit nothing and wait for nothing takes integers and a null pointer.
     let entered =
         check(unsafe { libc::syscall(SYS_ENTER, ring.as_fd().as_raw_fd(), 0, 0, 0, std::ptr::null::<u8>(), 0) });
-    let disabled = entered.is_err_and(|e| e.raw_os_error() == Some(libc::EBADFD));
+    let error = entered.err().and_then(|e| e.raw_os_error());
+    let (disabled, left) = (error == Some(libc::EBADFD), error == Some(libc::EOWNERDEAD));
     let general = errno_of_register(ring, REGISTER_PROBE, probe.as_mut_ptr().cast(), 0);
     // one that is registered is told of before the new one is looked at, which there is none of
     let eventfd = errno_of_register(ring, REGISTER_EVENTFD, (&raw mut none).cast(), 1);
@@ -157,6 +160,7 @@ pub fn ask(ring: &impl AsFd) -> Asked {
         single_issuer: general == libc::EEXIST,
         restricted: general == libc::EACCES,
         disabled,
+        left,
         polls: ours && napi(ring) == libc::EINVAL,
         eventfd: eventfd == libc::EBUSY,
         buffers: (0..=u16::MAX).find(|group| ours && provided(ring, *group) != libc::ENOENT),

@@ -25,6 +25,11 @@ impl Survey {
         self.threads.iter().filter(|(_, f)| f.strict).map(|(tid, _)| *tid)
     }
 
+    /// Whether any thread is in strict mode: those run no programs.
+    pub(crate) fn has_strict_threads(&self) -> bool {
+        self.strict_threads().next().is_some()
+    }
+
     /// Whether a thread is in strict mode.
     pub(super) fn is_strict(&self, tid: i32) -> bool {
         self.threads.get(&tid).is_some_and(|f| f.strict)

@@ -45,7 +45,7 @@ pub use mqueue::Mqueue;
 pub use named::{Device, Directory, OPath, Regular};
 pub use pidfd::{Handle, PidFd};
 pub use pipe::Pipe;
-pub(crate) use polled::make_all as polled_rings;
+pub(crate) use polled::{any as polled, make_all as polled_rings};
 pub use proc::ProcFile;
 pub use pty::{PtyMaster, PtySlave};
 pub use stdio::Stdio;

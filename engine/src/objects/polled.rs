@@ -80,6 +80,12 @@ pub(super) fn unlike(c: &Checker<'_>, u: &Uring) -> Option<(String, &'static str
     if u.flags & SETUP_SQPOLL == 0 {
         return None;
     }
+    if u.done / u.sq_entries.min(u.cq_entries).max(1) > MOST {
+        return Some((
+            "that it has had so many requests makes no sense".into(),
+            "run `ctl verify`; restore an earlier checkpoint",
+        ));
+    }
     let here = sys::sched::affinity(0);
     let is_there = here.get(u.cpu as usize / 8).is_some_and(|b| b >> (u.cpu % 8) & 1 != 0);
     if u.flags & SETUP_SQ_AFF != 0 && !is_there {
@@ -103,6 +109,12 @@ pub(super) fn stand_in(m: &mut Maker<'_>) -> Step<Made> {
     let fd = p.call(libc::SYS_eventfd2, &[Imm(0), libc::O_CLOEXEC.into()]);
     let r = m.run(&p)?;
     m.take(r.get(fd))
+}
+
+/// Whether a process has any.
+pub(crate) fn any(image: &crate::restore::Image<'_>) -> bool {
+    let own = image.own_files().filter(|(_, f)| f.kind == Kind::Uring as u32);
+    own.filter_map(|(_, f)| files::decode::<Uring>(f).ok()).any(|u| u.flags & SETUP_SQPOLL != 0)
 }
 
 /// Makes them, in a process that has its credentials.

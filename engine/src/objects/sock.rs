@@ -345,7 +345,8 @@ pub(super) fn holder(ino: u64) -> String {
             return format!("PID {pid} ({name})");
         }
     }
-    "another user's process".into()
+    // what a ring of io_uring had registered it lets go of a moment after its process has ended
+    "another user's process, or by one that has just ended (then try again)".into()
 }
 
 /// IP address and port of a sockaddr.

@@ -90,6 +90,7 @@ fn refused(a: &Asked) -> Vec<(String, &'static str)> {
             a.single_issuer,
             "it belongs to one thread (IORING_SETUP_SINGLE_ISSUER), which is none of the program's, or has ended",
         ),
+        (a.left, "the thread of the kernel's that submitted its requests (IORING_SETUP_SQPOLL) has ended with who made it, which is not kept yet"),
         (a.restricted, "it is restricted (IORING_REGISTER_RESTRICTIONS), which is not kept yet"),
         (a.disabled, "it was not enabled yet (IORING_SETUP_R_DISABLED), which is not kept yet"),
         (a.polls, "it polls for completions (IORING_SETUP_IOPOLL), which is not kept yet"),
@@ -188,6 +189,10 @@ impl Object for Uring {
         let files = places(&told, o.files(), pid);
         refuse(o, files.as_ref().err().cloned().into_iter().collect())?;
         let ring = o.descriptor(fd)?;
+        if o.survey.has_strict_threads() && sys::uring::ask(&ring).single_issuer {
+            let why = "it belongs to one thread (IORING_SETUP_SINGLE_ISSUER), which may be the one in strict seccomp mode, and that cannot be asked";
+            refuse(o, vec![(why.into(), CLOSE)])?;
+        }
         let (asked, of, owned) = judged(o, &ring, fd)?;
         if registered(o, &of)? {
             let why = "its descriptor is registered (IORING_REGISTER_RING_FDS), which is not kept yet";

@@ -242,7 +242,8 @@ impl Run<'_> {
         users::enter(all, &tree, users::When::Last, &mut notes)?;
         each(all, &tree, &mut notes, |_, p, image, notes| {
             process::last(p, image, notes)?;
-            files::polled(p, image, o, notes)
+            files::polled(p, image, o, notes)?;
+            process::descriptors(p, image, notes)
         })?;
         self.enter(Phase::Wake)?;
         let restored = wake::wake(all, &tree, notes)?;

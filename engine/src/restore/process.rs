@@ -2,7 +2,7 @@
 use super::fresh::Ids;
 use super::puppet::Puppet;
 use super::{creds, files, Image, Step};
-use crate::RestoreOptions;
+use crate::{objects, RestoreOptions};
 use ::image::v1::process::{PosixTimer, Process};
 use ::image::v1::rights::Rights;
 use sys::program::{Arg::Imm, CallId, Program};
@@ -229,7 +229,13 @@ pub fn limits(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: 
         // what may not be raised was noted by the check
         let hard = own.as_ref().and_then(|o| o.get(n)).map_or(u64::MAX, |o| o.hard);
         let max = if may_raise { *max } else { (*max).min(hard) };
-        let cur = (*cur).min(max);
+        let mut cur = (*cur).min(max);
+        let mut max = max;
+        if n == libc::RLIMIT_NOFILE as usize && objects::polled(image) {
+            // rings are still to come, at numbers beyond it perhaps: it is lowered after them
+            let now = own.as_ref().and_then(|o| o.get(n)).map_or((cur, max), |o| (o.soft, o.hard));
+            (cur, max) = (cur.max(now.0), max.max(now.1));
+        }
         let l = prog.bytes(&[cur.to_le_bytes(), max.to_le_bytes()].concat());
         let c = prog.may(libc::SYS_prlimit64, &[Imm(0), Imm(n as u64), l, Imm(0)]);
         soft.add(
@@ -253,6 +259,19 @@ pub fn limits(p: &mut Puppet, image: &Image<'_>, o: &RestoreOptions<'_>, notes: 
     }
     let r = p.run(&prog)?;
     soft.note(&r, notes);
+    Ok(())
+}
+
+/// The limit of open files, of one that has been given more ([`limits`]).
+pub fn descriptors(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Step<()> {
+    let which = libc::RLIMIT_NOFILE as usize;
+    let Some((cur, max)) = image.process.rlimits.get(which).filter(|_| objects::polled(image)) else { return Ok(()) };
+    let hard = sys::procfs::limits::read(p.pid)?.get(which).map_or(*max, |l| l.hard.min(*max));
+    let (mut prog, mut soft) = (Program::new(), Soft::new());
+    let l = prog.bytes(&[(*cur).min(hard).to_le_bytes(), hard.to_le_bytes()].concat());
+    let c = prog.may(libc::SYS_prlimit64, &[Imm(0), Imm(which as u64), l, Imm(0)]);
+    soft.add(c, "its limit of open files is not as it was");
+    soft.note(&p.run(&prog)?, notes);
     Ok(())
 }
 
