@@ -1,10 +1,11 @@
 //! Every program of tests/programs through every mode, as everyone; and sabotaged, when its proof must fail. A new program is
 //! found by itself.
 use anyhow::{ensure, Result};
+use dormouse_tests::bed::LIMIT;
 use dormouse_tests::programs::{self, Variant};
 use dormouse_tests::stage::Stage;
 use dormouse_tests::target::{Door, Target};
-use dormouse_tests::{proc, unharmed, Bed, Case, Who};
+use dormouse_tests::{proc, run, store, unharmed, Bed, Case, Who};
 
 /// What is done to a program between `ready` and `gate`.
 #[derive(Clone, Copy, PartialEq)]
@@ -124,6 +125,11 @@ fn go_through(bed: &mut Bed, mode: Mode, target: &mut Target, v: &Variant) -> Re
                 let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
             }
             target.gone(bed)?;
+            if v.door == Some(Door::Launched) {
+                // what it has left behind ends a moment later
+                let live = store::session_dir(bed, &target.session.clone()).join("live.json");
+                run::until("the end of its session", LIMIT, || Ok(!live.exists()))?;
+            }
             target.restore(bed)
         }
         Mode::Agent => {

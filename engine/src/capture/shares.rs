@@ -75,6 +75,8 @@ fn seen(pids: &[i32]) -> Option<BTreeSet<i32>> {
     let (lasting, memories): (Vec<i32>, Vec<usize>) =
         (0..pids.len()).filter(|i| !vforking.contains_key(i)).map(|i| (pids[i], memories[i])).unzip();
     all.extend(sharers(&memories).map(|i| lasting[i]));
+    // of those that have ended meanwhile nothing is the same
+    all.retain(|pid| !procfs::is_ending(*pid));
     Some(all)
 }
 
@@ -87,6 +89,10 @@ pub(super) fn with_others(all: &mut [Survey]) {
         let Ok(sorted) = sys::kcmp::Sorted::new(&pids, what) else { continue };
         for other in procfs::pids().unwrap_or_default().into_iter().filter(|p| !members.contains(p)) {
             let Some(i) = sorted.find(other).ok().flatten().filter(|_| !is_below(other, &members)) else { continue };
+            // those that have ended have nothing, as the kernel's own processes have no memory
+            if procfs::is_ending(all[i].pid) {
+                continue;
+            }
             let why = format!("it shares {words} with PID {other}, which is not captured with it");
             let remedy = "checkpoint that process, or let it have its own (unshare(2), exec)";
             let reason = Reason::new(all[i].describe(), why, remedy);
@@ -100,7 +106,8 @@ pub(super) fn with_others(all: &mut [Survey]) {
 /// More that have one memory than there are places for blobs in it.
 pub(super) fn too_many(all: &mut [Survey]) {
     let memories = super::tree::memories(all).unwrap_or_default();
-    let many = |of: usize| memories.iter().filter(|m| **m == of).count() as u64;
+    let has_it = |(i, m): &(usize, &usize), of| **m == of && !procfs::is_ending(all[*i].pid);
+    let many = |of: usize| memories.iter().enumerate().filter(|e| has_it(e, of)).count() as u64;
     let Some(i) = sharers(&memories).find(|i| many(memories[*i]) > wire::HOMES) else { return };
     let why = format!("{} processes have its memory, and {} are the most", many(memories[i]), wire::HOMES);
     let reason = Reason::new(all[i].describe(), why, "checkpoint it when some of them have ended");

@@ -1,6 +1,6 @@
 //! Copies of the target's descriptors, which it passes over itself (SCM_RIGHTS, unix(7)) on connections of their own: where pidfd_getfd is not permitted.
 use crate::channel::{Channel, Listener};
-use crate::program::{Arg, Program};
+use crate::program::{Arg, CallId, Program};
 use crate::{Error, Result};
 use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags};
 use std::collections::BTreeMap;
@@ -23,7 +23,9 @@ impl Copies {
         let mut all = BTreeMap::new();
         for some in fds.chunks(AT_ONCE) {
             let _one = IN_FLIGHT.lock().unwrap_or_else(PoisonError::into_inner);
-            channel.run_all(&passing(l, some))?;
+            let (p, connect) = passing(l, some);
+            let connected = channel.run_all(&p)?;
+            connected.get(connect).map_err(|e| Error::call("connect of descriptors' way", channel.pid(), e))?;
             let (sock, _) = l.accept(channel.pid(), uid, None)?;
             let got = receive(&sock)?;
             if got.len() != some.len() {
@@ -62,7 +64,9 @@ pub fn same_open_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> std::io::Result<b
 }
 
 /// Connects, passes the descriptors over, and closes.
-fn passing(l: &Listener, fds: &[i32]) -> Program {
+///
+/// Whatever fails, it closes: should the recorder have died, nobody is there to be connected to.
+fn passing(l: &Listener, fds: &[i32]) -> (Program, CallId) {
     let mut p = Program::new();
     let addr = p.bytes(l.addr());
     let byte = p.bytes(&[0]);
@@ -83,10 +87,10 @@ fn passing(l: &Listener, fds: &[i32]) -> Program {
     p.pointer(msg, 32, control);
     let sock =
         p.call(libc::SYS_socket, &[libc::AF_UNIX.into(), (libc::SOCK_STREAM | libc::SOCK_CLOEXEC).into(), 0.into()]);
-    p.call(libc::SYS_connect, &[sock.arg(), addr, Arg::Imm(l.addr().len() as u64)]);
+    let connect = p.may(libc::SYS_connect, &[sock.arg(), addr, Arg::Imm(l.addr().len() as u64)]);
     p.may(libc::SYS_sendmsg, &[sock.arg(), msg, libc::MSG_NOSIGNAL.into()]);
     p.call(libc::SYS_close, &[sock.arg()]);
-    p
+    (p, connect)
 }
 
 fn receive(sock: &impl AsRawFd) -> Result<Vec<OwnedFd>> {
