@@ -53,10 +53,9 @@ impl Doors {
         let (choice, after) = (o.door, o.after);
         let tracer = (choice != DoorChoice::Only(Door::Agent)).then(Tracer::start);
         procfs::first::has_ended(pid);
-        // an answer may take a second
-        let mut there =
-            if choice == DoorChoice::Only(Door::Attach) { Err(Absent::None) } else { sys::agent::check(pid) };
+        // where it is wanted: an answer may take a second
         let asked = choice != DoorChoice::Only(Door::Attach);
+        let mut there = if asked { sys::agent::check(pid) } else { Err(Absent::None) };
         let unseen = asked && o.agent && first && there == Err(Absent::None);
         if unseen {
             there = sys::agent::may_open(pid);
