@@ -29,6 +29,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(Case::each("odd-thread/code32-pause", |bed| code32(bed, &["--pause"])));
     all.extend(Case::each("odd-thread/code32-by-agent", |bed| code32_by_agent(bed, &[])));
     all.extend(Case::each("odd-thread/code32-pause-by-agent", |bed| code32_by_agent(bed, &["--pause"])));
+    all.extend(Case::each("odd-thread/leaves", leaves));
     all.extend(Case::each("thr_pkru-by-agent", keyed_by_agent));
     all.extend(Case::each("odd-thread/not-dumpable-by-agent", dispatched_not_dumpable));
     all.extend(Case::each("mem_lockall/tight", tight));
@@ -71,6 +72,15 @@ fn odd_thread(bed: &mut Bed, agent: bool, what: &str, why: &str) -> Result<()> {
         bed.ctl(&["check", "--pid", &target.pid.to_string()])?.refused(3, &["thread ", why])?;
     }
     unharmed::entirely(target.pid)?;
+    target.prove(bed).map(|_| ())
+}
+
+/// A thread whose frame lies in what an earlier checkpoint left has that kept.
+fn leaves(bed: &mut Bed) -> Result<()> {
+    let mut target = Start::program("thr_odd").args(["--what", "leaves"]).ready(bed)?;
+    bed.ctl(&target.checkpoint_args(&[]))?
+        .refused(3, &["a thread is just leaving an earlier checkpoint", "try again"])?;
+    unharmed::but_for_the_documented(target.pid)?;
     target.prove(bed).map(|_| ())
 }
 

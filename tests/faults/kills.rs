@@ -182,6 +182,7 @@ fn strict(bed: &mut Bed, kill: Kill, args: &[&str], step: u32) -> Result<()> {
         // one that was made for us ends as it finds itself alone
         let settled = || !is_traced(target.pid) && strict_threads(target.pid) <= threads;
         run::until("nobody is traced", SOON, || Ok(settled()))?;
+        past_the_kernels_look(target.pid)?;
         match strict_threads(target.pid) {
             now if now == threads => {
                 target.unharmed_but_for_the_documented()?;
@@ -211,6 +212,17 @@ fn statuses(pid: i32) -> Vec<String> {
 fn strict_threads(pid: i32) -> u32 {
     let lives = |s: &&String| s.contains("Seccomp:\t1\n") && !s.contains("State:\tZ") && !s.contains("State:\tX");
     statuses(pid).iter().filter(lives).count() as u32
+}
+
+/// Waits until no thread is about to be looked at by the kernel, which is before it stops for a signal: all that stop live on.
+fn past_the_kernels_look(pid: i32) -> Result<()> {
+    use nix::sys::signal::{kill, Signal};
+    let all: Vec<_> = std::iter::once(pid).chain(proc::descendants(pid)).map(nix::unistd::Pid::from_raw).collect();
+    let send = |signal: Signal| all.iter().try_for_each(|pid| kill(*pid, signal));
+    send(Signal::SIGSTOP)?;
+    let stands = |s: &String| ["T", "Z", "X"].iter().any(|c| s.contains(&format!("State:\t{c}")));
+    run::until("all threads are stopped", SOON, || Ok(statuses(pid).iter().all(stands)))?;
+    Ok(send(Signal::SIGCONT)?)
 }
 
 fn is_traced(pid: i32) -> bool {

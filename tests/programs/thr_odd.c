@@ -3,8 +3,8 @@
 #include <sched.h>
 #include <sys/prctl.h>
 
-static const char *about = "a second thread under seccomp, with descriptors of its own, or that dispatches system calls";
-static const char *usage = "  --what seccomp|files|dispatch|block\n"
+static const char *about = "a second thread under seccomp, with descriptors of its own, that dispatches system calls, or stands where Dormouse does";
+static const char *usage = "  --what seccomp|files|dispatch|block|leaves\n"
                            "  --no-dump        not dumpable, before the thread is as it is\n";
 static const char *what = "seccomp";
 static bool no_dump;
@@ -42,7 +42,7 @@ static void *odd(void *arg) {
     if (!strcmp(what, "files")) MUST(unshare(CLONE_FS | CLONE_FILES));
     else if (!strcmp(what, "dispatch")) MUST(prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0, 0, &selector));
     else if (!strcmp(what, "block")) block();
-    else MUST(prctl(PR_SET_SECCOMP, 1 /* SECCOMP_MODE_STRICT */));
+    else if (strcmp(what, "leaves")) MUST(prctl(PR_SET_SECCOMP, 1 /* SECCOMP_MODE_STRICT */));
     while (write(answer[1], &c, 1) == 1 && read(ask[0], &c, 1) == 1) c ^= 1;
     syscall(SYS_exit, 0);
     return NULL;
@@ -50,10 +50,20 @@ static void *odd(void *arg) {
 static void setup(void) {
     char c;
     pthread_t t;
+    pthread_attr_t attr;
+    MUST0(pthread_attr_init(&attr));
+    // as a thread in strict seccomp mode does on its way out of a checkpoint that was broken off: in its own code, with its frame in what is left of ours
+    if (!strcmp(what, "leaves")) {
+        enum { CODE = 4096, STACK = 256 << 10 };
+        char *home = (char *)0x444f524d0000;
+        MUST(mmap(home, CODE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == home ? 0 : -1);
+        MUST(mmap(home + CODE, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == home + CODE ? 0 : -1);
+        MUST0(pthread_attr_setstack(&attr, home + CODE, STACK));
+    }
     if (no_dump) MUST(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
     MUST(pipe(ask));
     MUST(pipe(answer));
-    MUST0(pthread_create(&t, NULL, odd, NULL));
+    MUST0(pthread_create(&t, &attr, odd, NULL));
     MUST(read(answer[0], &c, 1));
 }
 static void spoil(void) { close(ask[1]); }

@@ -340,8 +340,10 @@ impl Target {
             };
             Ok(path.exists() || ended)
         })?;
+        let how = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
+        let how = how.map(|s| format!(", {s}")).unwrap_or_default();
         let result = fs::read_to_string(&path)
-            .with_context(|| format!("{} (PID {pid}) ended without a result", self.program))?;
+            .with_context(|| format!("{} (PID {pid}) ended without a result{how}", self.program))?;
         bed.log.push(format!("{} says {}", self.program, result.trim()));
         if let Some(mut child) = self.child.take() {
             let status = run::end(&mut child, &self.program, SOON)?;

@@ -1,6 +1,6 @@
 //! The tracer process's main loop.
 use super::proto::{read_msg, write_msg, After, Ask, Entered, Frozen, LastCalls, Snapshot, Tell, ThreadState};
-use super::tasks::Tasks;
+use super::tasks::{Task, Tasks};
 use super::{enter, raw, strict, wake, EntryPlan};
 use crate::inject::Layout;
 use crate::mem::RemoteMem;
@@ -190,8 +190,9 @@ impl Server {
     fn read(&mut self) -> Result<Tell> {
         let Some(tasks) = self.tasks.as_mut() else { return Err(Error::Unfit { what: "nothing is frozen".into() }) };
         tasks.read_state()?;
-        // before anybody goes in who has the same memory, and would unmap it
-        if tasks.all.values().any(|t| crate::inject::is_home(t.regs.rip)) {
+        // before anybody goes in who has the same memory, and would unmap it; a strict thread stands in its own code, and only its frame is there
+        let leaves = |t: &Task| [t.regs.rip, t.regs.rsp].into_iter().any(crate::inject::is_home);
+        if tasks.all.values().any(leaves) {
             return Err(still_leaving());
         }
         self.fds = procfs::fd::numbers(tasks.pid).map_err(|e| Error::Unfit { what: e.to_string() })?;
