@@ -82,7 +82,7 @@ impl Remake for ProcFile {
         m.take(r.get(fd))
     }
 
-    /// Its position is set late ([`files::positions`]).
+    /// Its position is set late (`positions` in restore/files/late.rs).
     fn common(&self) -> bool {
         false
     }

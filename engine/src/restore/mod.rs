@@ -228,12 +228,12 @@ impl Run<'_> {
             notes.extend(named(i, image, own));
         }
         each(all, &tree, &mut notes, |i, p, image, notes| {
-            files::owners(p, image, &made[i], notes)?;
+            files::late::owners(p, image, &made[i], notes)?;
             p.adopt()?;
             process::attributes(p, image, notes)?;
             agent::tell(p, image, o)?;
             threads::attributes(p, image, notes)?;
-            files::positions(p, image)?;
+            files::late::positions(p, image)?;
             sealed::seal(p, image)
         })?;
         // what is put back here is not the processes' own, and stays so if anything after it fails; after it they may have no right to
@@ -242,7 +242,7 @@ impl Run<'_> {
         users::enter(all, &tree, users::When::Last, &mut notes)?;
         each(all, &tree, &mut notes, |_, p, image, notes| {
             process::last(p, image, notes)?;
-            files::polled(p, image, o, notes)?;
+            files::late::polled(p, image, o, notes)?;
             process::descriptors(p, image, notes)
         })?;
         self.enter(Phase::Wake)?;
