@@ -1,7 +1,7 @@
 //! Memory of huge pages (MAP_HUGETLB). What is private is read in the freeze: a snapshot child that still had it would take pages from the pool for what
 //! the program writes meanwhile, and lose its own where there are none. What is shared is a file without a name, like a memfd of huge pages, and
 //! may be one: unnamed.rs; or System V shared memory: sysv.rs.
-use super::observe::Child;
+use super::snapshot::Child;
 use super::{Observer, Step};
 use sys::procfs::maps::{Vma, VmaKind};
 use sys::program::{Arg::Imm, Program};

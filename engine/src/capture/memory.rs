@@ -1,6 +1,7 @@
 //! Mappings in the image's words, and the pages that must be stored.
 use super::dropped::{self, without};
-use super::observe::{lock, Child};
+use super::observe::lock;
+use super::snapshot::Child;
 use super::swapped::{self, Stored};
 use super::{Fault, Observer, Step};
 use crate::{Error, Kind, Reason};

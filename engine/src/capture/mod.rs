@@ -25,6 +25,7 @@ mod run;
 mod seccomp;
 mod shared;
 mod shares;
+mod snapshot;
 mod strict;
 mod swapped;
 mod sysv;

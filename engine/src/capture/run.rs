@@ -3,10 +3,11 @@
 use super::door::{Doors, Inside};
 use super::find::Survey;
 use super::gather::{is_gone, Entry};
-use super::observe::{lock, Child, Common, Observer, Seen};
+use super::observe::{lock, Common, Observer, Seen};
 use super::record::{self, Recorder};
 use super::shared::Others;
 use super::shares::Connections;
+use super::snapshot::Child;
 use super::tree::{self, Found, Kinship};
 use super::{door, explain, opened, shares, sink, strict, Fault, Phase, Step};
 use crate::sharing::{FILES, VM};

@@ -6,7 +6,8 @@
 //!   means the same domain.) Restored, the program would be free of it, so it is refused.
 //! - **Memory protection keys.** keys.rs.
 //! - **The session keyring.** To ask for it makes one where there is none.
-use super::observe::{Child, Observer};
+use super::observe::Observer;
+use super::snapshot::Child;
 use super::Step;
 use crate::{Error, Kind};
 use sys::channel::Listener;
