@@ -281,7 +281,7 @@ pub(super) fn unread_completions(mem: &RemoteMem, v: &Vma) -> Option<Reason> {
         "completed asynchronous I/O waits in it to be read, which is not kept",
         "let the program read it (io_getevents)",
     );
-    (word(8) != word(12)).then(|| Reason::new(super::find::describe(v), why, remedy))
+    (word(8) != word(12)).then(|| Reason::new(super::mappings::describe(v), why, remedy))
 }
 
 impl Observer<'_> {
@@ -294,7 +294,7 @@ impl Observer<'_> {
         }
         for v in rings {
             let what = "asynchronous I/O in flight, if there is any (the kernel does not tell), is lost at a restore";
-            self.reported.push(format!("{}: {what}", super::find::describe(v)));
+            self.reported.push(format!("{}: {what}", super::mappings::describe(v)));
         }
         Ok(())
     }

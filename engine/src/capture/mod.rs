@@ -12,6 +12,7 @@ mod hugetlb;
 mod inherited;
 mod keys;
 mod locked;
+mod mappings;
 mod memory;
 mod observe;
 mod opened;

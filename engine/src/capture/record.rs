@@ -64,7 +64,7 @@ impl Policies {
             Some(Some(p)) => *p,
             Some(None) => {
                 let what = "it is of a kind that is not kept, or its nodes have numbers above 63";
-                reported.push(format!("NUMA policy of {}: {what}", super::find::describe(v)));
+                reported.push(format!("NUMA policy of {}: {what}", super::mappings::describe(v)));
                 (0, 0)
             }
         }
@@ -189,8 +189,8 @@ impl Recorder {
             };
             let (now, was) = (entry(&smaps), entry(&self.before));
             // it may be younger than the survey
-            let unsupported = now.as_ref().or(was.as_ref()).and_then(super::find::unsupported);
-            refused.extend(unsupported.map(|(w, r)| crate::Reason::new(super::find::describe(v), w, r)));
+            let unsupported = now.as_ref().or(was.as_ref()).and_then(super::mappings::unsupported);
+            refused.extend(unsupported.map(|(w, r)| crate::Reason::new(super::mappings::describe(v), w, r)));
             let page_kb = now.as_ref().or(was.as_ref()).map_or(0, |m| m.kernel_page_kb);
             let key = now.as_ref().or(was.as_ref()).and_then(|m| m.protection_key).unwrap_or(0);
             let (now, was) = (now.map(|m| m.flags), was.map(|m| m.flags));
@@ -263,7 +263,7 @@ impl Recorder {
         crate::Error::new(
             crate::Kind::PutBack,
             self.attempted.clone(),
-            super::find::describe(v),
+            super::mappings::describe(v),
             "it became MADV_DONTFORK or MADV_WIPEONFORK in the instant before the freeze",
             "the target runs on as before; try again",
         )

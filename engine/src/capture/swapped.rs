@@ -51,7 +51,7 @@ pub(super) fn refusal(v: &Vma, swapped: u64) -> Reason {
     let why =
         format!("{} KiB of this shared memory are swapped out, and the kernel does not tell which of it", swapped << 2);
     let remedy = "let the program touch it, or swap in (swapoff -a), before the checkpoint";
-    Reason::new(super::find::describe(v), why, remedy)
+    Reason::new(super::mappings::describe(v), why, remedy)
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ impl Observer<'_> {
         if !is_all(known.len() as u64 * bytes, there, s) {
             let why = "more of its huge pages are there than the program has in its page tables, and to look for them could take some from others";
             let remedy = "let the program touch each page that it has written, or not remove the segment (IPC_RMID) before it ends";
-            return Err(self.refused(Reason::new(super::find::describe(v), why, remedy)).into());
+            return Err(self.refused(Reason::new(super::mappings::describe(v), why, remedy)).into());
         }
         let shown = known.range(v.offset..v.offset + (v.end - v.start));
         let region = |at: &u64| Region {
@@ -102,7 +102,7 @@ pub(super) fn shared_with_others<'a>(
     let others: Vec<i32> = members.iter().copied().filter(|m| !own.is_empty() && is_another(m)).collect();
     let all = if own.is_empty() { Vec::new() } else { sysvipc::shm().unwrap_or_default() };
     let reason = |v: &&Vma| {
-        let what = |why: String, remedy| Reason::new(super::find::describe(v), why, remedy);
+        let what = |why: String, remedy| Reason::new(super::mappings::describe(v), why, remedy);
         let Some(s) = all.iter().find(|s| is_of(v, s)) else {
             let why = "its segment of System V shared memory is not among those that are seen here";
             return Some(what(why.into(), "run ctl inside the same container or namespace"));

@@ -67,7 +67,7 @@ pub(super) fn keep(all: &mut [Observer<'_>], begun: &[Begun], out: &mut Files) -
             }
             _ => {
                 let what = "its file was deleted; what other processes do with it is not kept";
-                obs.reported.push(format!("{}: {what}", super::find::describe(v)));
+                obs.reported.push(format!("{}: {what}", super::mappings::describe(v)));
                 let dev = libc::makedev(v.dev.major, v.dev.minor);
                 let d = Deleted { path: path.clone().into(), content, mode: known.mode, ino, dev };
                 (Number::Deleted, objects::encode(&d))
@@ -93,12 +93,12 @@ fn by_memory(all: &mut [Observer<'_>], places: &[Place<'_>]) -> Step<Known> {
         if super::memory::is_guarded(all[*of].survey.pid, v)? {
             let why = "guards (MADV_GUARD_INSTALL) hide what this file without a name holds there, and no descriptor leads to it";
             let remedy = "remove them (MADV_GUARD_REMOVE) before the checkpoint, or make it as root";
-            return Err(all[*of].refused(Reason::new(super::find::describe(v), why, remedy)).into());
+            return Err(all[*of].refused(Reason::new(super::mappings::describe(v), why, remedy)).into());
         }
         if page_kb > 0 && !all[*of].is_reserved(v) {
             let why = "no descriptor leads to this file of huge pages without a name, and to look at those that are not reserved (MAP_NORESERVE) could take them from others";
             let remedy = "keep a descriptor of it open, map it without MAP_NORESERVE, or make the checkpoint as root";
-            return Err(all[*of].refused(Reason::new(super::find::describe(v), why, remedy)).into());
+            return Err(all[*of].refused(Reason::new(super::mappings::describe(v), why, remedy)).into());
         }
         // which huge pages there are nothing tells: those that are not are reserved, and are there when they have been read
         let pages = match page_kb {
@@ -180,7 +180,7 @@ impl Observer<'_> {
         let meta = file.metadata()?;
         if meta.nlink() > 0 && v.kind() == VmaKind::File {
             let why = "its file was deleted under this name but lives on under another, which is not kept yet";
-            let reason = Reason::new(super::find::describe(v), why, "unmap it, or map it by the name that it has");
+            let reason = Reason::new(super::mappings::describe(v), why, "unmap it, or map it by the name that it has");
             let (kind, attempted) = (Kind::Refused, self.survey.attempted.clone());
             return Err(Error { kind, attempted, reasons: vec![reason] }.into());
         }
