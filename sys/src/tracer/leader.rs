@@ -1,5 +1,6 @@
 //! First threads that have ended while others of their process run: of those neither ptrace nor wait(2) tells.
-use super::tasks::{Tasks, STOP_LIMIT};
+use super::stops::STOP_LIMIT;
+use super::tasks::Tasks;
 use crate::{procfs, Error, Result};
 use std::time::Instant;
 

@@ -9,6 +9,7 @@ mod proto;
 mod raw;
 mod scratch;
 mod server;
+mod stops;
 mod strict;
 mod tasks;
 mod wake;

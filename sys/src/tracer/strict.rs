@@ -7,7 +7,8 @@
 //! - Another thread serves. Where all are strict, one makes a thread for us ([`helper`]), which has the same mode: if that ends, nobody is harmed.
 use super::enter::{call_regs, name_offset, ALL_SIGNALS};
 use super::raw;
-use super::tasks::{Task, Tasks, STOP_LIMIT};
+use super::stops::STOP_LIMIT;
+use super::tasks::{Task, Tasks};
 use super::{EntryPlan, VisitPlace};
 use crate::inject::MAPPING_NAME;
 use crate::mem::RemoteMem;
