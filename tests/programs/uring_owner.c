@@ -4,13 +4,6 @@
 static const char *about = "rings of io_uring that belong to one thread each (SINGLE_ISSUER; DEFER_TASKRUN), the first and three others, used before, idle: counts and unread completions go on, others get EEXIST, what is deferred waits for its thread";
 static const char *usage = "  --what ended    the thread has ended, which is refused\n";
 
-#ifndef IORING_SETUP_SINGLE_ISSUER
-#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
-#endif
-#ifndef IORING_SETUP_DEFER_TASKRUN
-#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
-#endif
-
 static bool ended;
 static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value && !strcmp(value, "ended") ? ended = true, 2 : 0; }
 static int (*option)(const char *, const char *) = own_option;

@@ -7,10 +7,6 @@
 static const char *about = "rings of io_uring whose requests a thread of the kernel's takes (SQPOLL), one on a CPU of its own, one of one thread, used before, idle: counts go on, it takes requests without a call while it is awake, and sleeps";
 static const char *usage = "  --what epoll|attached|limited    what is refused: a ring in an epoll set, two with one thread, a limit of the address space\n";
 
-#ifndef IORING_SETUP_SINGLE_ISSUER
-#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
-#endif
-
 static const char *what;
 static pthread_t issuer;
 static pthread_barrier_t turn;
