@@ -39,6 +39,7 @@ static const char *about;
 static void (*tick)(void);                            // called in every round of the gate loop
 static int (*option)(const char *name, const char *value); // own arguments: how many it took (0: not mine)
 static const char *usage;                             // text on own arguments
+static const char *what;                              // NAME of `--what NAME`, if its option is what_option
 static void (*around)(void (*body)(void));            // runs gate, spoil and prove: for state that lives on the stack
 
 // ---- what a program may look at ---------------------------------------------------------------
@@ -51,6 +52,9 @@ static int64_t ready_ns, asleep_ns;      // monotonic time of `ready`; gaps over
 #define PAGE 4096UL
 #define MS 1000000LL
 #define SEC 1000000000LL
+
+// The option of a program that only takes which of its variants it is.
+MAYBE int what_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
 
 MAYBE int64_t now_ns(clockid_t clock) {
     struct timespec t;

@@ -7,8 +7,7 @@ static const char *usage = "  --what hidden    only one mark, of a directory tha
                            "  --what unread    only one mark, with an event that was not read\n"
                            "  --what perm      as root only: a mark that lets others wait for an answer\n";
 static const char *what = "";
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 #ifndef FAN_MARK_EVICTABLE
 #define FAN_MARK_EVICTABLE 0x200

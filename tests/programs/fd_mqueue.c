@@ -4,9 +4,7 @@
 static const char *about = "POSIX message queues: attributes, messages with priorities, two open files, a thread that waits";
 static const char *usage = "  --what unlinked|notified   only one, which is refused\n";
 
-static const char *what;
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static char name[2][64];
 static int queue, reader, empty;

@@ -3,9 +3,7 @@
 static const char *about = "files of /proc and /sys, with positions: of the machine, of the process itself; a file opened with O_DIRECT";
 static const char *usage = "  --what other|thread   only one, about another process or a thread: refused\n";
 
-static const char *what;
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static int stat_file, comm, mem, version, writable, sys_file, direct;
 static char version_text[256], sys_text[64];

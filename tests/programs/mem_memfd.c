@@ -4,9 +4,7 @@
 static const char *about = "memfds: unmapped and mapped, of one identity, with seals, without descriptor, sparse; deleted files mapped shared, with and without descriptor";
 static const char *usage = "  --what secret   only one, secret: refused\n";
 
-static const char *what;
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 #define GIB (1UL << 30)
 static int plain, reader, sealed, future, sparse, mapped_gone;

@@ -17,11 +17,7 @@ static int filters; // that it has set
 static pthread_t worker[2];
 static volatile int ready_threads, go;
 
-static int own_option(const char *name, const char *value) {
-    if (strcmp(name, "--what") || !value) return 0;
-    return what = value, 2;
-}
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 static bool is(const char *w) { return !strcmp(what, w); }
 
 static long now_set(void) {

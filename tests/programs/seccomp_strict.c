@@ -27,8 +27,7 @@ static struct job {
 static int made;
 static __thread struct job *mine;
 
-static int own_option(const char *name, const char *value) { return strcmp(name, "--what") || !value ? 0 : (what = value, 2); }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 static bool is(const char *w) { return !strcmp(what, w); }
 
 static void handler(int n) { // on the alternate stack; rt_sigreturn is one of the four calls

@@ -9,11 +9,7 @@ static const char *usage = "  --what filter|in-flight";
 static const char *what = "filter";
 static int fd, null;
 
-static int own_option(const char *name, const char *value) {
-    if (strcmp(name, "--what") || !value) return 0;
-    return what = value, 2;
-}
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static void setup(void) {
     if (!strcmp(what, "filter")) {

@@ -6,9 +6,7 @@
 static const char *about = "System V shared memory: a segment that stays, attached twice and for reading; one that is marked to go, with its content; one of which a part is protected";
 static const char *usage = "  --what shared   a segment that is marked to go, and that another process is attached to: refused\n";
 
-static const char *what;
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static int stays;
 static unsigned char *one, *two, *reads, *goes, *parts;

@@ -11,11 +11,7 @@ static int turn, woken, ends[2] = {-1, -1};
 static volatile int caught;
 static char *words;
 
-static int own_option(const char *name, const char *value) {
-    if (strcmp(name, "--what") || !value) return 0;
-    return what = value, 2;
-}
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static int leader_status; // what it ended with, if that is permitted to be seen
 static char leader_state(void) {

@@ -8,11 +8,7 @@ static volatile int go, gone, fired;
 static char stack[64 << 10] __attribute__((aligned(16)));
 static timer_t timer;
 
-static int own_option(const char *name, const char *value) {
-    if (strcmp(name, "--what") || !value) return 0;
-    return what = value, 2;
-}
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static int bare(void *arg) { // on the first thread's TLS: no call of libc that uses it
     (void)arg;

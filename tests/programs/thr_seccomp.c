@@ -20,8 +20,7 @@ static volatile int jobs_made;
 static volatile int go, spoilt, bad_thread, ready_threads;
 static int before; // filters that it was started with
 
-static int own_option(const char *name, const char *value) { return strcmp(name, "--what") || !value ? 0 : (what = value, 2); }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 static bool is(const char *w) { return !strcmp(what, w); }
 
 static int status(const char *name) {

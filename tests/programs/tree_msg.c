@@ -7,9 +7,7 @@
 static const char *about = "System V message queues: messages with their types in order, sizes, key and permissions, who used each last; a child waits for a message, a thread for room";
 static const char *usage = "  --what client   the last to send was a process that has ended: it stays as it is if it is there\n";
 
-static const char *what;
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static int queue, keyed, full, emptied;
 static key_t key;

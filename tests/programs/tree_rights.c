@@ -11,9 +11,7 @@ static const char *usage =
     "  --what joined   bytes without any wait before those with one: refused\n"
     "  --what gone     the sender of one in a stream has closed its end: refused\n";
 
-static const char *what;
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static int stream[2], packet[2], dgram[2], orphan[2], file, event, ends[2];
 static pid_t child;

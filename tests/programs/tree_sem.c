@@ -10,9 +10,7 @@ static const char *usage =
     "  --what others   a process outside has used it: it stays as it is\n"
     "  --what before   nobody has used it since a child with two threads began: it keeps its time when that ends\n";
 
-static const char *what;
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static int set, keyed;
 static key_t key;

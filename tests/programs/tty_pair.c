@@ -8,8 +8,7 @@
 static const char *about = "pairs with both ends here: settings, modes, what waits in both directions, ends that are closed or were never open";
 static const char *usage = "  --what pairs|status|discipline|flood|many-lines|async|written|held   all but the first are refused";
 static const char *what = "pairs";
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 #define MANY 9000
 #define TYPED 3000

@@ -6,9 +6,7 @@
 static const char *about = "three rings of io_uring, one without indices, one large with a thread that waits in it, used before, idle: completions that wait to be read, a registered buffer, prepared entries, more requests";
 static const char *usage = "  --what eventfd|poll|timeout|submitted|buffers|worker|registered   one ring, which is refused\n";
 
-static const char *what;
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static struct ring one, two, large;
 static pthread_t waiter;

@@ -5,9 +5,7 @@
 static const char *about = "registered files of two rings, one of one thread: sockets of pairs at their places, one at two, between empty ones, and a table of empty places only";
 static const char *usage = "  --what pipe|closed    what is refused: the file at place 3 is a pipe, or a socket that has no descriptor\n";
 
-static const char *what;
-static int own_option(const char *name, const char *value) { return !strcmp(name, "--what") && value ? what = value, 2 : 0; }
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 #define PLACES 100
 static struct ring one, own, empty;

@@ -7,13 +7,9 @@
 static const char *about = "rings of io_uring whose requests a thread of the kernel's takes (SQPOLL), one on a CPU of its own, one of one thread, used before, idle: counts go on, it takes requests without a call while it is awake, and sleeps";
 static const char *usage = "  --what epoll|attached|limited    what is refused: a ring in an epoll set, two with one thread, a limit of the address space\n";
 
-static const char *what;
 static pthread_t issuer;
 static pthread_barrier_t turn;
-static int own_option(const char *name, const char *value) {
-    return !strcmp(name, "--what") && value ? what = value, 2 : 0;
-}
-static int (*option)(const char *, const char *) = own_option;
+static int (*option)(const char *, const char *) = what_option;
 
 static struct ring one, own, second;
 static int file[2]; // a pipe
