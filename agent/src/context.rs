@@ -152,10 +152,11 @@ impl Context {
         crate::arch::is_resuming(rip) || self.words[RAX] == RESTART_SYSCALL as u64 && unsafe { is_syscall(rip) }
     }
 
-    /// It will be issued again, if that is all there is to do.
+    /// It will be issued again, where no call of ours may be made: with its whole time, if only `restart_syscall` knows what is left.
     pub fn again_if(&mut self, call: Option<i64>) {
-        if let (Onward::Again | Onward::AgainWhole, Some(nr)) = (self.onward(call), call) {
-            self.again(nr);
+        match (self.onward(call), call) {
+            (Onward::Return, _) | (_, None | Some(RESTART_SYSCALL)) => {}
+            (_, Some(nr)) => self.again(nr),
         }
     }
 

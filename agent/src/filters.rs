@@ -35,8 +35,14 @@ pub unsafe extern "C" fn call(nr: u64, a: u64, b: u64, c: u64, d: u64, e: u64) -
         if !sets || !page::ready() {
             return syscall6(nr, [a, b, c, d, e, 0]);
         }
-        // in strict mode every call of ours would be the thread's end: so nobody is to call it from here on
-        let blocked = !filter && start::block_for_good();
+        // in strict mode every call of ours would be the thread's end: so nobody is to call it from here on. That is its own affair: the others' handlers go on as ever
+        if let Some(new) = if filter { None } else { start::block_for_good() } {
+            let r = syscall6(nr, [a, b, c, d, e, 0]);
+            if new && r != 0 {
+                start::unblock();
+            }
+            return r;
+        }
         if page::filters_begun().fetch_add(1, SeqCst) != page::filters_ended().load(SeqCst) {
             page::flags().fetch_or(AGENT_FILTERS_LOST, SeqCst);
         }
@@ -46,9 +52,6 @@ pub unsafe extern "C" fn call(nr: u64, a: u64, b: u64, c: u64, d: u64, e: u64) -
             keep(c, flags as u32);
         }
         page::filters_ended().fetch_add(1, SeqCst);
-        if blocked && r != 0 {
-            start::unblock();
-        }
         r
     }
 }

@@ -417,7 +417,7 @@ macro_rules! exec {
             /// As libc's.
             pub unsafe extern "C" fn $name($($arg: u64),*) -> i32 {
                 let were = triggers::before_exec();
-                let blocked = start::block_for_good();
+                let blocked = start::block_for_good() == Some(true);
                 let r = match real::$name.get() {
                     0 => result(ENOSYS) as i32,
                     // SAFETY: the C library's function of that name, with the caller's arguments.

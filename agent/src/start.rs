@@ -88,9 +88,9 @@ pub unsafe fn start() {
     }
 }
 
-/// Blocks the agent's signal in this thread, unless no call but the program's own may be made; whether it was not blocked before.
-pub fn block_for_good() -> bool {
-    page::ready() && !page::must_not_call() && mask(SIG_BLOCK) & OWN == 0
+/// Blocks the agent's signal in this thread; whether it was not blocked before. None: it is not blocked, for no call but the program's own may be made.
+pub fn block_for_good() -> Option<bool> {
+    (page::ready() && !page::must_not_call()).then(|| mask(SIG_BLOCK) & OWN == 0)
 }
 
 /// Lets the agent's signal come to this thread.

@@ -19,6 +19,9 @@ pub fn cases() -> Vec<Case> {
         root("launched", launched);
         all.extend(Case::each(&format!("seccomp_strict/{what}-refused"), move |bed| refused(bed, what)));
     }
+    let mode = |bed: &mut Bed| come_and_go(bed, "strict");
+    all.push(Case::new("seccomp_strict/come-and-go", Who::Root, mode));
+    all.extend(Case::each("seccomp_strict/filters-come-and-go", |bed| come_and_go(bed, "filter")));
     all
 }
 
@@ -100,6 +103,26 @@ fn refused(bed: &mut Bed, what: &str) -> Result<()> {
         bed.ctl(&["checkpoint", &session, "--door", door])?.refused(3, words)?;
         if !root || door == "agent" {
             bed.ctl(&["checkpoint", &session, "--door", door, RISK, "--kill"])?.refused(3, words)?;
+        }
+        unharmed::family(target.pid)?;
+    }
+    target.prove(bed).map(drop)
+}
+
+/// By the agent alone, of threads that go into the mode or set a filter, and end: refused where one has just done so. Neither those nor the others' calls are harmed.
+fn come_and_go(bed: &mut Bed, what: &str) -> Result<()> {
+    const ENOUGH: usize = 20;
+    let mut target = Start::program("seccomp_flaps").args(["--what", what]).door(Door::Launched).agent().ready(bed)?;
+    let mut checkpoint = vec!["checkpoint".to_owned(), target.session.clone(), "--door".into(), "agent".into()];
+    checkpoint.extend((what == "strict").then(|| RISK.to_owned()));
+    let (mut made, mut refused) = (0, 0);
+    while made == 0 || refused == 0 || made + refused < ENOUGH {
+        let said = bed.ctl(&checkpoint)?;
+        if said.code() == 0 {
+            made += 1;
+        } else {
+            said.refused(3, &["cannot checkpoint", "seccomp", " restricts it, and ", " could kill it: ", "; "])?;
+            refused += 1;
         }
         unharmed::family(target.pid)?;
     }

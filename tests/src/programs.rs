@@ -25,7 +25,7 @@ pub struct Variant {
     pub alike: bool,
 }
 
-/// Not rows of the matrix: `six`, `restricted`, `fd_external` and `fd_shared` are to be refused, `thr_named` too, with new PIDs; `heartbeat` measures, `api` does as it is told, `seccomp` and `thr_seccomp` need the agent or root, `seccomp_strict` root and an option, `mem_hugetlb`, `mem_hugeshared`, `mem_hugeshm` and the trees of those huge pages. They have cases of their own,
+/// Not rows of the matrix: `six`, `restricted`, `fd_external` and `fd_shared` are to be refused, `thr_named` too, with new PIDs; `heartbeat` measures, `api` does as it is told, `seccomp` and `thr_seccomp` need the agent or root, `seccomp_strict` root and an option, `seccomp_flaps` is refused at some moments, `mem_hugetlb`, `mem_hugeshared`, `mem_hugeshm` and the trees of those huge pages. They have cases of their own,
 /// by both doors (`Case::by_both_doors`) but for `thr_code32`, which is static: its like with a loader is `thr_code32_dynamic`.
 const APART: &[&str] = &[
     "six",
@@ -42,6 +42,7 @@ const APART: &[&str] = &[
     "seccomp",
     "thr_seccomp",
     "seccomp_strict",
+    "seccomp_flaps",
     "calls",
     "clones",
     "mem_hugetlb",

@@ -83,6 +83,7 @@ pub struct AgentPage {
     /// Threads, beside the first, that have an alternate signal stack of the agent's.
     pub covered: u32,
     /// How often the program has begun to set a seccomp filter, by a function of libc. The handler makes no call if these are others than its recorder knows.
+    /// Strict mode counts only where the thread could not block the signal before.
     pub filters_begun: u32,
     /// What the program has set for the signal: handler, flags, mask.
     pub action: [u64; 3],

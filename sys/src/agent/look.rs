@@ -122,7 +122,7 @@ pub(super) fn present(pid: i32) -> Result<Present, Absent> {
 
 /// That its seccomp filters are known, and let its agent's calls through.
 fn filters(mem: &RemoteMem, status: &Status) -> Result<u32, Absent> {
-    if status.seccomp == Some(1) {
+    if is_strict(status) {
         return Err(Absent::Seccomp("its mode is strict".into()));
     }
     let kept = seccomp::kept_in(Some(mem), status.pid, status.seccomp != Some(2))
@@ -233,6 +233,17 @@ pub(super) fn signal_bit() -> u64 {
 /// Whether a thread blocks the agent's signal at the moment; an error if it has ended.
 pub(super) fn blocks(pid: i32, tid: i32) -> procfs::Result<bool> {
     Ok(blocks_then(&procfs::status::read_task(pid, tid)?))
+}
+
+/// Whether it is in strict seccomp mode.
+fn is_strict(s: &Status) -> bool {
+    s.seccomp == Some(1)
+}
+
+/// Why a thread that does not come never will: it has gone into strict seccomp mode since it was looked at.
+pub(super) fn never_comes(pid: i32, tid: i32) -> Option<Absent> {
+    let s = procfs::status::read_task(pid, tid).ok()?;
+    is_strict(&s).then(|| Absent::Seccomp(format!("the mode of thread {tid} is strict")))
 }
 
 /// Whether it did when that was read.

@@ -223,6 +223,8 @@ impl First {
                     // it has executed another program, to which the call is nothing
                     None if mem.is_some_and(|mem| !look::has_page(mem)) => return Err(Absent::None.into()),
                     None if look::is_dispatched(pid) => return Err(Absent::Dispatched.into()),
+                    None if is_setting(pid, call.filters) => return Err(setting().into()),
+                    None if look::never_comes(pid, server).is_some() => break None,
                     None if began.elapsed() > LIMIT => return Err(late(pid, server).into()),
                     None => {}
                 }
@@ -239,6 +241,15 @@ impl First {
             };
         }
     }
+}
+
+/// Whether the program has begun to set a filter that it was not told of ([`AgentInfo::filters`]): then nobody comes any more.
+fn is_setting(pid: i32, told: u32) -> bool {
+    seccomp::begun(pid).is_some_and(|begun| begun != told & !NO_VM_READV)
+}
+
+fn setting() -> Absent {
+    Absent::Seccomp("it is setting a filter at this moment".into())
 }
 
 /// Why a thread that was called has not come.
@@ -306,6 +317,9 @@ fn look_once(
             // it has executed another program, which has no agent and keeps it blocked
             if !look::has_page(mem) {
                 return Err(Absent::None);
+            }
+            if let Some(why) = look::never_comes(pid, *tid) {
+                return Err(why);
             }
             if Instant::now() > until {
                 return Err(Absent::Blocks(*tid));
@@ -400,11 +414,14 @@ impl Quiesced {
             if !self.readable()? {
                 wanted.retain(|t| procfs::stat::read_task(self.pid, *t).is_ok_and(|s| !s.state.is_ended()));
                 // then nobody else will come
-                if seccomp::begun(self.pid) != self.filters & !NO_VM_READV {
-                    return Err(Absent::Seccomp("it is setting a filter at this moment".into()));
+                if is_setting(self.pid, self.filters) {
+                    return Err(setting());
                 }
                 if look::is_dispatched(self.pid) {
                     return Err(Absent::Dispatched);
+                }
+                if let Some(why) = look::never_comes(self.pid, first) {
+                    return Err(why);
                 }
                 if wanted.contains(&first) && Instant::now() > end {
                     return Err(late(self.pid, first));

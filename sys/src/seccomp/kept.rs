@@ -105,9 +105,9 @@ fn whose(kept: &[Filter], counts: &[(i32, Option<u32>)]) -> Result<Chains, Unkno
     Ok(chains)
 }
 
-/// How often the program has begun to set a filter, as far as its agent has seen.
-pub fn begun(pid: i32) -> u32 {
-    RemoteMem::open(pid).ok().and_then(|mem| page(&mem)).map_or(0, |p| p.begun)
+/// How often the program has begun to set a filter, as far as its agent has seen. None: it has no agent, or has ended.
+pub fn begun(pid: i32) -> Option<u32> {
+    RemoteMem::open(pid).ok().and_then(|mem| page(&mem)).map(|p| p.begun)
 }
 
 struct Page {
