@@ -176,7 +176,7 @@ pub fn inspect(handle: &CheckpointHandle) -> Result<Summary> {
             .map(|t| (t.tid, sys::syscalls::name(t.restarted_call)))
             .collect(),
         seccomp_filters: image.threads.iter().map(|t| image.filters_of(t.tid).len()).max().unwrap_or(0),
-        strict_seccomp: tree.all.iter().flat_map(|i| &i.threads).filter(|t| t.strict_seccomp).count(),
+        strict_seccomp: tree.all.iter().map(|i| i.strict.len()).sum(),
         mappings: vmas.len(),
         mapped_bytes: vmas.iter().filter(mapped).map(|v| v.end - v.start).sum(),
         recorded_bytes: image.memory.pages.iter().map(|r| r.pages * page).sum(),

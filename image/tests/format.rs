@@ -45,6 +45,7 @@ fn the_tables_have_the_values_of_the_code() {
     code.push(("SECTION_SHARES", dormouse_image::v1::SECTION_SHARES.into()));
     code.push(("SECTION_APART", dormouse_image::v1::SECTION_APART.into()));
     code.push(("SECTION_CGROUPS", dormouse_image::v1::SECTION_CGROUPS.into()));
+    code.push(("SECTION_STRICT", dormouse_image::v1::SECTION_STRICT.into()));
     code.push(("SECTION_USERS", dormouse_image::v1::SECTION_USERS.into()));
     code.push(("SECTION_SHARED_MEMORY", dormouse_image::v1::SECTION_SHARED_MEMORY.into()));
     code.push(("SECTION_ENDED", dormouse_image::v1::SECTION_ENDED.into()));

@@ -13,12 +13,12 @@ use image::v1::files::Files;
 use image::v1::keys::{Keys, On};
 use image::v1::process::Thread;
 use image::v1::rights::Rights;
-use image::v1::seccomp::{Apart, Filter};
+use image::v1::seccomp::{Apart, Filter, Strict};
 use image::v1::sysvipc::SysvIpc;
 use image::v1::tree::{Member, Tree};
 use image::v1::{self, memory::Memory, meta::Meta};
 use image::{ManifestWriter, PackRef};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::clock::Clocks;
@@ -98,6 +98,8 @@ pub(super) struct Recorder {
     filters: Vec<Filter>,
     /// Those of threads that have others.
     apart: Vec<(i32, Vec<Filter>)>,
+    /// Its threads in strict mode.
+    strict: Vec<i32>,
     keys: super::keys::Asked,
     /// Its mappings with memory protection keys.
     keyed: Vec<On>,
@@ -111,6 +113,8 @@ impl Recorder {
             (snapshot.shared_pending, snapshot.thread_pending) = (p.shared, p.threads);
         }
         let (mut threads, pending) = threads::all(&seen, &snapshot, &obs.survey.threads);
+        let strict: BTreeSet<i32> = obs.survey.threads.values().filter(|f| f.strict).map(|f| f.inner_tid).collect();
+        let strict = threads.iter().map(|t| t.tid).filter(|tid| strict.contains(tid)).collect();
         if obs.survey.ended.is_some() {
             threads.insert(0, threads::ended(seen.process.pid, obs.survey.threads.get(&obs.survey.pid)));
         }
@@ -135,6 +139,7 @@ impl Recorder {
             door,
             filters,
             apart,
+            strict,
             keys: obs.keys,
             keyed: Vec::new(),
             before: obs.smaps.into_owned(),
@@ -329,6 +334,7 @@ pub(super) fn publish(
     }
     let mut apart = Apart::default();
     all.iter().flat_map(|r| &r.apart).for_each(|(tid, chain)| apart.add(*tid, chain));
+    let strict_mode = Strict { threads: all.iter().flat_map(|r| r.strict.clone()).collect() };
     let states = all.iter().flat_map(|r| &r.threads);
     let ipc = super::sysvipc::kept(&common, states, &all[0].attempted, &mut reported)?;
     strict::check(o, &all[0].attempted, || reported.clone())?;
@@ -382,6 +388,9 @@ pub(super) fn publish(
     }
     if !apart.threads.is_empty() {
         m.write_section(v1::SECTION_APART, v1::VERSION, true, &apart)?;
+    }
+    if !strict_mode.threads.is_empty() {
+        m.write_section(v1::SECTION_STRICT, v1::VERSION, true, &strict_mode)?;
     }
     if !cgroups.is_empty() {
         // a build that does not know it leaves each in the restoring command's, as it would without

@@ -306,6 +306,5 @@ fn thread(t: &ThreadState, signal: Pending, f: &Facts, told: &Told) -> Thread {
         mempolicy: told.mempolicy(),
         pending: Vec::new(),
         restarted_call: sys::restart::whole_time_again(&t.regs).filter(|_| again).unwrap_or(-1),
-        strict_seccomp: f.strict,
     }
 }

@@ -7,13 +7,12 @@ use ::image::v1::ended::First;
 use ::image::v1::files::{Content, Fd, Files, Lock, OpenFile};
 use ::image::v1::keys::Keys;
 use ::image::v1::rights::Rights;
+use ::image::v1::seccomp::{Apart, Filter, Strict};
 use ::image::v1::shares::{Memory as SharedMemory, Shares};
 use ::image::v1::sysvipc::SysvIpc;
 use ::image::v1::tree::{Member, Tree as Section, Zombie};
 use ::image::v1::users::Users;
-use ::image::v1::{
-    self, memory::Memory, meta::Meta, objects, process::Process, process::Thread, seccomp::Apart, seccomp::Filter,
-};
+use ::image::v1::{self, memory::Memory, meta::Meta, objects, process::Process, process::Thread};
 use ::image::{CheckpointHandle, PAGE_SIZE};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,6 +74,8 @@ pub struct Image<'a> {
     pub filters: Vec<Filter>,
     /// Those of threads that have others, by TID.
     pub apart: BTreeMap<i32, Vec<Filter>>,
+    /// Its threads in strict seccomp mode, by TID.
+    pub strict: BTreeSet<i32>,
     /// Its memory protection keys.
     pub keys: Option<Keys>,
     /// The control groups that it was in; none: the root of each hierarchy.
@@ -128,6 +129,8 @@ impl<'a> Tree<'a> {
         let mut rights: BTreeMap<i32, Rights> = rights.into_iter().map(|r| (r.tid, r)).collect();
         let apart: Apart = handle.manifest().read_section(v1::SECTION_APART)?.unwrap_or_default();
         let mut apart = chains(&apart).map_err(damaged)?;
+        let strict: Strict = handle.manifest().read_section(v1::SECTION_STRICT)?.unwrap_or_default();
+        let mut strict: BTreeSet<i32> = strict.threads.into_iter().collect();
         let cgroups: Vec<Cgroups> = handle.manifest().read_section(v1::SECTION_CGROUPS)?.unwrap_or_default();
         let users: Vec<Users> = handle.manifest().read_section(v1::SECTION_USERS)?.unwrap_or_default();
         let mut tree = Tree { all: Vec::new(), zombies: rest.zombies, ipc, shared: Groups::default(), users };
@@ -137,8 +140,10 @@ impl<'a> Tree<'a> {
             let ended = ended.iter().find(|e| e.pid == m.process.pid).map(|e| e.status);
             let own = m.threads.iter().filter_map(|t| Some((t.tid, rights.remove(&t.tid)?)));
             let filters = m.threads.iter().filter_map(|t| Some((t.tid, apart.remove(&t.tid)?)));
+            let modes = m.threads.iter().map(|t| t.tid).filter(|tid| strict.remove(tid));
             tree.all.push(Image {
                 handle,
+                strict: modes.collect(),
                 ended,
                 rights: own.collect(),
                 apart: filters.collect(),
@@ -165,6 +170,9 @@ impl<'a> Tree<'a> {
         if let Some(tid) = apart.keys().next() {
             return Err(damaged(format!("seccomp filters of thread {tid}, which is not in it, make no sense")));
         }
+        if let Some(tid) = strict.first() {
+            return Err(damaged(format!("strict seccomp mode of thread {tid}, which is not in it, makes no sense")));
+        }
         for image in &mut tree.all {
             let pid = image.process.pid;
             let Some(leader) = image.threads.iter().position(|t| t.tid == pid) else {
@@ -180,12 +188,8 @@ impl<'a> Tree<'a> {
             if image.apart.contains_key(&pid) {
                 return Err(damaged(format!("other seccomp filters of process {pid} than its own make no sense")));
             }
-            let both = |t: &&Thread| t.strict_seccomp && !image.filters_of(t.tid).is_empty();
-            if let Some(t) = image.threads.iter().find(both) {
-                return Err(damaged(format!(
-                    "seccomp filters and strict mode of thread {} make no sense together",
-                    t.tid
-                )));
+            if let Some(tid) = image.strict.iter().find(|tid| !image.filters_of(**tid).is_empty()) {
+                return Err(damaged(format!("seccomp filters and strict mode of thread {tid} make no sense together")));
             }
             sense(&image.process, &image.threads, &image.memory, &image.files).map_err(damaged)?;
         }

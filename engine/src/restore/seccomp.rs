@@ -199,7 +199,7 @@ pub fn prepare(p: &Puppet, image: &Image<'_>) -> Step<SetFilters> {
     let calls = put(&image.filters, &plan.leader);
     let mut threads: BTreeMap<usize, Vec<SetFilter>> =
         plan.own.iter().map(|(i, (filters, s))| (*i, put(filters, s))).collect();
-    let is_strict = |i: usize| image.threads[i].strict_seccomp;
+    let is_strict = |i: usize| image.strict.contains(&image.threads[i].tid);
     for i in (1..image.threads.len()).filter(|i| is_strict(*i)) {
         threads.entry(i).or_default().push(STRICT);
     }

@@ -54,6 +54,8 @@ pub const SECTION_SHARES: u32 = 27;
 pub const SECTION_APART: u32 = 28;
 /// Section: `Vec<cgroup::Cgroups>`, of each process that is in any but the root; not required, and not there if none is.
 pub const SECTION_CGROUPS: u32 = 29;
+/// Section: [`seccomp::Strict`]; not there if no thread is.
+pub const SECTION_STRICT: u32 = 30;
 /// Section: `Vec<users::Users>`; not there if all processes are in the user namespace that the recorder took for the program's surroundings.
 pub const SECTION_USERS: u32 = 31;
 /// Section: `Vec<shares::Memory>`, of each process that has the memory of an earlier one; not there if none does.
@@ -76,6 +78,7 @@ pub const KNOWN: &[u32] = &[
     SECTION_SHARES,
     SECTION_APART,
     SECTION_CGROUPS,
+    SECTION_STRICT,
     SECTION_USERS,
     SECTION_SHARED_MEMORY,
 ];

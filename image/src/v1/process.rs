@@ -149,7 +149,4 @@ pub struct Thread {
     pub pending: Vec<ByteBuf>,
     /// Which call it was in, if its time-out starts again as a whole: number, else -1.
     pub restarted_call: i64,
-    /// It is in strict seccomp mode (SECCOMP_MODE_STRICT).
-    #[serde(default)]
-    pub strict_seccomp: bool,
 }

@@ -1,4 +1,4 @@
-//! Seccomp filters, seccomp(2): those of a process, and of threads that have others. Each section is there only where there are any.
+//! Seccomp, seccomp(2): the filters of a process, and of threads that have others, and strict mode. Each section is there only where there are any.
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -30,6 +30,14 @@ pub struct Chain {
     pub tid: i32,
     /// All that it has, the oldest first: places in [`Apart::filters`].
     pub filters: Vec<u32>,
+}
+
+/// Threads in strict mode (SECCOMP_MODE_STRICT), of all processes. They have no filters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Strict {
+    /// TIDs in the innermost PID namespace.
+    pub threads: Vec<i32>,
 }
 
 impl Apart {
