@@ -29,6 +29,7 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
     }
     all.extend(Case::each("own-trigger/dropped", dropped));
     all.extend(Case::each("own-trigger/static", not_there));
+    all.extend(Case::each("own-trigger/filtered", filtered));
     for v in programs::variants(stage)?.into_iter().filter(|v| v.program == "blocked" && !v.refusable) {
         let call = v.args[1].clone();
         // it has to end while we wait
@@ -296,4 +297,22 @@ fn blocked(bed: &mut Bed, call: &str, timed: bool) -> Result<()> {
     }
     unharmed::entirely(job.pid)?;
     job.prove(bed)
+}
+
+/// One that has seccomp filters, so that its agent may make no call of its own: the signal is nothing to it, and ends none of its sleeps.
+fn filtered(bed: &mut Bed) -> Result<()> {
+    let mut job = Line::program(bed, Mode::Detached, AGENT, &["seccomp_flaps", "--what", "filter"])?.ready(bed)?;
+    let status = |of: String| fs::read_to_string(format!("/proc/{}/{of}status", job.pid)).unwrap_or_default();
+    run::until("a filter", LIMIT, || {
+        let all =
+            fs::read_dir(format!("/proc/{}/task", job.pid))?.filter_map(|t| t.ok()?.file_name().into_string().ok());
+        Ok(all.map(|tid| status(format!("task/{tid}/"))).any(|s| s.contains("Seccomp:\t2")))
+    })?;
+    for _ in 0..50 {
+        to_program(&job, USR2)?;
+        run::until("the signal to come", LIMIT, || Ok(status(String::new()).contains("ShdPnd:\t0000000000000000")))?;
+    }
+    job.prove(bed)?;
+    ensure!(store::numbers(bed, "job").is_empty(), "a checkpoint was made: {}", job.said());
+    Ok(())
 }
