@@ -427,7 +427,7 @@ macro_rules! exec {
                     },
                 };
                 if blocked && !page::must_not_call() {
-                    start::unblock();
+                    start::unblock(start::OWN);
                 }
                 triggers::no_exec(were);
                 r

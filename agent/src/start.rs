@@ -76,7 +76,7 @@ pub unsafe fn start() {
         if !handle(AGENT_SIGNAL, entry) {
             return unmap(AGENT_PAGE, LEN);
         }
-        unblock();
+        unblock(OWN);
         stacks::install(stacks::first());
         let page = page::at();
         (*page).version = wire::WIRE_VERSION as u32;
@@ -90,23 +90,34 @@ pub unsafe fn start() {
 
 /// Blocks the agent's signal in this thread; whether it was not blocked before. None: it is not blocked, for no call but the program's own may be made.
 pub fn block_for_good() -> Option<bool> {
-    (page::ready() && !page::must_not_call()).then(|| mask(SIG_BLOCK) & OWN == 0)
+    block(|| OWN).map(|were| were != 0)
 }
 
-/// Lets the agent's signal come to this thread.
-pub fn unblock() {
-    mask(SIG_UNBLOCK);
+/// Blocks the agent's signal and the triggers in this thread; gives those that were not. None: as above.
+pub fn block_all_for_good() -> Option<u64> {
+    block(|| page::ours_of(u64::MAX))
+}
+
+fn block(signals: impl FnOnce() -> u64) -> Option<u64> {
+    (page::ready() && !page::must_not_call()).then(|| {
+        let signals = signals();
+        signals & !mask(SIG_BLOCK, signals)
+    })
+}
+
+/// Lets these signals come to this thread.
+pub fn unblock(signals: u64) {
+    mask(SIG_UNBLOCK, signals);
 }
 
 /// The agent's signal in a mask.
-const OWN: u64 = 1 << (AGENT_SIGNAL - 1);
+pub const OWN: u64 = 1 << (AGENT_SIGNAL - 1);
 
-/// Blocks the agent's signal, or does not any more; gives the mask as it was.
-fn mask(how: u64) -> u64 {
+/// Blocks signals, or does not any more; gives the mask as it was.
+fn mask(how: u64, signals: u64) -> u64 {
     let mut old = 0u64;
-    let own = OWN;
     // SAFETY: the kernel reads a mask and writes one (a word each).
-    unsafe { syscall6(SYS_RT_SIGPROCMASK, [how, &raw const own as u64, &raw mut old as u64, 8, 0, 0]) };
+    unsafe { syscall6(SYS_RT_SIGPROCMASK, [how, &raw const signals as u64, &raw mut old as u64, 8, 0, 0]) };
     old
 }
 

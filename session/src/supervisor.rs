@@ -467,7 +467,8 @@ fn ends_by_itself(pid: i32) -> bool {
         let exe = |who: &str| std::fs::metadata(format!("/proc/{who}/exe")).ok().map(|m| (m.dev(), m.ino()));
         exe(&pid.to_string()).is_some_and(|its| Some(its) == exe("self"))
     };
-    sys::procfs::is_ending(pid) || ours() || vma_at::read(pid, sys::inject::HOME).is_ok_and(|vma| vma.is_some())
+    // In this order: one that begins to end meanwhile has neither executable nor memory any more.
+    ours() || vma_at::read(pid, sys::inject::HOME).is_ok_and(|vma| vma.is_some()) || sys::procfs::is_ending(pid)
 }
 
 /// How a session ended, in words.

@@ -30,6 +30,7 @@ pub fn cases(stage: &Stage) -> Result<Vec<Case>> {
     all.extend(Case::each("own-trigger/dropped", dropped));
     all.extend(Case::each("own-trigger/static", not_there));
     all.extend(Case::each("own-trigger/filtered", filtered));
+    all.extend(Case::each("own-trigger/strict", strict));
     for v in programs::variants(stage)?.into_iter().filter(|v| v.program == "blocked" && !v.refusable) {
         let call = v.args[1].clone();
         // it has to end while we wait
@@ -315,4 +316,11 @@ fn filtered(bed: &mut Bed) -> Result<()> {
     job.prove(bed)?;
     ensure!(store::numbers(bed, "job").is_empty(), "a checkpoint was made: {}", job.said());
     Ok(())
+}
+
+/// A thread in strict seccomp mode would be killed for the first call that a trigger makes in it: none comes to it.
+fn strict(bed: &mut Bed) -> Result<()> {
+    let line = ["seccomp_flaps", "--what", "signalled"];
+    let mut job = Line::program(bed, Mode::Detached, AGENT, &line)?.ready(bed)?;
+    job.prove(bed)
 }

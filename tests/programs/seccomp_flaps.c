@@ -5,17 +5,19 @@
 #include <sys/prctl.h>
 
 static const char *about = "threads that go into strict seccomp mode, or set a filter, and end, one after the other: none is killed, and no call of another's is interrupted";
-static const char *usage = "  --what strict|filter\n";
+static const char *usage = "  --what strict|filter|signalled   signalled: strict ones, which are sent SIGUSR2\n";
 static const char *what = "strict";
 static int (*option)(const char *, const char *) = what_option;
 
 static volatile int made, ended;
+static volatile pid_t worker;
 static volatile bool stop;
 static pthread_t maker;
 
 static void *restricted(void *unused) {
     (void)unused;
-    if (!strcmp(what, "strict")) {
+    worker = tid_now();
+    if (strcmp(what, "filter")) {
         MUST(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0));
     } else {
         struct sock_filter all = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
@@ -34,6 +36,11 @@ static void *make(void *unused) {
         pthread_t t;
         MUST0(pthread_create(&t, NULL, restricted, NULL));
         made++;
+        while (!strcmp(what, "signalled") && ended < made && !stop) {
+            if (worker) syscall(SYS_tgkill, getpid(), worker, SIGUSR2);
+            sched_yield();
+        }
+        worker = 0;
         pthread_join(t, NULL);
         sleep_ms(1);
     }

@@ -3,6 +3,7 @@
 //! Needs ptrace read access. stat follows the link in the kernel: it opens nothing, but may wait for a
 //! dead network or FUSE file system.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 
@@ -144,9 +145,25 @@ pub fn read(pid: Pid, fd: i32) -> Result<Fd> {
     entry_in(&handle, fd).map_err(|e| ReadError::io("readlink", &dir.join(fd.to_string()), e.into()))
 }
 
+/// Link and stat are of one file: they are two looks, between which the number may become another's. A file that is renamed has another link, too.
 fn entry_in(dir: &File, fd: i32) -> std::result::Result<Fd, Errno> {
+    const TRIES: usize = 100;
     let name = fd.to_string();
-    let target = readlinkat(dir, name.as_str())?.into_vec();
+    let link = || readlinkat(dir, name.as_str()).map(OsString::into_vec);
+    let mut entry = one_look(dir, fd, link()?);
+    for _ in 0..TRIES {
+        let now = link()?;
+        // a stat of what was closed for a moment fails; so it does on a file system (FUSE, NFS) that forgot a file which is still open
+        if now == entry.target && entry.stat != Err(libc::ENOENT) {
+            break;
+        }
+        entry = one_look(dir, fd, now);
+    }
+    Ok(entry)
+}
+
+fn one_look(dir: &File, fd: i32, target: Vec<u8>) -> Fd {
+    let name = fd.to_string();
     let stat = match fstatat(dir, name.as_str(), AtFlags::empty()) {
         Ok(st) => Ok(FdStat {
             dev: Dev::from_stat(st.st_dev),
@@ -156,11 +173,7 @@ fn entry_in(dir: &File, fd: i32) -> std::result::Result<Fd, Errno> {
             nlink: st.st_nlink,
             size: st.st_size,
         }),
-        Err(e) => {
-            // Closed meanwhile, or a file system (FUSE, NFS) that forgot a file which is still open.
-            readlinkat(dir, name.as_str())?;
-            Err(e as i32)
-        }
+        Err(e) => Err(e as i32),
     };
-    Ok(Fd { fd, target, stat })
+    Fd { fd, target, stat }
 }
