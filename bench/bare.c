@@ -3,6 +3,8 @@
 //   bare seize PID N      N times: seize, interrupt, wait, registers and detach of all threads of a process, ms each
 //   bare park THREADS     for each line on stdin: the threads, asleep, are signalled one by one, wait in the handler until a fork has been made, and are
 //                         woken; ms that the thread was in it that was in it longest, and ms from the first signal to the last thread's leaving
+//   bare tree PROCESSES   for each line on stdin: so many processes, asleep, are signalled one by one; when all wait in the handler all fork, and go on; ms from
+//                         the first signal until the last one goes on
 //   bare publish DIR PACK MANIFEST N   N times: the files and folders of one checkpoint written, fsync'ed and renamed, ms each
 //   bare write FILE MIB   so much incompressible memory written and fsync'ed, ms
 #define _GNU_SOURCE
@@ -18,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -132,6 +135,62 @@ static int bare_park(int n) {
     }
     return 0;
 }
+static struct { int parked, forked, turn, left; } *tree; // shared; turn: an odd one lets them fork, an even one go on
+static long shared_futex(int *at, int op, int value) { return syscall(SYS_futex, at, op, value, NULL, NULL, 0); }
+static void until_turn(int turn) {
+    for (int now; (now = __atomic_load_n(&tree->turn, __ATOMIC_SEQ_CST)) < turn;) shared_futex(&tree->turn, FUTEX_WAIT, now);
+}
+static void count(int *at, int n) { // who is the last wakes the one that waits for all
+    if (__atomic_add_fetch(at, 1, __ATOMIC_SEQ_CST) == n) shared_futex(at, FUTEX_WAKE, 1);
+}
+static void until_all(int *at, int n) {
+    for (int now; (now = __atomic_load_n(at, __ATOMIC_SEQ_CST)) < n;) shared_futex(at, FUTEX_WAIT, now);
+}
+static int members;
+static void forks(int signal) {
+    (void)signal;
+    int turn = __atomic_load_n(&tree->turn, __ATOMIC_SEQ_CST) + 1;
+    count(&tree->parked, members);
+    until_turn(turn);
+    if (!MUST(fork())) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        until_turn(turn + 1);
+        _exit(0);
+    }
+    count(&tree->forked, members);
+    until_turn(turn + 1);
+    count(&tree->left, members);
+}
+static int bare_tree(int n) {
+    members = n;
+    tree = mmap(NULL, sizeof *tree, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    pid_t *all = calloc(n, sizeof *all);
+    struct sigaction a = {.sa_handler = forks, .sa_flags = SA_RESTART}, ignored = {.sa_handler = SIG_IGN};
+    MUST(sigaction(SIGUSR1, &a, NULL));
+    for (int i = 0; i < n; i++) {
+        if ((all[i] = MUST(fork()))) continue;
+        MUST(sigaction(SIGCHLD, &ignored, NULL));
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        memset(malloc(100000), i, 100000);
+        count(&tree->left, n);
+        for (;;) pause();
+    }
+    until_all(&tree->left, n);
+    puts("ready"), fflush(stdout);
+    while (getchar() != EOF) {
+        memset(tree, 0, sizeof *tree);
+        double began = ms();
+        for (int i = 0; i < n; i++) MUST(kill(all[i], SIGUSR1));
+        until_all(&tree->parked, n);
+        __atomic_store_n(&tree->turn, 1, __ATOMIC_SEQ_CST), shared_futex(&tree->turn, FUTEX_WAKE, n);
+        until_all(&tree->forked, n);
+        __atomic_store_n(&tree->turn, 2, __ATOMIC_SEQ_CST), shared_futex(&tree->turn, FUTEX_WAKE, 2 * n);
+        until_all(&tree->left, n);
+        printf("%.3f\n", ms() - began), fflush(stdout);
+    }
+    return 0;
+}
+
 static void write_synced(const char *path, const char *from, size_t len) {
     int fd = MUST(open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     for (ssize_t n; len; from += n, len -= n) n = MUST(write(fd, from, len < 1 << 20 ? len : 1 << 20));
@@ -179,6 +238,7 @@ int main(int argc, char **argv) {
     if (argc >= 3 && !strcmp(argv[1], "fork")) return bare_fork(atoi(argv[2]), argc > 3);
     if (argc == 4 && !strcmp(argv[1], "seize")) return bare_seize(atoi(argv[2]), atoi(argv[3]));
     if (argc == 3 && !strcmp(argv[1], "park")) return bare_park(atoi(argv[2]));
+    if (argc == 3 && !strcmp(argv[1], "tree")) return bare_tree(atoi(argv[2]));
     if (argc == 6 && !strcmp(argv[1], "publish")) return bare_publish(argv[2], atol(argv[3]), atol(argv[4]), atoi(argv[5]));
     if (argc == 4 && !strcmp(argv[1], "write")) return bare_write(argv[2], atoi(argv[3]));
     fputs("usage: bare fork|seize|park|publish|write ... (bare.c)\n", stderr);

@@ -7,6 +7,8 @@ use image::v1::memory::{MappedFile, BACKING_FILE_PRIVATE, BACKING_FILE_SHARED};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use sys::procfs::cgroup::Membership;
+use sys::procfs::limits::Limits;
 
 /// What the check of a restorable image found.
 #[derive(Debug)]
@@ -76,10 +78,11 @@ const BY_MEMORY: [usize; 2] = [6, 11];
 
 /// Checks everything.
 pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Checked> {
-    let rights = Rights::own();
+    let here = Here::look();
+    let rights = &here.rights;
     let mut reasons = family::check(tree);
     let mut all = Checked { pids: o.pids, notes: Vec::new() };
-    match decide(tree, o.pids, &rights) {
+    match decide(tree, o.pids, rights) {
         Ok((pids, note)) => {
             all.notes.extend(note);
             all.pids = pids;
@@ -89,7 +92,7 @@ pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Che
     for (i, image) in tree.all.iter().enumerate() {
         let foresee = depth == Depth::Try;
         let owner = &tree.all[tree.memory_of(i)];
-        let mut c = Check { image, owner, o, rights: rights.clone(), foresee, reasons: Vec::new(), notes: Vec::new() };
+        let mut c = Check { image, owner, o, here: &here, foresee, reasons: Vec::new(), notes: Vec::new() };
         c.process(all.pids, if i == 0 { depth } else { Depth::Look });
         // what stands in the way of several is said once, of the first
         let Check { reasons: own, notes, .. } = c;
@@ -102,7 +105,7 @@ pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Che
         let new: Vec<String> = notes.into_iter().filter(|n| !all.notes.contains(n)).collect();
         all.notes.extend(new.into_iter().map(|n| if i == 0 { n } else { format!("{}: {n}", family::name(image)) }));
     }
-    reasons.extend(crate::restore::sysvipc::check(&tree.ipc, &rights));
+    reasons.extend(crate::restore::sysvipc::check(&tree.ipc, rights));
     reasons.extend(crate::restore::hugetlb::check(tree));
     reasons.extend(crate::objects::uring_owners(tree));
     match reasons.is_empty() {
@@ -110,12 +113,35 @@ pub fn tree(tree: &Tree<'_>, o: &RestoreOptions<'_>, depth: Depth) -> Result<Che
         false => Err(Error { kind: Kind::Refused, attempted: format!("restore {}", o.what), reasons }),
     }
 }
+
+/// What is asked of this process and machine, once for all that are to be restored.
+struct Here {
+    rights: Rights,
+    limits: Option<Limits>,
+    /// None: it cannot be seen.
+    groups: Option<Vec<Membership>>,
+    pid_max: Option<i32>,
+}
+
+impl Here {
+    fn look() -> Here {
+        let own = std::process::id() as i32;
+        let pid_max = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
+        Here {
+            rights: Rights::own(),
+            limits: sys::procfs::limits::read(own).ok(),
+            groups: sys::procfs::cgroup::read(own).ok(),
+            pid_max: pid_max.and_then(|t| t.trim().parse().ok()),
+        }
+    }
+}
+
 struct Check<'a> {
     image: &'a Image<'a>,
     /// The process that has its memory: itself, if that is its own.
     owner: &'a Image<'a>,
     o: &'a RestoreOptions<'a>,
-    rights: Rights,
+    here: &'a Here,
     /// Also what a restore says when it has tried it.
     foresee: bool,
     reasons: Vec<Reason>,
@@ -139,19 +165,21 @@ impl Check<'_> {
         self.limits();
         self.cpu();
         self.kernel(pids);
-        self.reasons.extend(crate::restore::seccomp::check(self.image, self.rights.has(CAP_SYS_ADMIN)));
-        self.notes.extend(crate::restore::cgroup::notes(self.image, self.foresee));
+        self.reasons.extend(crate::restore::seccomp::check(self.image, self.here.rights.has(CAP_SYS_ADMIN)));
+        if let Some(own) = &self.here.groups {
+            self.notes.extend(crate::restore::cgroup::notes(self.image, own, self.foresee));
+        }
         if depth == Depth::Try {
             self.namespaces(pids);
             // a restore says what came of it
-            self.notes.extend(crate::restore::clock::foresee(&self.image.meta, pids, &self.rights));
+            self.notes.extend(crate::restore::clock::foresee(&self.image.meta, pids, &self.here.rights));
         }
     }
 
     /// User, group and capabilities of the program against ours.
     fn who(&mut self, pids: Pids) {
-        let own_users = pids == Pids::Private && !self.rights.may_make_namespaces();
-        self.reasons.extend(crate::restore::users::check(self.image, &self.rights, own_users, pids));
+        let own_users = pids == Pids::Private && !self.here.rights.may_make_namespaces();
+        self.reasons.extend(crate::restore::users::check(self.image, &self.here.rights, own_users, pids));
         self.notes.extend(crate::restore::users::notes(self.image, own_users));
         // in a user namespace of its own it has all that there are
         let within = own_users || self.image.users.is_some();
@@ -165,8 +193,9 @@ impl Check<'_> {
                 let remedy = "restore it as root, with these in the bounding set (setpriv, capsh)";
                 self.refuse("capabilities", format!("{who} {why} ({lacking:#x})"), remedy);
             }
-            let narrower =
-                p.caps[3] & crate::restore::creds::all_caps() & !if within { u64::MAX } else { self.bounding() };
+            let narrower = p.caps[3]
+                & crate::restore::creds::all_caps()
+                & !if within { u64::MAX } else { self.here.rights.bounding };
             if narrower != 0 {
                 let (who, what) = (self.named(p.tid), "which yours lacks: nothing that it executes can get them");
                 self.notes.push(format!("{who} had capabilities in its bounding set ({narrower:#x}) {what}"));
@@ -175,16 +204,11 @@ impl Check<'_> {
         self.notes.extend(crate::restore::seccomp::notes(self.image));
     }
 
-    /// Our own bounding set, which nobody can make larger.
-    fn bounding(&self) -> u64 {
-        sys::procfs::status::read(std::process::id() as i32).map_or(u64::MAX, |s| s.cap_bounding)
-    }
-
     /// Capabilities that can be made inheritable here, capabilities(7).
     fn may_inherit(&self) -> u64 {
-        let Ok(own) = sys::procfs::status::read(std::process::id() as i32) else { return 0 };
-        let by_permitted = if self.rights.has(CAP_SETPCAP) { u64::MAX } else { own.cap_permitted };
-        own.cap_inheritable | own.cap_bounding & by_permitted
+        let own = &self.here.rights;
+        let by_permitted = if own.has(CAP_SETPCAP) { u64::MAX } else { own.permitted };
+        own.inheritable | own.bounding & by_permitted
     }
 
     fn named(&self, tid: i32) -> String {
@@ -202,7 +226,7 @@ impl Check<'_> {
             all
         };
         let (own, process) = (sorted(&p.groups), sorted(&self.image.process.groups));
-        if own != process && (own_users || !self.rights.has(CAP_SETGID)) {
+        if own != process && (own_users || !self.here.rights.has(CAP_SETGID)) {
             let who = self.named(p.tid);
             let why =
                 format!("{who} has {own:?} and the program {process:?}, and you may not choose them (CAP_SETGID)");
@@ -213,14 +237,14 @@ impl Check<'_> {
     /// The same of one of its threads.
     fn who_of(&mut self, p: &image::v1::rights::Rights, own_users: bool) {
         let who = self.named(p.tid);
-        let other_user = p.uid != [self.rights.uid; 4];
-        let other_group = p.gid != [self.rights.gid; 4];
-        if other_user && (own_users || !self.rights.has(CAP_SETUID)) {
-            let why = format!("{who} runs as user {}, and you are user {}", p.uid[1], self.rights.uid);
+        let other_user = p.uid != [self.here.rights.uid; 4];
+        let other_group = p.gid != [self.here.rights.gid; 4];
+        if other_user && (own_users || !self.here.rights.has(CAP_SETUID)) {
+            let why = format!("{who} runs as user {}, and you are user {}", p.uid[1], self.here.rights.uid);
             self.refuse("user", why, format!("restore it as user {} or as root", p.uid[1]));
         }
-        if other_group && (own_users || !self.rights.has(CAP_SETGID)) {
-            let why = format!("{who} runs with group {}, and you have group {}", p.gid[1], self.rights.gid);
+        if other_group && (own_users || !self.here.rights.has(CAP_SETGID)) {
+            let why = format!("{who} runs with group {}, and you have group {}", p.gid[1], self.here.rights.gid);
             self.refuse("group", why, format!("restore it with group {} (newgrp, sg) or as root", p.gid[1]));
         }
         let permitted = p.caps[1];
@@ -230,8 +254,8 @@ impl Check<'_> {
             if !self.notes.contains(&note) {
                 self.notes.push(note);
             }
-        } else if permitted & !self.rights.permitted != 0 {
-            let lacking = permitted & !self.rights.permitted;
+        } else if permitted & !self.here.rights.permitted != 0 {
+            let lacking = permitted & !self.here.rights.permitted;
             let why = format!("{who} has capabilities that you have not ({lacking:#x})");
             self.refuse("capabilities", why, "restore it as root");
         }
@@ -258,7 +282,7 @@ impl Check<'_> {
             };
             self.refuse(format!("{what} {shown}"), why, remedy);
         }
-        if &p.root[..] != b"/" && !p.root.is_empty() && !self.rights.has(CAP_SYS_CHROOT) {
+        if &p.root[..] != b"/" && !p.root.is_empty() && !self.here.rights.has(CAP_SYS_CHROOT) {
             let why = "entering a root directory needs CAP_SYS_CHROOT";
             self.refuse(format!("root directory {}", p.root.escape_ascii()), why, "restore it as root");
         }
@@ -325,15 +349,15 @@ impl Check<'_> {
 
     /// Limits: a soft limit of the program that our hard limit does not allow.
     fn limits(&mut self) {
-        let may_raise = self.rights.has(CAP_SYS_RESOURCE);
-        let Ok(own) = sys::procfs::limits::read(std::process::id() as i32) else { return };
-        let machine = sys::procfs::limits::threads_max().map(|n| n / 2);
+        let may_raise = self.here.rights.has(CAP_SYS_RESOURCE);
+        let Some(own) = self.here.limits else { return };
+        let by_memory = |hard: u64| sys::procfs::limits::threads_max().is_some_and(|n| hard >= n / 2);
         for (i, ((soft, hard), own)) in self.image.process.rlimits.iter().zip(own).enumerate() {
             let (name, option) = RLIMITS[i.min(15)];
             if may_raise || *hard <= own.hard {
                 continue;
             }
-            if *soft > own.hard && BY_MEMORY.contains(&i) && machine.is_some_and(|m| own.hard >= m) {
+            if *soft > own.hard && BY_MEMORY.contains(&i) && by_memory(own.hard) {
                 let (was, is) = (limit(*soft), limit(own.hard));
                 self.notes.push(format!(
                     "its limit of {name} is {is} instead of {was}: this machine's, which follows its memory"
@@ -372,7 +396,7 @@ impl Check<'_> {
 
     fn kernel(&mut self, pids: Pids) {
         if let Ok(own) = vdso::own() {
-            if let Err(r) = vdso::fits(&own, self.owner, &self.image.threads) {
+            if let Err(r) = vdso::fits(own, self.owner, &self.image.threads) {
                 self.reasons.push(r);
             }
         }
@@ -385,8 +409,7 @@ impl Check<'_> {
             self.refuse(format!("POSIX timer {highest}"), why, "restore it under kernel 6.16 or later");
         }
         let highest = self.image.threads.iter().map(|t| t.tid).max().unwrap_or(0);
-        let max = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse::<i32>().ok());
-        if let Some(max) = max.filter(|m| highest >= *m && pids != Pids::Fresh) {
+        if let Some(max) = self.here.pid_max.filter(|m| highest >= *m && pids != Pids::Fresh) {
             let why = format!("this kernel's PIDs end at {max}");
             self.refuse(format!("PID {highest}"), why, format!("sysctl -w kernel.pid_max={}", highest + 1));
         }
@@ -397,7 +420,7 @@ impl Check<'_> {
         if pids != Pids::Private {
             return;
         }
-        let n = sys::probe::namespaces(!self.rights.may_make_namespaces());
+        let n = sys::probe::namespaces(!self.here.rights.may_make_namespaces());
         let doctor = "`ctl doctor` says what forbids it; or restore as root with --pids keep";
         if let Err(e) = n.made {
             self.refuse("private PID namespace", format!("it cannot be made here: {e}"), doctor);

@@ -270,14 +270,14 @@ impl Channel {
     /// Reads the answer to the latest request.
     pub fn answer(&mut self, op: u16) -> Result<Vec<u8>> {
         let mut h = [0u8; 16];
-        self.read_exact(&mut h).map_err(|e| self.io("reading an answer", e))?;
+        self.read_exact(&mut h, true).map_err(|e| self.io("reading an answer", e))?;
         let word = |i: usize| u32::from_le_bytes([h[i], h[i + 1], h[i + 2], h[i + 3]]);
         let (got_op, len) = (u16::from_le_bytes([h[6], h[7]]), word(8));
         if word(0) != FRAME_MAGIC || word(12) != self.seq || len > 2 * MAX_PAYLOAD {
             return Err(Error::Peer { peer: "parasite", what: "its answer is not a frame of ours".into() });
         }
         let mut v = vec![0; len as usize];
-        self.read_exact(&mut v).map_err(|e| self.io("reading an answer", e))?;
+        self.read_exact(&mut v, false).map_err(|e| self.io("reading an answer", e))?;
         if got_op != op {
             let errno =
                 if v.len() == 8 { i64::from_le_bytes([v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]]) } else { 0 };
@@ -348,13 +348,16 @@ impl Channel {
         }
     }
 
-    fn read_exact(&self, mut into: &mut [u8]) -> io::Result<()> {
+    /// `wait`: it is not expected to be there yet.
+    fn read_exact(&self, mut into: &mut [u8], mut wait: bool) -> io::Result<()> {
         while !into.is_empty() {
-            self.wait(PollFlags::POLLIN)?;
+            if wait {
+                self.wait(PollFlags::POLLIN)?;
+            }
             match (&self.sock).read(into) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => into = &mut into[n..],
-                Err(e) if again(&e) => {}
+                Err(e) if again(&e) => wait = true,
                 Err(e) => return Err(e),
             }
         }
@@ -363,10 +366,9 @@ impl Channel {
 
     fn write_all(&self, mut from: &[u8]) -> io::Result<()> {
         while !from.is_empty() {
-            self.wait(PollFlags::POLLOUT)?;
             match (&self.sock).write(from) {
                 Ok(n) => from = &from[n..],
-                Err(e) if again(&e) => {}
+                Err(e) if again(&e) => self.wait(PollFlags::POLLOUT)?,
                 Err(e) => return Err(e),
             }
         }

@@ -9,9 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use sys::procfs::cgroup::{self, Membership};
 
-/// A process is there, and has no memory of its own yet.
-pub fn put(here: i32, image: &Image<'_>) -> Option<String> {
-    let (wanted, now) = (wanted(image)?, v2(cgroup::read(here).ok()?));
+/// A process is there, and has no memory of its own yet. `own`: those of this command.
+pub fn put(here: i32, image: &Image<'_>, own: &[Membership]) -> Option<String> {
+    let (wanted, now) = (wanted(image, own)?, v2(&cgroup::read(here).ok()?).to_vec());
     if wanted.path == now {
         return None;
     }
@@ -20,28 +20,26 @@ pub fn put(here: i32, image: &Image<'_>) -> Option<String> {
 }
 
 /// What would become of that, and of the rest, which is not put back: for a look at what a restore would do, and at one for what is certain.
-pub fn notes(image: &Image<'_>, foresee: bool) -> Vec<String> {
-    let Ok(own) = cgroup::read(std::process::id() as i32) else { return Vec::new() };
-    let now = v2(own.clone());
-    let mut notes = Vec::from_iter(elsewhere(&image.cgroups, &own));
-    let Some(wanted) = wanted(image).filter(|w| foresee && w.path != now) else { return notes };
+pub fn notes(image: &Image<'_>, own: &[Membership], foresee: bool) -> Vec<String> {
+    let now = v2(own);
+    let mut notes = Vec::from_iter(elsewhere(&image.cgroups, own));
+    let Some(wanted) = wanted(image, own).filter(|w| foresee && w.path != now) else { return notes };
     let may = |file: PathBuf| match nix::unistd::access(&file, nix::unistd::AccessFlags::W_OK) {
         Ok(()) => Ok(()),
         Err(e) => Err(in_words(&e.into())),
     };
     let put = entrance(&wanted, &image.meta.boot_id).and_then(may);
-    notes.extend(put.err().map(|why| said(&wanted.path, &why, &now)));
+    notes.extend(put.err().map(|why| said(&wanted.path, &why, now)));
     notes
 }
 
 /// The one of version 2 to go into. The root is nobody's own: who was in it goes where this command is, should a parent be elsewhere.
-fn wanted(image: &Image<'_>) -> Option<Cgroup> {
+fn wanted(image: &Image<'_>, own: &[Membership]) -> Option<Cgroup> {
     let was = image.cgroups.iter().find(|c| c.hierarchy.is_empty())?;
     if &was.path[..] != b"/" {
         return Some(was.clone());
     }
-    let own = v2(cgroup::read(std::process::id() as i32).ok()?);
-    Some(Cgroup { path: own.into(), ..Cgroup::default() })
+    Some(Cgroup { path: v2(own).to_vec().into(), ..Cgroup::default() })
 }
 
 /// The file that takes a PID, of a group that is the one.
@@ -105,8 +103,8 @@ fn elsewhere(was: &[Cgroup], own: &[Membership]) -> Option<String> {
 }
 
 /// The path in version 2.
-fn v2(all: Vec<Membership>) -> Vec<u8> {
-    all.into_iter().find(|m| m.hierarchy.is_empty()).map(|m| m.path).unwrap_or_default()
+fn v2(all: &[Membership]) -> &[u8] {
+    all.iter().find(|m| m.hierarchy.is_empty()).map(|m| &m.path[..]).unwrap_or_default()
 }
 
 fn shown(bytes: &[u8]) -> std::path::Display<'_> {

@@ -80,7 +80,7 @@ impl Creds {
         let (all, own) = (all_caps(), Held { permitted: have.permitted, effective: have.caps });
         let (held, bounding) = match p.own_users {
             true => (Held { permitted: all, effective: all }, all),
-            false => (own, sys::procfs::status::read(std::process::id() as i32).map_or(0, |s| s.cap_bounding)),
+            false => (own, have.bounding),
         };
         let may_choose_groups = !p.own_users && have.has(CAP_SETGID);
         let may_choose_securebits = held.effective >> CAP_SETPCAP & 1 != 0;
@@ -216,6 +216,10 @@ pub(crate) fn capset(prog: &mut Program, permitted: u64, effective: u64, inherit
 
 /// Every capability that this kernel has.
 pub fn all_caps() -> u64 {
-    let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|t| t.trim().parse::<u32>().ok());
-    last.map_or(u64::MAX, |n| if n >= 63 { u64::MAX } else { (1 << (n + 1)) - 1 })
+    static ALL: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *ALL.get_or_init(|| {
+        let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
+        let last = last.and_then(|t| t.trim().parse::<u32>().ok());
+        last.map_or(u64::MAX, |n| if n >= 63 { u64::MAX } else { (1 << (n + 1)) - 1 })
+    })
 }

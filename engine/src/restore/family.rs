@@ -220,11 +220,13 @@ fn groups(n: &mut Nursery<'_, '_>, o: &RestoreOptions<'_>, founders: &mut Vec<Fo
         }
         // who founded a session founded its first group, too
         let founded = founders.iter().any(|f| f.number == p.pgid).then_some(i);
-        match n.tree.index(p.pgid).or(founded) {
-            Some(_) => drop(n.run(i, &calls(&[(libc::SYS_setpgid, &[Imm(0), p.pgid.into()])]))?),
+        match (n.tree.index(p.pgid), founded) {
+            (Some(_), _) => n.joins(i, p.pgid),
+            // before its founder ends
+            (None, Some(_)) => n.run(i, &calls(&[(libc::SYS_setpgid, &[Imm(0), p.pgid.into()])]))?,
             // the group that the program was started in: it is in the caller's now, and those in its session with it
-            None if p.pgid == outside && p.sid == n.tree.all[0].process.sid => {}
-            None => lost.entry(p.pgid).or_default().push(i),
+            (None, None) if p.pgid == outside && p.sid == n.tree.all[0].process.sid => {}
+            (None, None) => lost.entry(p.pgid).or_default().push(i),
         }
     }
     for (group, members) in lost {

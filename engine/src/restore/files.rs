@@ -21,13 +21,13 @@ pub(super) mod late;
 use super::beside::How;
 use super::puppet::Puppet;
 use super::{cannot, named, stdio, unnamed, Image, Step, Tree};
-use crate::{objects, Reason, RestoreOptions};
+use crate::{objects, spread, Reason, RestoreOptions};
 use ::image::v1::files::OpenFile;
 use ::image::v1::objects::Kind;
 use std::collections::HashMap;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use sys::program::{Arg::Imm, CallId, Program, Reply};
+use sys::program::{Arg, Arg::Imm, CallId, Program, Reply};
 
 /// Status flags that F_SETFL sets.
 const SETTABLE: u32 = (libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME) as u32;
@@ -378,7 +378,7 @@ pub fn all(
 ) -> Step<Vec<Vec<u32>>> {
     unnamed::seal(puppets, tree, o, notes)?;
     let (mut made, mut left) = (HashMap::new(), HashMap::new());
-    for (at, image) in tree.all.iter().enumerate() {
+    for (at, image) in tree.all.iter().enumerate().filter(|(_, image)| !follows(image)) {
         unnamed::lend_open(puppets, at, tree)?;
         let passed = pass(puppets, at, image, &made, &left)?;
         let (made, left) = (&mut made, &mut left);
@@ -388,7 +388,13 @@ pub fn all(
         for (id, fd) in passed {
             let f = &image.files.open[id as usize];
             let fresh = !image.files.earlier.contains_key(&id);
-            numbering(&mut prog, &m, (id, f, fd), fresh && way(f, image, id)?.common(), &mut numbers);
+            numbering(
+                &mut prog,
+                (image, m.temp_base()),
+                (id, f, fd.into()),
+                fresh && way(f, image, id)?.common(),
+                &mut numbers,
+            );
             m.made.insert(id, Made::At(fd));
             m.puppet.run_if_full(&mut prog)?;
         }
@@ -420,20 +426,24 @@ pub fn all(
         finish(&mut m, image, false)?;
         open.push(image.own_files().map(|(id, _)| id).filter(|id| is_open(&m, *id)).collect());
     }
+    let pids: Vec<i32> = puppets.iter().map(|p| p.inner).collect();
+    let numbered = spread::over(puppets.iter_mut().zip(&tree.all), |_, (p, image)| {
+        let mut prog = Program::new();
+        if follows(image) {
+            follow(&mut prog, p, image, &made, &pids)?;
+        }
+        if !image.shares_files {
+            closing(&mut prog, p, image);
+        }
+        p.run(&prog)
+    });
+    numbered.into_iter().flatten().collect::<Step<Vec<Reply>>>()?;
     for (at, image) in tree.all.iter().enumerate().filter(|(_, image)| !image.shares_files) {
         let (made, left) = (&mut made, &mut left);
-        let mut m = Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: None };
-        let mut prog = Program::new();
-        let mut base = image.highest_fd() + 1;
-        for keep in &m.puppet.socks {
-            if base < *keep {
-                prog.call(libc::SYS_close_range, &[base.into(), Imm(*keep as u64 - 1), Imm(0)]);
-            }
-            base = keep + 1;
-        }
-        prog.call(libc::SYS_close_range, &[base.into(), Imm(u32::MAX as u64), Imm(0)]);
-        m.run(&prog)?;
-        objects::locks::take(&mut m, image)?;
+        objects::locks::take(
+            &mut Maker { puppet: &mut puppets[at], image, o, notes, made, left, at, holders: None },
+            image,
+        )?;
     }
     for (at, image) in tree.all.iter().enumerate() {
         let (made, left) = (&mut made, &mut left);
@@ -451,6 +461,35 @@ fn finish(m: &mut Maker<'_>, image: &Image<'_>, watches: bool) -> Step<()> {
         }
     }
     Ok(())
+}
+
+/// Whether all that it has open is another's, too, from which it gets everything, and there is nothing to be made.
+fn follows(image: &Image<'_>) -> bool {
+    !image.shares_files && image.files.fds.iter().all(|d| image.files.earlier.contains_key(&d.open))
+}
+
+/// The descriptors of a process of which that is so, when all others have theirs; `pids`: what the processes know themselves by.
+fn follow(prog: &mut Program, p: &mut Puppet, image: &Image<'_>, made: &HashMap<u32, Made>, pids: &[i32]) -> Step<()> {
+    let mut numbers = Numbers::new(image);
+    for (id, (from, fd)) in image.files.earlier.iter().filter(|(id, _)| made.get(id) != Some(&Made::Closed)) {
+        let f = &image.files.open[*id as usize];
+        let up = copied(prog, &describe(image, *id, f), (pids[*from], *fd), p.temp_base);
+        numbering(prog, (image, p.temp_base), (*id, f, up.arg()), false, &mut numbers);
+        p.run_if_full(prog)?;
+    }
+    Ok(())
+}
+
+/// Closes all descriptors behind the image's but for ours.
+fn closing(prog: &mut Program, p: &Puppet, image: &Image<'_>) {
+    let mut base = image.highest_fd() + 1;
+    for keep in &p.socks {
+        if base < *keep {
+            prog.call(libc::SYS_close_range, &[base.into(), Imm(*keep as u64 - 1), Imm(0)]);
+        }
+        base = keep + 1;
+    }
+    prog.call(libc::SYS_close_range, &[base.into(), Imm(u32::MAX as u64), Imm(0)]);
 }
 
 /// Copies descriptors of earlier processes: the IDs of the open files, and where they are for the moment.
@@ -524,32 +563,38 @@ impl Numbers {
 /// descriptor, which may be another file's number.
 fn number(m: &mut Maker<'_>, id: u32, f: &OpenFile, fd: i32, common: bool, numbers: &mut Numbers) -> Step<()> {
     let mut p = Program::new();
-    numbering(&mut p, m, (id, f, fd), common, numbers);
+    numbering(&mut p, (m.image, m.temp_base()), (id, f, fd.into()), common, numbers);
     m.run(&p).map(drop).map_err(|e| about(e, m.image, id, f))
 }
 
-/// The same, as calls of a program.
-fn numbering(p: &mut Program, m: &Maker<'_>, (id, f, fd): (u32, &OpenFile, i32), common: bool, numbers: &mut Numbers) {
+/// The same, as calls of a program. `above`: from where on its descriptors are free.
+fn numbering(
+    p: &mut Program,
+    (image, above): (&Image<'_>, i32),
+    (id, f, fd): (u32, &OpenFile, Arg),
+    common: bool,
+    numbers: &mut Numbers,
+) {
     let dup = libc::F_DUPFD_CLOEXEC as u64;
-    let up = p.call(libc::SYS_fcntl, &[fd.into(), Imm(dup), m.temp_base().into()]);
-    p.named(format!("numbering {}", describe(m.image, id, f)));
-    p.call(libc::SYS_close, &[fd.into()]);
+    let up = p.call(libc::SYS_fcntl, &[fd, Imm(dup), above.into()]);
+    p.named(format!("numbering {}", describe(image, id, f)));
+    p.call(libc::SYS_close, &[fd]);
     if common {
         // O_ASYNC comes with its owner, later
         let flags = f.flags & SETTABLE & !(libc::O_ASYNC as u32);
         if f.flags & libc::O_PATH as u32 == 0 {
             p.call(libc::SYS_fcntl, &[up.arg(), Imm(libc::F_SETFL as u64), Imm(flags as u64)]);
-            p.named(format!("setting the flags of {}", describe(m.image, id, f)));
+            p.named(format!("setting the flags of {}", describe(image, id, f)));
         }
         if f.pos != 0 {
             p.call(libc::SYS_lseek, &[up.arg(), Imm(f.pos as u64), Imm(libc::SEEK_SET as u64)]);
-            p.named(format!("setting the position of {}", describe(m.image, id, f)));
+            p.named(format!("setting the position of {}", describe(image, id, f)));
         }
     }
     for (n, cloexec) in numbers.0.remove(&id).unwrap_or_default() {
         let flag = if cloexec { libc::O_CLOEXEC } else { 0 };
         p.call(libc::SYS_dup3, &[up.arg(), n.into(), Imm(flag as u64)]);
-        p.named(format!("numbering {} as {n}", describe(m.image, id, f)));
+        p.named(format!("numbering {} as {n}", describe(image, id, f)));
     }
     p.call(libc::SYS_close, &[up.arg()]);
 }

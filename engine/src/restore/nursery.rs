@@ -4,7 +4,7 @@ mod helpers;
 pub use helpers::Helper;
 
 use super::beside::{self, How};
-use super::build::{namespaces_refused, pid_taken, range, set, set_up_init, Places, PR_SET_PTRACER};
+use super::build::{namespaces_refused, pid_taken, range, set, set_up_init, Places};
 use super::fresh::Ids;
 use super::pids::Rights;
 use super::ptys::{self, Pty};
@@ -13,14 +13,16 @@ use super::waiting::Waiting;
 use super::{build, cannot, clock, vdso, Fault, Step, Tree};
 use crate::sharing::{Births, FILES};
 use crate::{spread, Pids, RestoreOptions};
+use ::image::{PageRun, PAGE_SIZE};
 use helpers::no_spare;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use sys::channel::{Channel, Watch};
 use sys::inject::Layout;
 use sys::mem::RemoteMem;
 use sys::nest;
+use sys::procfs::cgroup::Membership;
 use sys::program::{Arg::Imm, Program};
 use sys::tracer::Tracer;
 
@@ -67,6 +69,15 @@ struct Init {
     own_users: bool,
 }
 
+/// What is left to be done for the memory of a process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Later {
+    /// All of it.
+    All,
+    /// Its content: its mappings are there.
+    Content,
+}
+
 /// Where processes are born.
 pub struct Nursery<'a, 't> {
     /// What is to be.
@@ -81,14 +92,18 @@ pub struct Nursery<'a, 't> {
     stdio: [Option<OwnedFd>; 3],
     /// Pseudo terminals.
     pub ptys: Vec<Pty>,
-    own_vdso: Vec<vdso::Part>,
+    own_vdso: &'static [vdso::Part],
+    /// Control groups of this command; None: it cannot be seen.
+    groups: Option<Vec<Membership>>,
     born: Vec<Option<Puppet>>,
     /// What they are born sharing.
     births: Births,
     /// Of each the one whose memory it has by its birth.
     heirs: Vec<Option<usize>>,
-    /// Those that bear nobody: their memory is filled when all are born, several at the same time.
-    later: BTreeSet<usize>,
+    /// Those that bear nobody: what they get when all are born, several at the same time.
+    later: BTreeMap<usize, Later>,
+    /// The groups that processes join when all are born: their leaders are in them already.
+    joins: BTreeMap<usize, i32>,
     /// The socket of the next helper that stays.
     next: usize,
     base: Option<Base>,
@@ -131,12 +146,14 @@ impl<'a, 't> Nursery<'a, 't> {
             stdio,
             ptys,
             own_vdso: vdso::own()?,
+            groups: sys::procfs::cgroup::read(std::process::id() as i32).ok(),
             born: std::iter::repeat_with(|| None).take(n).collect(),
             births: tree
                 .births()
                 .map_err(|_| cannot("process tree", "what they share was not looked at", "report this"))?,
             heirs: vec![None; n],
-            later: BTreeSet::new(),
+            later: BTreeMap::new(),
+            joins: BTreeMap::new(),
             next: n + 1,
             base: None,
             root: None,
@@ -318,6 +335,8 @@ impl<'a, 't> Nursery<'a, 't> {
             child: here,
             ours: false,
             heir: heir_of.is_some(),
+            // our thread's, which bore it; who has another's memory has none of ours in it any more
+            rseq: nest::own_rseq().filter(|_| heir_of.is_none()),
             pids: self.pids,
             own_users: init.is_some_and(|i| i.own_users),
             layout,
@@ -325,7 +344,7 @@ impl<'a, 't> Nursery<'a, 't> {
             park: self.places.layout.base + self.places.layout.len,
             shares: self.places.shares.places(),
             segments: BTreeMap::new(),
-            fit: vdso::fits(&self.own_vdso, &self.tree.all[self.tree.memory_of(i)], &image.threads)
+            fit: vdso::fits(self.own_vdso, &self.tree.all[self.tree.memory_of(i)], &image.threads)
                 .map_err(Fault::Cannot)?,
             vdso_at: 0,
             sock: self.socks[i].number,
@@ -343,15 +362,14 @@ impl<'a, 't> Nursery<'a, 't> {
             mapped: heir_of.and_then(|h| self.born[h].as_ref()).map(|h| h.mapped.clone()).unwrap_or_default(),
             woken: false,
         };
-        let mut p = Program::new();
-        if let Some((area, size, sig)) = nest::own_rseq().filter(|_| heir_of.is_none()) {
-            p.may(libc::SYS_rseq, &[Imm(area), Imm(size as u64), Imm(1), Imm(sig as u64)]);
+        if image.shares_memory {
+            // or it might still be in the blob of a helper, which is taken away behind it
+            puppet.run(&puppet.first_calls())?;
         }
-        // where Yama only lets ancestors trace: our tracer is none
-        p.may(libc::SYS_prctl, &[Imm(PR_SET_PTRACER), Imm(u64::MAX)]);
-        puppet.run(&p)?;
         // what is said of the program goes for all that were where it was
-        let note = super::cgroup::put(here, image).filter(|n| !self.notes.contains(n));
+        let note = (self.groups.as_ref())
+            .and_then(|own| super::cgroup::put(here, image, own))
+            .filter(|n| !self.notes.contains(n));
         self.notes.extend(super::named(i, image, Vec::from_iter(note)));
         self.born[i] = Some(puppet);
         self.heirs[i] = heir_of.map(|of| self.tree.memory_of(of));
@@ -384,20 +402,41 @@ impl<'a, 't> Nursery<'a, 't> {
         if tree.all[i].shares_memory {
             return Ok(());
         }
+        let childless = self.bears_nobody(i);
+        if childless && super::place::stands_alone(&tree.all[i]) && self.is_light(i) {
+            self.later.insert(i, Later::All);
+            return Ok(());
+        }
         let (image, kept) = (&tree.all[i], kept(tree, i, from));
         let mut notes = Vec::new();
-        super::unnamed::lend(&mut self.born, i, image)?;
+        // it would ask those who do not let others trace them yet
+        let asks = |k: usize| self.later.get(&k) != Some(&Later::All);
+        super::unnamed::lend(&mut self.born, asks, i, image)?;
         let segments = std::mem::take(&mut self.segments);
         let puppet = self.of(i)?;
         puppet.segments = segments;
         super::place::place(puppet, image, &kept, o, &mut notes)?;
         self.segments = std::mem::take(&mut self.of(i)?.segments);
         self.notes.extend(super::named(i, image, notes));
-        if self.bears_nobody(i) {
-            self.later.insert(i);
+        if childless {
+            self.later.insert(i, Later::Content);
             return Ok(());
         }
         fill(self.of(i)?, tree, (i, from), &kept, o)
+    }
+
+    /// Whether little of the memory that it has by its birth is to go: until then that, and the tables of its pages, count as its own.
+    fn is_light(&self, i: usize) -> bool {
+        const PAGES: u64 = (16 << 20) / PAGE_SIZE as u64;
+        let Some(from) = self.heirs[i] else { return true };
+        let pages = |r: &PageRun| r.pages;
+        let all = &self.tree.all[from].memory.pages;
+        let kept = kept(self.tree, i, Some(from));
+        let goes = |r: &&PageRun| {
+            let before = kept.partition_point(|k| k.range.0 <= r.addr);
+            before.checked_sub(1).is_none_or(|k| r.addr >= kept[k].range.1)
+        };
+        all.iter().map(pages).sum::<u64>() <= PAGES || all.iter().filter(goes).map(pages).sum::<u64>() <= PAGES
     }
 
     /// Whether it bears nobody, not even a helper.
@@ -407,6 +446,11 @@ impl<'a, 't> Nursery<'a, 't> {
             && tree.children(Some(i)).is_empty()
             && tree.zombies.iter().all(|z| z.parent != pid)
             && tree.all.iter().all(|o| o.process.pid == pid || o.process.sid != pid)
+    }
+
+    /// A process is to join a group whose leader is in it: when all are born, for nobody waits for that.
+    pub fn joins(&mut self, i: usize, group: i32) {
+        self.joins.insert(i, group);
     }
 
     /// All are born: those who have shared something only so that others could be born to it leave it.
@@ -467,20 +511,35 @@ impl<'a, 't> Nursery<'a, 't> {
         others.sort_unstable();
         self.as_wanted()?;
         self.pool();
-        let (o, tree, heirs, later) = (self.o, self.tree, &self.heirs, &self.later);
+        let (o, tree, heirs, later, joins) = (self.o, self.tree, &self.heirs, &self.later, &self.joins);
         let born: Vec<Puppet> = std::mem::take(&mut self.born).into_iter().flatten().collect();
         let ready = spread::over(born.into_iter().zip(tracers), |i, (mut puppet, tracer)| -> Step<_> {
-            if later.contains(&i) {
-                fill(&mut puppet, tree, (i, heirs[i]), &kept(tree, i, heirs[i]), o)?;
+            let mut notes = Vec::new();
+            if let Some(left) = later.get(&i) {
+                let kept = kept(tree, i, heirs[i]);
+                if *left == Later::All {
+                    super::place::place(&mut puppet, &tree.all[i], &kept, o, &mut notes)?;
+                }
+                fill(&mut puppet, tree, (i, heirs[i]), &kept, o)?;
+            }
+            let mut last = Program::new();
+            if let Some(group) = joins.get(&i) {
+                last.call(libc::SYS_setpgid, &[Imm(0), (*group).into()]);
             }
             if !tree.all[i].shares_files {
-                puppet.run(&closing(others.iter().copied().filter(|s| !puppet.socks.contains(s))))?;
+                closing(&mut last, others.iter().copied().filter(|s| !puppet.socks.contains(s)));
             }
+            puppet.run(&last)?;
             puppet.tracer = Some(tracer);
             puppet.ids = ids.clone();
-            Ok(puppet)
+            Ok((puppet, super::named(i, &tree.all[i], notes)))
         });
-        let mut puppets = ready.into_iter().flatten().collect::<Step<Vec<Puppet>>>()?;
+        let mut puppets = Vec::with_capacity(ready.len());
+        for of_one in ready.into_iter().flatten() {
+            let (puppet, notes) = of_one?;
+            puppets.push(puppet);
+            self.notes.extend(notes);
+        }
         // from here on the first of them is the guard
         if let (Some(first), Some(root)) = (puppets.first_mut(), self.root.take()) {
             (first.child, first.ours) = (root.keep(), true);
@@ -507,7 +566,7 @@ fn fill(
 }
 
 /// Closes these descriptors, ascending: those that follow each other in one call.
-fn closing(fds: impl Iterator<Item = i32>) -> Program {
+fn closing(p: &mut Program, fds: impl Iterator<Item = i32>) {
     let mut ranges: Vec<(i32, i32)> = Vec::new();
     for fd in fds {
         match ranges.last_mut().filter(|r| r.1 + 1 == fd) {
@@ -515,11 +574,9 @@ fn closing(fds: impl Iterator<Item = i32>) -> Program {
             None => ranges.push((fd, fd)),
         }
     }
-    let mut p = Program::new();
     for (first, last) in ranges {
         p.may(libc::SYS_close_range, &[first.into(), last.into(), Imm(0)]);
     }
-    p
 }
 
 fn is_taken(r: &sys::Result<i32>) -> bool {

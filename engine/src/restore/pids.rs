@@ -20,6 +20,10 @@ pub struct Rights {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Bounding set of capabilities, which nobody can make larger.
+    pub bounding: u64,
+    /// Inheritable capabilities.
+    pub inheritable: u64,
 }
 
 impl Rights {
@@ -32,8 +36,18 @@ impl Rights {
                 uid: s.uid.effective,
                 gid: s.gid.effective,
                 groups: s.groups,
+                bounding: s.cap_bounding,
+                inheritable: s.cap_inheritable,
             },
-            Err(_) => Rights { caps: 0, permitted: 0, uid: u32::MAX, gid: u32::MAX, groups: Vec::new() },
+            Err(_) => Rights {
+                caps: 0,
+                permitted: 0,
+                uid: u32::MAX,
+                gid: u32::MAX,
+                groups: Vec::new(),
+                bounding: u64::MAX,
+                inheritable: 0,
+            },
         }
     }
 

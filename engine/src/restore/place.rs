@@ -105,10 +105,9 @@ pub fn place(
     o: &RestoreOptions<'_>,
     notes: &mut Vec<String>,
 ) -> Step<()> {
-    clear(p, kept)?;
+    let mut prog = clear(p, kept)?;
     let mut by_file: BTreeMap<(u32, How), Vec<&Vma>> = BTreeMap::new();
     let mut by_share: BTreeMap<u64, Vec<&Vma>> = BTreeMap::new();
-    let mut prog = Program::new();
     let is_there = |v: &Vma| {
         let i = kept.partition_point(|k| k.range.0 < v.start);
         kept.get(i).is_some_and(|k| k.range.0 == v.start)
@@ -162,6 +161,12 @@ pub fn place(
     super::aio::make(p, image, notes)
 }
 
+/// Whether nobody else's memory is made of what this process is to have in its own, nor the other way round, but by birth.
+pub fn stands_alone(image: &Image<'_>) -> bool {
+    let of_others = |v: &Vma| matches!(v.backing, BACKING_UNNAMED | BACKING_SYSV);
+    image.memory.segments.is_empty() && !image.memory.vmas.iter().any(of_others)
+}
+
 /// NUMA policies, before there are pages that would lie on the wrong node.
 fn policies(p: &mut Puppet, image: &Image<'_>, notes: &mut Vec<String>) -> Step<()> {
     let mut prog = Program::new();
@@ -186,12 +191,12 @@ fn of(image: &Image<'_>, v: &Vma) -> String {
     image.memory.files.get(v.file as usize).map_or(String::new(), |f| String::from_utf8_lossy(&f.path).into_owned())
 }
 
-/// The kernel's mappings step aside, everything else but the blob and what is kept goes.
-fn clear(p: &mut Puppet, kept: &[Kept]) -> Step<()> {
+/// The first that it does: the kernel's mappings step aside, everything else but the blob and what is kept goes.
+fn clear(p: &Puppet, kept: &[Kept]) -> Step<Program> {
     let own = vdso::own()?;
-    let mut prog = Program::new();
+    let mut prog = p.first_calls();
     let mut at = p.park;
-    for part in &own {
+    for part in own {
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         let a = [Imm(part.start), Imm(part.len), Imm(part.len), Imm(flags as u64), Imm(at)];
         // who has memory by its birth has them aside by its birth, too
@@ -212,7 +217,7 @@ fn clear(p: &mut Puppet, kept: &[Kept]) -> Step<()> {
     if at > p.park + vdso::PARK_LEN {
         return Err(cannot("vDSO", "it is larger than any known one", "report this kernel"));
     }
-    p.run(&prog).map(drop)
+    Ok(prog)
 }
 
 /// One mapping and its advice.

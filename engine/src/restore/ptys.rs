@@ -137,7 +137,7 @@ pub fn control(n: &mut Nursery<'_, '_>, i: usize) -> Step<()> {
     n.run(i, &p)
 }
 
-/// All are born, in their groups: each terminal gets its foreground group, and who had none lets go of what it has by its birth.
+/// All are born, and all groups are there: each terminal gets its foreground group, and who had none lets go of what it has by its birth.
 pub fn settle(n: &mut Nursery<'_, '_>, leads: impl Fn(usize) -> bool) -> Step<()> {
     for i in 0..n.tree.all.len() {
         let p = &n.tree.all[i].process;

@@ -1,4 +1,5 @@
 //! The process under construction: where it is, how to talk to it, and what ends it if the restore fails.
+use super::build::PR_SET_PTRACER;
 use super::fresh::Ids;
 use super::{Fault, Step};
 use crate::Pids;
@@ -7,7 +8,7 @@ use std::os::fd::OwnedFd;
 use sys::channel::Channel;
 use sys::inject::Layout;
 use sys::mem::RemoteMem;
-use sys::program::{Program, Reply};
+use sys::program::{Arg::Imm, Program, Reply};
 use sys::tracer::Tracer;
 
 /// A frame's payload is kept below this, which leaves room for the results ([`sys::inject::REQUEST`]) and keeps the
@@ -28,6 +29,8 @@ pub struct Puppet {
     pub ours: bool,
     /// It was born by a process that had its memory already.
     pub heir: bool,
+    /// The area of restartable sequences (rseq(2)) that it has registered by its birth: address, bytes, signature.
+    pub rseq: Option<(u64, u32, u32)>,
     /// What it got.
     pub pids: Pids,
     /// It is in a user namespace of its own.
@@ -103,6 +106,17 @@ impl Puppet {
             }
         }
         Ok(r)
+    }
+
+    /// What it calls before anything else.
+    pub fn first_calls(&self) -> Program {
+        let mut p = Program::new();
+        if let Some((area, size, sig)) = self.rseq {
+            p.may(libc::SYS_rseq, &[Imm(area), Imm(size as u64), Imm(1), Imm(sig as u64)]);
+        }
+        // where Yama only lets ancestors trace: our tracer is none
+        p.may(libc::SYS_prctl, &[Imm(PR_SET_PTRACER), Imm(u64::MAX)]);
+        p
     }
 
     /// Seizes its threads: from here on it ends with its tracer.

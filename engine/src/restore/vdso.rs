@@ -11,6 +11,7 @@ use ::image::v1::memory::{Vma, BACKING_VDSO, BACKING_VVAR};
 use ::image::v1::process::Thread;
 use ::image::{PageSource, PAGE_SIZE};
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use sys::procfs::maps::VmaKind;
 use sys::program::{Arg::Imm, Program};
 
@@ -43,11 +44,15 @@ pub enum Fit {
     Forward,
 }
 
-/// Those of this process, by address.
-pub fn own() -> Step<Vec<Part>> {
+/// Those of this process, by address. Looked at once, however many processes are restored: they stay where they are.
+pub fn own() -> Step<&'static [Part]> {
+    static OWN: OnceLock<Vec<Part>> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own);
+    }
     let maps = sys::procfs::maps::read(std::process::id() as i32)?;
     let ours = maps.iter().filter(|v| matches!(v.kind(), VmaKind::Vdso | VmaKind::Vvar | VmaKind::VvarVclock));
-    Ok(ours.map(|v| Part { name: v.path.clone(), start: v.start, len: v.len() }).collect())
+    Ok(OWN.get_or_init(|| ours.map(|v| Part { name: v.path.clone(), start: v.start, len: v.len() }).collect()))
 }
 
 /// Those of the image, by address.
@@ -77,7 +82,7 @@ pub fn fits(own: &[Part], image: &Image<'_>, threads: &[Thread]) -> Result<Fit, 
         Err(Reason::new("vDSO", why, remedy))
     };
     let Some(place) = vdso(&theirs) else { return refuse("the program has none, which is not supported yet") };
-    let Ok(ours) = own_text(own) else { return refuse("this kernel gives none to this process (vdso=0)") };
+    let Ok(ours) = own_text() else { return refuse("this kernel gives none to this process (vdso=0)") };
     let old = stored_text(image);
     let parts = same_parts(own, &theirs);
     match old {
@@ -89,13 +94,13 @@ pub fn fits(own: &[Part], image: &Image<'_>, threads: &[Thread]) -> Result<Fit, 
             if threads.iter().any(|t| inside(t.regs[16])) {
                 return refuse("this kernel's is another one, and a thread was stopped inside the program's");
             }
-            if parts && symbols(&old) == symbols(&ours) {
+            if parts && symbols(&old) == symbols(ours) {
                 return Ok(Fit::Same);
             }
-            if symbols(&old).is_empty() || symbols(&ours).is_empty() {
+            if symbols(&old).is_empty() || symbols(ours).is_empty() {
                 return refuse("this kernel's has another layout, and its symbols cannot be read");
             }
-            if let Some(entry) = too_small(&old, &symbols(&ours)) {
+            if let Some(entry) = too_small(&old, &symbols(ours)) {
                 return refuse(&format!(
                     "this kernel's is another one, and the program's {entry} has no room for a jump to it"
                 ));
@@ -121,16 +126,20 @@ fn stored_text(image: &Image<'_>) -> Option<Vec<u8>> {
     (pages * PAGE_SIZE as u64 == v.end - v.start).then_some(text)
 }
 
-/// Bytes of our own vDSO.
-fn own_text(own: &[Part]) -> Step<Vec<u8>> {
-    let Some(v) = vdso(own) else {
+/// Bytes of our own vDSO. Read once, too.
+fn own_text() -> Step<&'static [u8]> {
+    static TEXT: OnceLock<Vec<u8>> = OnceLock::new();
+    if let Some(text) = TEXT.get() {
+        return Ok(text);
+    }
+    let Some(v) = vdso(own()?) else {
         return Err(cannot("vDSO", "this kernel gives none to this process", "start it without vdso=0"));
     };
     let mut text = vec![0; v.len as usize];
     std::fs::File::open("/proc/self/mem")
         .and_then(|f| f.read_exact_at(&mut text, v.start))
         .map_err(|e| Fault::Io("reading our vDSO".into(), e))?;
-    Ok(text)
+    Ok(TEXT.get_or_init(|| text))
 }
 
 /// A defined symbol: name, offset, size.
@@ -237,7 +246,7 @@ fn near(place: &Part, vmas: &[Vma], area: (u64, u64), len: u64) -> Step<u64> {
 pub fn settle(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
     let (own, theirs) = (own()?, of_image(image));
     let Some(place) = vdso(&theirs) else { return Err(cannot("vDSO", "the program has none", "report this")) };
-    let text = own_text(&own)?;
+    let text = own_text()?;
     let len: u64 = own.iter().map(|x| x.len).sum();
     let targets: Vec<u64> = match p.fit {
         Fit::Same => theirs.iter().map(|t| t.start).collect(),
@@ -267,14 +276,14 @@ pub fn settle(p: &mut Puppet, image: &Image<'_>) -> Step<()> {
     if p.fit == Fit::Forward {
         let old =
             stored_text(image).ok_or_else(|| cannot("vDSO", "the image does not hold the program's", "report this"))?;
-        p.mem.write(place.start, &forwarded(old, place.start, &text, p.vdso_at))?;
+        p.mem.write(place.start, &forwarded(old, place.start, text, p.vdso_at))?;
     }
     Ok(())
 }
 
 /// Address of a `syscall` instruction in the vDSO, once it is settled.
 pub fn syscall_instruction(p: &Puppet) -> Step<u64> {
-    let text = own_text(&own()?)?;
+    let text = own_text()?;
     let at = text.windows(2).position(|w| w == [0x0f, 0x05]);
     at.map(|i| p.vdso_at + i as u64)
         .ok_or_else(|| cannot("vDSO", "it has no `syscall` instruction", "report this kernel"))
@@ -286,14 +295,14 @@ mod tests {
 
     #[test]
     fn our_own_symbols_are_found() {
-        let s = symbols(&own_text(&own().unwrap()).unwrap());
+        let s = symbols(own_text().unwrap());
         assert!(s.iter().any(|s| s.0 == b"__vdso_clock_gettime" && s.1 > 0 && s.2 >= 5), "{s:?}");
     }
 
     #[test]
     fn nonsense_has_no_symbols() {
         assert!(symbols(b"").is_empty());
-        let text = own_text(&own().unwrap()).unwrap();
+        let text = own_text().unwrap().to_vec();
         for cut in [10, 64, 100, 1000, 4000, 6000] {
             symbols(&text[..cut]);
         }
@@ -304,7 +313,7 @@ mod tests {
 
     #[test]
     fn an_entry_without_room_for_a_jump_is_refused() {
-        let text = own_text(&own().unwrap()).unwrap();
+        let text = own_text().unwrap().to_vec();
         let all = symbols(&text);
         assert_eq!(too_small(&text, &all), None);
         let table = text
@@ -329,7 +338,7 @@ mod tests {
 
     #[test]
     fn an_entry_jumps_to_its_namesake() {
-        let text = own_text(&own().unwrap()).unwrap();
+        let text = own_text().unwrap().to_vec();
         let new = forwarded(text.clone(), 0x7000_0000, &text, 0x7001_0000);
         let (_, at, _) = symbols(&text).into_iter().find(|s| s.0 == b"__vdso_time").unwrap();
         let at = at as usize;
