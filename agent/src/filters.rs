@@ -38,7 +38,7 @@ pub unsafe extern "C" fn call(nr: u64, a: u64, b: u64, c: u64, d: u64, e: u64) -
         // in strict mode every call of ours would be the thread's end: so nobody is to call it from here on. That is its own affair: the others' handlers go on as ever
         if let Some(new) = if filter { None } else { start::block_all_for_good() } {
             let r = syscall6(nr, [a, b, c, d, e, 0]);
-            if r != 0 {
+            if r != 0 && new != 0 && !page::must_not_call() {
                 start::unblock(new);
             }
             return r;

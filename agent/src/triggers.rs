@@ -126,6 +126,12 @@ fn handler_of(signal: i32) -> u64 {
     old[0]
 }
 
+/// The triggers that have our handler in this process (bit n-1 for signal n), be it the program or a child of it.
+pub fn handled() -> u64 {
+    let ours = |i| Some(page::trigger(i)).filter(|signal| *signal > 0 && handler_of(*signal) == entry());
+    (0..TRIGGERS).filter_map(ours).fold(0, |all, signal| all | 1 << ((signal - 1) & 63))
+}
+
 /// Nothing happens at this signal any more; what waits of it is gone.
 pub fn ignore(signal: i32) {
     // with the way back that handlers have: after a restore the program's own takes it from here (engine/src/restore/agent.rs)

@@ -242,8 +242,12 @@ fn is_strict(s: &Status) -> bool {
 
 /// Why a thread that does not come never will: it has gone into strict seccomp mode since it was looked at.
 pub(super) fn never_comes(pid: i32, tid: i32) -> Option<Absent> {
-    let s = procfs::status::read_task(pid, tid).ok()?;
-    is_strict(&s).then(|| Absent::Seccomp(format!("the mode of thread {tid} is strict")))
+    strict_then(&procfs::status::read_task(pid, tid).ok()?, tid)
+}
+
+/// The same of what was read of it.
+pub(super) fn strict_then(s: &Status, tid: i32) -> Option<Absent> {
+    is_strict(s).then(|| Absent::Seccomp(format!("the mode of thread {tid} is strict")))
 }
 
 /// Whether it did when that was read.

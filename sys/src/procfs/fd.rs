@@ -150,11 +150,12 @@ fn entry_in(dir: &File, fd: i32) -> std::result::Result<Fd, Errno> {
     const TRIES: usize = 100;
     let name = fd.to_string();
     let link = || readlinkat(dir, name.as_str()).map(OsString::into_vec);
-    let mut entry = one_look(dir, fd, link()?);
+    let (mut entry, mut same) = (one_look(dir, fd, link()?), 0);
     for _ in 0..TRIES {
         let now = link()?;
+        same = if now == entry.target { same + 1 } else { 0 };
         // a stat of what was closed for a moment fails; so it does on a file system (FUSE, NFS) that forgot a file which is still open
-        if now == entry.target && entry.stat != Err(libc::ENOENT) {
+        if same > 2 || same > 0 && entry.stat != Err(libc::ENOENT) {
             break;
         }
         entry = one_look(dir, fd, now);
