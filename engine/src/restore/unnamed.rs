@@ -91,8 +91,8 @@ pub fn seal(all: &mut [Puppet], tree: &Tree<'_>, o: &RestoreOptions<'_>, notes: 
 pub fn lend(born: &mut [Option<Puppet>], asks: impl Fn(usize) -> bool, to: usize, image: &Image<'_>) -> Step<()> {
     let wanted: BTreeSet<u32> = mappings(image).map(|v| v.file).collect();
     for of in wanted {
-        let askable = born.iter().enumerate().filter(|(k, _)| asks(*k)).filter_map(|(_, p)| p.as_ref());
-        let lender = askable.into_iter().find_map(|p| Some((p.inner, *p.mapped.get(&of)?)));
+        let mut askable = born.iter().enumerate().filter(|(k, _)| asks(*k)).filter_map(|(_, p)| p.as_ref());
+        let lender = askable.find_map(|p| Some((p.inner, *p.mapped.get(&of)?)));
         if let (Some(lender), Some(p)) = (lender, born[to].as_mut()) {
             borrow(p, of, lender)?;
         }
